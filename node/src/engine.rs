@@ -1,0 +1,1 @@
+//! What executes a workflow on this machine.

@@ -1,0 +1,34 @@
+//! What peers of a farm say to each other and what they keep: names, formats, messages and the pure
+//! rules over them.
+//!
+//! Nothing here opens a socket, reads a file or a clock. Read `job`, then `message`.
+
+mod id;
+mod blob;
+mod job;
+mod lease;
+mod offer;
+mod workflow;
+mod schema;
+mod parameters;
+mod rewrite;
+mod lockfile;
+mod bundle;
+pub mod membership;
+pub mod ticket;
+pub mod message;
+pub mod codec;
+
+pub use blob::{BlobHash, BlobRef, GROUP_SIZE, PIECE_SIZE, ParseBlobHashError};
+pub use bundle::*;
+pub use id::{
+    FarmId, JobId, LeaseId, ParseIdError, PeerId, RunId, SlotId, WorkflowName, WorkflowSelector, WorkflowVersion,
+};
+pub use job::{FailedOp, Fetched, JobState, OutputFile, Phase, Progress, RunError, RunErrorKind};
+pub use lease::{HEARTBEAT, LEASE_DURATION, Lease, LeaseClock, REATTACH_GRACE};
+pub use lockfile::*;
+pub use offer::{Device, Engine, Offer, SlotOffer};
+pub use parameters::*;
+pub use rewrite::*;
+pub use schema::*;
+pub use workflow::*;

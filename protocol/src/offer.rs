@@ -1,0 +1,78 @@
+//! An offer: what a node says it can take. The planner matches it with what a workflow requires.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::SlotId;
+
+/// What a node can take, as it registers and whenever that changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// The machine's name, for people.
+    pub host_name: String,
+    /// The version of comfy-farm that it runs.
+    pub agent_version: String,
+    /// Operating system and architecture, such as `linux-x86_64`.
+    pub platform: String,
+    /// What executes workflows there.
+    pub engine: Engine,
+    /// The classes of op that the engine has.
+    pub classes: BTreeSet<String>,
+    /// The model files that the engine lists, as `folder/name` (`checkpoints/x.safetensors`).
+    pub models: BTreeSet<String>,
+    /// One entry for each run that it can do at a time.
+    pub slots: Vec<SlotOffer>,
+}
+
+/// What executes workflows on a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Engine {
+    /// The small CPU engine of comfy-farm itself.
+    Builtin,
+    /// A ComfyUI that the node's owner runs. It proves no lock, so it is offered only workflows that accept it.
+    Attached {
+        /// ComfyUI's version, as `/system_stats` gives it.
+        comfyui_version: String,
+    },
+}
+
+impl Engine {
+    /// The word that people see.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Builtin => "builtin",
+            Self::Attached { .. } => "attached",
+        }
+    }
+}
+
+/// One slot of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotOffer {
+    /// Its number on the node.
+    pub id: SlotId,
+    /// What it computes on.
+    pub device: Device,
+}
+
+/// What a slot computes on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Device {
+    /// The processor.
+    Cpu {
+        /// Its threads.
+        threads: u32,
+    },
+    /// A graphics card.
+    Gpu {
+        /// Its name, such as `NVIDIA GeForce RTX 4090`.
+        name: String,
+        /// The driver's own id of the card.
+        uuid: String,
+        /// Its memory in bytes.
+        memory: u64,
+    },
+}

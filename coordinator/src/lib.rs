@@ -1,1 +1,7 @@
-//! Placeholder.
+//! The role that takes jobs and grants leases on them to nodes.
+//!
+//! Read `state` and `schedule` first: they decide everything and touch nothing. `service` drives them;
+//! `api` and `net` are its two faces. Not here: how a workflow is executed (`node`).
+
+pub mod handle;
+pub mod view;

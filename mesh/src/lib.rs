@@ -1,1 +1,15 @@
-//! Placeholder.
+//! How bytes cross between the peers of a farm: identity, the members-only gate, the control plane on
+//! libp2p, the data plane on quinn, and the store of blobs.
+//!
+//! The only crate that names libp2p, quinn and rustls. Not here: what peers say over a session; that
+//! is `protocol::message`.
+
+pub mod identity;
+pub mod gate;
+pub mod frames;
+pub mod swarm;
+pub mod store;
+pub mod wire;
+pub mod plane;
+pub mod serve;
+pub mod fetch;

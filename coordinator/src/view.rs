@@ -1,0 +1,240 @@
+//! What the coordinator shows of its state: plain values, made when somebody asks.
+//!
+//! Not here: their JSON, which is the API's, and the state itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use protocol::membership::Role;
+use protocol::{
+    BlobRef, BundleHash, FarmId, Fetched, Interface, JobId, JobState, LockfileHash, Offer, OutputFile,
+    PeerId, Phase, Progress, RunError, RunId, SlotId, WorkflowVersion,
+};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+/// One deployed version of a workflow. It never changes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DeployedWorkflow {
+    /// Its name and version.
+    pub id: WorkflowVersion,
+    /// The hash of its bundle's manifest.
+    pub bundle: BundleHash,
+    /// The hash of its lockfile.
+    pub lockfile: LockfileHash,
+    /// The graph in ComfyUI's API format.
+    pub graph: BlobRef,
+    /// The interface as JSON, for nodes.
+    pub interface_blob: BlobRef,
+    /// The typed interface.
+    pub interface: Arc<Interface>,
+    /// What a node must have for it.
+    pub requirements: Requirements,
+    /// The repairs and warnings of its deploy, in words.
+    pub notes: Vec<String>,
+    /// When it was deployed.
+    #[serde(with = "time::serde::rfc3339")]
+    pub deployed: OffsetDateTime,
+}
+
+/// What a workflow needs of a node; hard constraints of the planner.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Requirements {
+    /// The classes of op in the filled graph.
+    pub classes: BTreeSet<String>,
+    /// The model files, as `folder/name`.
+    pub models: BTreeSet<String>,
+    /// Whether an attached ComfyUI, which proves no lock, may run it.
+    pub accept_attached: bool,
+}
+
+/// A job.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobView {
+    /// Its id.
+    pub id: JobId,
+    /// What it runs.
+    pub workflow: WorkflowVersion,
+    /// Its state.
+    pub state: JobState,
+    /// 0 to 100.
+    pub priority: u8,
+    /// Its parameters, as canonical JSON.
+    pub parameters: BlobRef,
+    /// When it was submitted.
+    pub submitted: OffsetDateTime,
+    /// When its latest run was leased.
+    pub started: Option<OffsetDateTime>,
+    /// When it ended.
+    pub ended: Option<OffsetDateTime>,
+    /// How many jobs stand before it in the queue; `None` unless queued.
+    pub queue_position: Option<u64>,
+    /// Why it waits, node by node; empty unless queued.
+    pub waits: Vec<WaitReason>,
+    /// The run that is at work.
+    pub run: Option<RunView>,
+    /// Runs that ended without success, oldest first.
+    pub failures: Vec<FailedRun>,
+    /// What it made, in the order of the interface's outputs.
+    pub outputs: Vec<OutputFile>,
+    /// Why it failed.
+    pub error: Option<RunError>,
+    /// What its last run fetched, and from whom.
+    pub fetched: Vec<Fetched>,
+}
+
+/// Why a queued job is not on a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WaitReason {
+    /// The node; `None` for a reason about the farm, such as that it has no nodes.
+    pub node: Option<PeerId>,
+    /// In words.
+    pub reason: String,
+}
+
+/// A run at work.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunView {
+    /// Its id.
+    pub id: RunId,
+    /// The node.
+    pub node: PeerId,
+    /// The slot on it.
+    pub slot: SlotId,
+    /// What it is doing.
+    pub phase: Phase,
+    /// How far it is, if the node has told.
+    pub progress: Option<Progress>,
+}
+
+/// A run that ended without success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedRun {
+    /// Its id.
+    pub id: RunId,
+    /// The node that did it.
+    pub node: PeerId,
+    /// Why.
+    pub error: RunError,
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeView {
+    /// Who.
+    pub peer: PeerId,
+    /// Whether a session is open.
+    pub connected: bool,
+    /// Whether it takes no more runs.
+    pub draining: bool,
+    /// What it offers.
+    pub offer: Offer,
+    /// The labels of its certificate.
+    pub labels: BTreeMap<String, String>,
+    /// The address that its session comes from.
+    pub address: Option<IpAddr>,
+    /// The runs at work on it.
+    pub runs: Vec<(JobId, RunView)>,
+    /// How many blobs it is known to hold.
+    pub blobs: u64,
+    /// When it was last heard of.
+    pub seen: OffsetDateTime,
+}
+
+/// The farm as a whole.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FarmView {
+    /// The farm.
+    pub farm: FarmId,
+    /// This coordinator.
+    pub coordinator: PeerId,
+    /// Which start of it this is.
+    pub epoch: u64,
+    /// Jobs that wait.
+    pub queued: u64,
+    /// Jobs at work.
+    pub running: u64,
+    /// Nodes with an open session.
+    pub nodes: u64,
+    /// Slots of those nodes.
+    pub slots: u64,
+}
+
+/// A process that was admitted to the farm.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MemberView {
+    /// Who.
+    pub peer: PeerId,
+    /// Its role.
+    pub role: Role,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FarmEvent {
+    /// The journal's number, for an event that is durable; progress has none.
+    pub number: Option<u64>,
+    /// When.
+    pub at: OffsetDateTime,
+    /// What.
+    pub kind: FarmEventKind,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum FarmEventKind {
+    /// A version of a workflow was deployed. Durable.
+    Deployed(WorkflowVersion),
+    /// A job was submitted. Durable.
+    Submitted {
+        /// The job.
+        job: JobId,
+        /// What it runs.
+        workflow: WorkflowVersion,
+    },
+    /// A job went to a node.
+    Started {
+        /// The job.
+        job: JobId,
+        /// The run.
+        run: RunView,
+    },
+    /// A run entered a phase or moved on.
+    Progress {
+        /// The job.
+        job: JobId,
+        /// The run.
+        run: RunView,
+    },
+    /// A run was lost or failed, and the job waits again.
+    Requeued {
+        /// The job.
+        job: JobId,
+        /// Why, in words.
+        reason: String,
+    },
+    /// A job ended. Durable.
+    Ended {
+        /// The job.
+        job: JobId,
+        /// How.
+        state: JobState,
+    },
+    /// A node came, went, or changed what it takes.
+    NodeChanged(PeerId),
+}
+
+impl FarmEventKind {
+    /// The job that it is about.
+    pub fn job(&self) -> Option<JobId> {
+        match self {
+            Self::Submitted { job, .. }
+            | Self::Started { job, .. }
+            | Self::Progress { job, .. }
+            | Self::Requeued { job, .. }
+            | Self::Ended { job, .. } => Some(*job),
+            Self::Deployed(_) | Self::NodeChanged(_) => None,
+        }
+    }
+}

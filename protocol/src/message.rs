@@ -90,10 +90,8 @@ messages! {
         0x0106 => RunEnded(RunEnded),
         /// Blobs that the node now holds, or no longer.
         0x0107 => Inventory(Inventory),
-        /// Who holds a blob?
-        0x0108 => Locate(Locate),
         /// The node goes away and gives back every lease.
-        0x0109 => Leave(Leave),
+        0x0108 => Leave(Leave),
     }
 }
 
@@ -110,8 +108,6 @@ messages! {
         0x0203 => EndRecorded(EndRecorded),
         /// Take no more runs, or take them again.
         0x0204 => SetDraining(SetDraining),
-        /// The answer to `Locate`.
-        0x0205 => Located(Located),
     }
 }
 
@@ -277,15 +273,6 @@ pub struct Inventory {
     pub removed: Vec<BlobHash>,
 }
 
-/// A question for providers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Locate {
-    /// Repeated in the answer.
-    pub request: u64,
-    /// The blob.
-    pub hash: BlobHash,
-}
-
 /// The node goes away in good order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leave {
@@ -369,13 +356,4 @@ pub struct EndRecorded {
 pub struct SetDraining {
     /// Whether to drain.
     pub draining: bool,
-}
-
-/// Who holds a blob.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Located {
-    /// The number of the question.
-    pub request: u64,
-    /// The answer; empty where nobody is known.
-    pub providers: Vec<Provider>,
 }

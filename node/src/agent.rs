@@ -1,0 +1,175 @@
+//! The node as a process: what it is made of, in the order in which it comes up.
+//!
+//! Not here: the loop that answers the coordinator, which is `agent::duty`.
+
+mod duty;
+mod offer;
+mod session;
+
+use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use mesh::fetch::{Exchange, ExchangeConfig};
+use mesh::gate::Credentials;
+use mesh::identity::{Identity, IdentityError};
+use mesh::plane::quinn::{BindError, QuinnPlane};
+use mesh::store::{BlobStore, StoreError};
+use mesh::swarm::{Mesh, MeshConfig, MeshError};
+use protocol::ticket::Ticket;
+use protocol::{Device, PeerId};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::ends::{Ends, KeepError};
+use crate::engine::Engine;
+use crate::join::{BelongError, Belonging};
+use crate::run::Tools;
+
+/// The port on which a node serves blobs, unless another process has it.
+pub const DEFAULT_DATA_PORT: u16 = 4290;
+
+/// What a node is started with.
+pub struct AgentConfig {
+    /// Its identity, its membership, its blobs: all that it keeps.
+    pub data: PathBuf,
+    /// The ticket, for a machine that has not joined yet.
+    pub ticket: Option<Ticket>,
+    /// Labels for people and placement.
+    pub labels: BTreeMap<String, String>,
+    /// Where it serves blobs. Defaults to all interfaces at [`DEFAULT_DATA_PORT`], or at a free port
+    /// where that one is taken.
+    pub data_listen: Option<SocketAddr>,
+    /// What executes workflows.
+    pub engine: Arc<dyn Engine>,
+    /// What the engine computes on: one slot for each.
+    pub devices: Vec<Device>,
+}
+
+/// Why a node could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Another process uses the data folder.
+    #[error("`{}` is in use by another comfy-farm process: stop it, or give another `--data` folder", .0.display())]
+    InUse(PathBuf),
+    /// A folder or file of the data folder cannot be made.
+    #[error("`{}` cannot be made", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The node's key.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The control plane.
+    #[error(transparent)]
+    Mesh(#[from] MeshError),
+    /// The data plane.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The store of blobs.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The ends of earlier runs.
+    #[error(transparent)]
+    Ends(#[from] KeepError),
+    /// The farm.
+    #[error(transparent)]
+    Belong(#[from] BelongError),
+}
+
+/// A node that belongs to a farm and is ready for duty.
+pub struct Agent {
+    peer: PeerId,
+    mesh: Mesh,
+    credentials: Credentials,
+    belonging: Belonging,
+    belonging_path: PathBuf,
+    tools: Arc<Tools>,
+    devices: Vec<Device>,
+    /// Held while the process lives.
+    _lock: File,
+}
+
+impl Agent {
+    /// Brings everything up, and joins the farm where that was not done before.
+    pub async fn start(config: AgentConfig) -> Result<Self, StartError> {
+        let data = config.data;
+        let lock = lock_folder(&data)?;
+        let identity = Arc::new(Identity::load_or_create(&data.join("node.key"))?);
+        let peer = identity.peer();
+        let mesh_config = MeshConfig { identity: identity.clone(), listen: vec![], accept: false };
+        let (mesh, _incoming) = Mesh::start(mesh_config).await?;
+
+        let belonging_path = data.join("membership.json");
+        let belonging =
+            Belonging::load_or_join(&belonging_path, config.ticket.as_ref(), config.labels, &mesh).await?;
+        let credentials = Credentials::new(belonging.farm, peer, belonging.membership.clone());
+        mesh.set_credentials(credentials.clone());
+
+        let blobs = BlobStore::open(&data.join("blobs")).await?;
+        let plane = bind_data_plane(config.data_listen, &identity)?;
+        let exchange = Exchange::start(ExchangeConfig::new(blobs.clone(), Arc::new(plane), credentials.clone()));
+        let ends = Ends::open(&data.join("ends"), blobs.clone()).await?;
+        let scratch = empty_folder(&data.join("scratch"))?;
+        info!(%peer, coordinator = %belonging.coordinator, "node is up");
+
+        let tools = Arc::new(Tools { engine: config.engine, exchange, blobs, ends, scratch });
+        let devices = config.devices;
+        Ok(Self { peer, mesh, credentials, belonging, belonging_path, tools, devices, _lock: lock })
+    }
+
+    /// Who this node is.
+    pub fn peer(&self) -> PeerId {
+        self.peer
+    }
+
+    /// Where it belongs.
+    pub fn belonging(&self) -> &Belonging {
+        &self.belonging
+    }
+
+    /// Serves the coordinator until `stop`; then gives back every lease and ends.
+    pub async fn serve(self, stop: CancellationToken) {
+        let exchange = self.tools.exchange.clone();
+        duty::Duty::new(self).serve(stop).await;
+        exchange.shutdown().await;
+    }
+}
+
+/// Makes the data folder and takes it for this process alone.
+fn lock_folder(data: &Path) -> Result<File, StartError> {
+    std::fs::create_dir_all(data).map_err(|source| StartError::File { path: data.to_owned(), source })?;
+    let path = data.join("lock");
+    let error = |source| StartError::File { path: path.clone(), source };
+    let file = File::create(&path).map_err(error)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StartError::InUse(data.to_owned())),
+        Err(TryLockError::Error(source)) => Err(error(source)),
+    }
+}
+
+/// A folder without what an earlier process left half-done in it.
+fn empty_folder(path: &Path) -> Result<PathBuf, StartError> {
+    let error = |source| StartError::File { path: path.to_owned(), source };
+    if path.exists() {
+        std::fs::remove_dir_all(path).map_err(error)?;
+    }
+    std::fs::create_dir_all(path).map_err(error)?;
+    Ok(path.to_owned())
+}
+
+fn bind_data_plane(listen: Option<SocketAddr>, identity: &Identity) -> Result<QuinnPlane, StartError> {
+    if let Some(address) = listen {
+        return Ok(QuinnPlane::bind(address, identity)?);
+    }
+    let any = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port);
+    // Several nodes may run on one machine; only the first gets the usual port.
+    QuinnPlane::bind(any(DEFAULT_DATA_PORT), identity).or_else(|_| Ok(QuinnPlane::bind(any(0), identity)?))
+}

@@ -1,0 +1,33 @@
+//! What a machine computes on, behind a trait so that a test can say what it likes.
+//!
+//! Not here: the driver's library, which is `os::nvml`.
+
+use protocol::Device;
+
+/// Finds the graphics cards of a machine.
+pub trait GpuProbe {
+    /// The cards, in the driver's order; the reason in words where none can be used.
+    fn gpus(&self) -> Result<Vec<Device>, NoGpu>;
+}
+
+/// Why no graphics card is used.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum NoGpu {
+    /// No driver that this release knows is installed.
+    #[error("no NVIDIA driver was found ({0})")]
+    NoDriver(String),
+    /// The driver does not answer.
+    #[error("the NVIDIA driver does not answer: {0}")]
+    Driver(String),
+}
+
+/// The probe of this system.
+pub fn system_probe() -> impl GpuProbe {
+    crate::os::nvml::NvmlProbe
+}
+
+/// The processor, as a device.
+pub fn cpu() -> Device {
+    let threads = std::thread::available_parallelism().map_or(1, |count| count.get());
+    Device::Cpu { threads: u32::try_from(threads).unwrap_or(u32::MAX) }
+}

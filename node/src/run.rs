@@ -1,0 +1,258 @@
+//! One run from top to bottom: fetch, prepare, execute, collect.
+//!
+//! Not here: which runs there are and what is told to the coordinator; that is the agent's.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mesh::fetch::{Exchange, FetchError};
+use mesh::store::{BlobStore, StoreError};
+use protocol::message::{BlobProviders, Grant, Outcome, Provider, RunEnded};
+use protocol::{
+    BlobRef, Fetched, Filled, Filling, Interface, Parameters, Phase, Progress, RunError, RunErrorKind, Workflow, fill,
+};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, instrument, warn};
+
+use crate::ends::{Ends, NewOutput};
+use crate::engine::{Engine, Execution, InputFile, ProducedFile, ProgressSink};
+
+/// The largest graph or interface that a node takes, in bytes.
+const MAX_DOCUMENT: u64 = 16 << 20;
+
+/// What every run of a node works with.
+pub struct Tools {
+    /// Executes workflows.
+    pub engine: Arc<dyn Engine>,
+    /// Fetches blobs.
+    pub exchange: Exchange,
+    /// Holds them.
+    pub blobs: BlobStore,
+    /// Keeps the ends of runs until they are recorded.
+    pub ends: Ends,
+    /// Each run has a folder of its own in here.
+    pub scratch: PathBuf,
+}
+
+/// What a run tells while it is at work.
+#[derive(Clone)]
+pub struct Telling {
+    /// Each phase that it enters.
+    pub phases: mpsc::Sender<(protocol::LeaseId, Phase)>,
+    /// How far it is; the latest wins.
+    pub progress: watch::Sender<Option<Progress>>,
+}
+
+/// Does the run of a grant, and keeps its end. `None` where even that failed: nothing will be
+/// presented, and the lease runs out.
+#[instrument(name = "run", skip_all, fields(
+    job = %grant.lease.job.fmt_short(), run = %grant.lease.run.fmt_short(), lease = %grant.lease.id.fmt_short()
+))]
+pub async fn run_task(
+    grant: Box<Grant>,
+    tools: Arc<Tools>,
+    telling: Telling,
+    cancel: CancellationToken,
+) -> Option<RunEnded> {
+    let mut record = Record::default();
+    let folder = tools.scratch.join(grant.lease.run.to_string());
+    info!(workflow = %grant.workflow, "run begins");
+    let result = run_impl(&grant, &tools, &telling, &cancel, &folder, &mut record).await;
+    let kept = keep_end(&grant, &tools, record, result).await;
+    if let Err(error) = tokio::fs::remove_dir_all(&folder).await {
+        if error.kind() != std::io::ErrorKind::NotFound {
+            warn!(folder = %folder.display(), %error, "scratch folder stays behind");
+        }
+    }
+    kept
+}
+
+/// What is told of a run, however it ends.
+#[derive(Default)]
+struct Record {
+    fetched: Vec<Fetched>,
+    executed: Duration,
+}
+
+async fn run_impl(
+    grant: &Grant,
+    tools: &Tools,
+    telling: &Telling,
+    cancel: &CancellationToken,
+    folder: &Path,
+    record: &mut Record,
+) -> Result<Vec<NewOutput>, RunError> {
+    tell(telling, grant, Phase::Fetching).await;
+    let needs = Needs { grant, tools, cancel, progress: &telling.progress };
+    let graph = needs.document(grant.graph, record).await?;
+    let interface = needs.document(grant.interface, record).await?;
+    let graph = Workflow::parse(&graph).map_err(invalid)?;
+    let interface: Interface = serde_json::from_slice(&interface).map_err(invalid)?;
+    let parameters = Parameters::parse(&grant.parameters).map_err(invalid)?;
+    for blob in parameters.blobs() {
+        needs.fetch(blob, record).await?;
+    }
+
+    tell(telling, grant, Phase::Preparing).await;
+    let output_prefix = format!("comfy-farm/{}", grant.lease.run);
+    let Filled { workflow, files, outputs } =
+        fill(&graph, &interface, &parameters, &Filling { output_prefix }).map_err(invalid)?;
+    let mut inputs = Vec::with_capacity(files.len());
+    for (name_in_graph, blob) in files {
+        let path = tools.blobs.path_of(blob.hash).await.ok_or_else(|| lost(blob))?;
+        inputs.push(InputFile { name_in_graph, path });
+    }
+    tokio::fs::create_dir_all(folder).await.map_err(disk)?;
+
+    tell(telling, grant, Phase::Executing).await;
+    let wanted = outputs.iter().map(|(_, op)| op.clone()).collect();
+    let execution =
+        Execution { run: grant.lease.run, workflow, files: inputs, outputs: wanted, scratch: folder.to_owned() };
+    let begun = Instant::now();
+    let produced = tools.engine.execute(execution, &ProgressSink::new(telling.progress.clone()), cancel).await;
+    record.executed = begun.elapsed();
+    let produced = produced?;
+
+    tell(telling, grant, Phase::Collecting).await;
+    name_outputs(&outputs, produced)
+}
+
+/// Fetching for one run.
+struct Needs<'a> {
+    grant: &'a Grant,
+    tools: &'a Tools,
+    cancel: &'a CancellationToken,
+    progress: &'a watch::Sender<Option<Progress>>,
+}
+
+impl Needs<'_> {
+    async fn document(&self, blob: BlobRef, record: &mut Record) -> Result<Vec<u8>, RunError> {
+        if blob.size > MAX_DOCUMENT {
+            let detail = format!("a document of {} bytes, where {MAX_DOCUMENT} are taken", blob.size);
+            return Err(RunError::new(RunErrorKind::InvalidInput, detail));
+        }
+        self.fetch(blob, record).await?;
+        self.tools.blobs.read_all(blob.hash, MAX_DOCUMENT).await.map_err(store)
+    }
+
+    async fn fetch(&self, blob: BlobRef, record: &mut Record) -> Result<(), RunError> {
+        let (received, mut watched) = watch::channel(0);
+        let fetching = self.tools.exchange.fetch(blob, self.providers(blob), Some(&received));
+        tokio::pin!(fetching);
+        loop {
+            tokio::select! {
+                biased;
+                () = self.cancel.cancelled() => return Err(canceled()),
+                fetched = &mut fetching => {
+                    record.fetched.extend(fetched.map_err(fetch_failed)?);
+                    return Ok(());
+                }
+                Ok(()) = watched.changed() => self.tell_received(blob, *watched.borrow_and_update()),
+            }
+        }
+    }
+
+    fn providers(&self, blob: BlobRef) -> &[Provider] {
+        let known = |entry: &&BlobProviders| entry.hash == blob.hash;
+        self.grant.providers.iter().find(known).map_or(&[], |entry| &entry.providers)
+    }
+
+    fn tell_received(&self, blob: BlobRef, bytes: u64) {
+        let fraction = bytes as f32 / blob.size.max(1) as f32;
+        let detail = Some(blob.hash.fmt_short());
+        self.progress.send_replace(Some(Progress { phase: Phase::Fetching, fraction, detail }));
+    }
+}
+
+async fn tell(telling: &Telling, grant: &Grant, phase: Phase) {
+    // The agent outlives its runs; if it is gone, nobody is left to tell.
+    let _ = telling.phases.send((grant.lease.id, phase)).await;
+}
+
+/// Gives each file the name of its output in the interface, and its place among the output's files.
+fn name_outputs(outputs: &[(String, String)], produced: Vec<ProducedFile>) -> Result<Vec<NewOutput>, RunError> {
+    let mut named = Vec::with_capacity(produced.len());
+    for (output, op) in outputs {
+        let files = produced.iter().filter(|file| file.op == *op);
+        for (index, file) in files.enumerate() {
+            let ProducedFile { file_name, media_type, path, .. } = file.clone();
+            let index = u32::try_from(index).expect("an engine bounds its files far below");
+            named.push(NewOutput { output: output.clone(), index, file_name, media_type, path });
+        }
+        if !named.iter().any(|file| file.output == *output) {
+            let detail = format!("output `{output}` (op {op}) made no file");
+            return Err(RunError::new(RunErrorKind::NoOutput, detail));
+        }
+    }
+    Ok(named)
+}
+
+async fn keep_end(
+    grant: &Grant,
+    tools: &Tools,
+    record: Record,
+    result: Result<Vec<NewOutput>, RunError>,
+) -> Option<RunEnded> {
+    let Record { fetched, executed } = record;
+    let ended = |outcome| RunEnded { lease: grant.lease, outcome, fetched: fetched.clone(), executed };
+    let failure = match result {
+        Ok(outputs) => match tools.ends.keep_success(ended(Outcome::Succeeded(vec![])), outputs).await {
+            Ok(kept) => {
+                info!(seconds = executed.as_secs_f64(), "run succeeded");
+                return Some(kept);
+            }
+            Err(error) => RunError::new(RunErrorKind::NodeFault, chain(&error)),
+        },
+        Err(error) => error,
+    };
+    warn!(kind = failure.kind.as_str(), detail = failure.detail, "run failed");
+    let failed = ended(Outcome::Failed(failure));
+    match tools.ends.keep_failure(failed.clone()).await {
+        Ok(()) => Some(failed),
+        Err(error) => {
+            tracing::error!(error = chain(&error), "end of a run cannot be kept");
+            None
+        }
+    }
+}
+
+/// An error and its causes in one line, for a message that crosses the network.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+fn invalid(error: impl std::error::Error) -> RunError {
+    RunError::new(RunErrorKind::InvalidInput, chain(&error))
+}
+
+fn disk(error: std::io::Error) -> RunError {
+    RunError::new(RunErrorKind::NodeFault, format!("the run's scratch folder cannot be made: {error}"))
+}
+
+fn store(error: StoreError) -> RunError {
+    RunError::new(RunErrorKind::NodeFault, chain(&error))
+}
+
+fn lost(blob: BlobRef) -> RunError {
+    RunError::new(RunErrorKind::NodeFault, format!("blob {} was removed from this node meanwhile", blob.hash))
+}
+
+fn fetch_failed(error: FetchError) -> RunError {
+    let kind = match error {
+        FetchError::Store { .. } => RunErrorKind::NodeFault,
+        _ => RunErrorKind::MissingBlob,
+    };
+    RunError::new(kind, chain(&error))
+}
+
+fn canceled() -> RunError {
+    RunError::new(RunErrorKind::Canceled, "cancelled while fetching")
+}

@@ -1,0 +1,78 @@
+//! What an owner agrees to by joining: printed before the node takes anything.
+//!
+//! Not here: asking; that is the command line's.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use protocol::Device;
+
+use crate::gpu::GpuProbe;
+use crate::os::machine;
+
+/// What the node found and would do.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    gpus: Result<Vec<Device>, String>,
+    engine: EngineTerms,
+    data: PathBuf,
+    free: Option<u64>,
+}
+
+/// Whose code would run.
+#[derive(Debug, Clone)]
+pub enum EngineTerms {
+    /// The engine of comfy-farm itself.
+    Builtin,
+    /// A ComfyUI of the owner's.
+    Attached {
+        /// Where it answers.
+        url: String,
+    },
+}
+
+impl Terms {
+    /// Looks at the machine.
+    pub fn of(probe: &impl GpuProbe, engine: EngineTerms, data: &Path) -> Self {
+        let gpus = probe.gpus().map_err(|error| error.to_string());
+        let existing = data.ancestors().find(|folder| folder.exists());
+        let free = existing.and_then(|folder| machine::free_space(folder).ok());
+        Self { gpus, engine, data: data.to_owned(), free }
+    }
+}
+
+impl fmt::Display for Terms {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "This machine would lend to the farm:")?;
+        match &self.gpus {
+            Ok(gpus) if gpus.is_empty() => writeln!(f, "  GPUs      none; one CPU slot")?,
+            Ok(gpus) => {
+                for gpu in gpus {
+                    if let Device::Gpu { name, memory, .. } = gpu {
+                        writeln!(f, "  GPU       {name}, {} GiB", memory >> 30)?;
+                    }
+                }
+            }
+            Err(reason) => writeln!(f, "  GPUs      none: {reason}; one CPU slot")?,
+        }
+        match &self.engine {
+            EngineTerms::Builtin => {
+                writeln!(f, "  Engine    built in: a few image ops on the CPU")?;
+                writeln!(f, "  Models    none; the built-in engine uses none")?;
+                writeln!(f, "  Code      only comfy-farm's own; nothing from a bundle is executed")?;
+            }
+            EngineTerms::Attached { url } => {
+                writeln!(f, "  Engine    your ComfyUI at {url}; your own prompts are never touched")?;
+                writeln!(f, "  Models    those that it lists; none is copied or shared")?;
+                writeln!(f, "  Code      the nodes installed in it; nothing from a bundle is installed")?;
+            }
+        }
+        write!(f, "  Disk      {}, for inputs and outputs of jobs", self.data.display())?;
+        match self.free {
+            Some(free) => writeln!(f, " ({} GiB free there)", free >> 30)?,
+            None => writeln!(f)?,
+        }
+        writeln!(f, "  When      from now until this process ends (Ctrl-C gives everything back)")?;
+        writeln!(f, "  Who       anybody with a key of the farm may run its deployed workflows here")
+    }
+}

@@ -11,7 +11,7 @@ use protocol::{
 };
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use crate::view::{DeployedWorkflow, FarmEvent, FarmView, JobView, NodeView};
+use crate::view::{DeployedWorkflow, FarmEvent, FarmView, JobView, KeyView, NodeView};
 
 /// The coordinator is stopping, or its store has failed; nothing can be asked of it any more.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -53,6 +53,9 @@ pub enum CommandError {
     /// The queue is at its limit.
     #[error("{0} jobs are queued, which is the most that this coordinator keeps; try again later")]
     QueueFull(usize),
+    /// The parameters are larger than a grant may carry.
+    #[error("the parameters are {0} bytes of JSON, where at most 262144 are taken; send large values as files")]
+    ParametersTooLarge(usize),
     /// The store did not take it.
     #[error("the coordinator's store has failed: {0}")]
     Store(String),
@@ -122,6 +125,8 @@ pub enum Command {
     Invite(Invitation, oneshot::Sender<Result<Ticket, CommandError>>),
     /// The farm as a whole.
     Farm(oneshot::Sender<FarmView>),
+    /// Whose key this is; `None` for nobody's.
+    Authenticate(String, oneshot::Sender<Option<KeyView>>),
     /// Events after this number; `None` for live ones only.
     Events(Option<u64>, oneshot::Sender<Result<EventFeed, CommandError>>),
 }
@@ -205,6 +210,11 @@ impl CoordinatorHandle {
     /// The farm as a whole.
     pub async fn farm(&self) -> Result<FarmView, Stopping> {
         self.ask(Command::Farm).await
+    }
+
+    /// Whose key this is; `None` for nobody's. Takes the same time for every wrong key.
+    pub async fn authenticate(&self, key: &str) -> Result<Option<KeyView>, Stopping> {
+        self.ask(|answer| Command::Authenticate(key.to_owned(), answer)).await
     }
 
     /// Events after a number of the journal, and what happens from now on.

@@ -170,6 +170,23 @@ pub struct MemberView {
     pub role: Role,
 }
 
+/// A key of the API, without its secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyView {
+    /// The name that it was given.
+    pub name: String,
+    /// What it opens.
+    pub scope: KeyScope,
+}
+
+/// What a key opens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyScope {
+    /// Everything.
+    Admin,
+}
+
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FarmEvent {

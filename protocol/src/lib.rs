@@ -31,4 +31,4 @@ pub use offer::{Device, Engine, Offer, SlotOffer};
 pub use parameters::*;
 pub use rewrite::*;
 pub use schema::*;
-pub use workflow::*;
+pub use workflow::{Link, MAX_OP_ID, MAX_OPS, MAX_WORKFLOW, Op, Workflow, WorkflowError, link_of};

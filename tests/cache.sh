@@ -2,6 +2,8 @@
 # Sourced by tests/run and the install scripts below it. Owns where the things that tests need from package
 # registries lie, and that a half-made one is never used. Does not know what any of them holds.
 
+shopt -s inherit_errexit # Else a step that fails inside $(…) would not stop what it is part of.
+
 # The folder of all of them: outside the clone, so that every clone reuses it.
 cache_root() {
   printf '%s\n' "${COMFY_FARM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/comfy-farm}"
@@ -9,7 +11,8 @@ cache_root() {
 
 # ready_folder TOOL MAKE PART...
 # Prints the folder of TOOL, which is named by a hash over its PARTs: files, folders, or any other text. If it is
-# missing, `MAKE FOLDER` fills a folder beside it, which gets the name only when it is complete.
+# missing, `MAKE FOLDER` fills a folder beside it, which gets the name only when it is complete. What nobody used for
+# a month is removed.
 ready_folder() {
   local tool=$1 make=$2 root folder half lock
   shift 2
@@ -23,7 +26,9 @@ ready_folder() {
     half=$(mktemp -d "$root/.$tool.half-XXXXXX")
     "$make" "$half" >&2
     mv -T "$half" "$folder"
+    find "$root" -maxdepth 1 -name "$tool-*" -mtime +30 -exec rm -rf {} +
   fi
+  touch "$folder"
   exec {lock}>&-
   printf '%s\n' "$folder"
 }

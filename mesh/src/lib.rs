@@ -2,14 +2,15 @@
 //! libp2p, the data plane on quinn, and the store of blobs.
 //!
 //! The only crate that names libp2p, quinn and rustls. Not here: what peers say over a session; that
-//! is `protocol::message`.
+//! is `protocol::message`; and the words of the blob wire, `protocol::wire`.
 
-pub mod identity;
-pub mod gate;
+pub mod fetch;
 pub mod frames;
-pub mod swarm;
-pub mod store;
-pub mod wire;
+pub mod gate;
+pub mod identity;
+pub mod interfaces;
 pub mod plane;
 pub mod serve;
-pub mod fetch;
+pub mod store;
+pub mod swarm;
+mod tree;

@@ -1,0 +1,68 @@
+//! Where the bytes of a blob are read from to be served: a whole file, or a partial one that grows.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+
+use protocol::{BlobRef, PIECE_SIZE};
+
+use super::{BlobStore, PartialBlob, Pieces, StoreError, blocking};
+use crate::tree::piece_size;
+
+/// A blob that can be served, whole or in part.
+#[derive(Clone)]
+pub(crate) enum Source {
+    Whole { blob: BlobRef, file: Arc<fs::File>, outboard: PathBuf },
+    Partial(Arc<PartialBlob>),
+}
+
+impl BlobStore {
+    /// What can be served of this blob; `None` where nothing of it is here, or of another size.
+    pub(crate) async fn source(&self, blob: BlobRef) -> Result<Option<Source>, StoreError> {
+        let store = self.clone();
+        blocking(move || {
+            if let Some((file, found)) = store.open_whole(blob.hash)? {
+                let outboard = store.outboard_path(blob.hash);
+                return Ok((found == blob).then_some(Source::Whole { blob, file: Arc::new(file), outboard }));
+            }
+            let partial = store.index().partial.get(&blob.hash).and_then(Weak::upgrade);
+            Ok(partial
+                .filter(|partial| partial.blob() == blob && !partial.needs_outboard())
+                .map(Source::Partial))
+        })
+        .await
+    }
+}
+
+impl Source {
+    /// The pieces that can be served now.
+    pub(crate) fn pieces(&self) -> Pieces {
+        match self {
+            Self::Whole { blob, .. } => Pieces::all(blob.pieces()),
+            Self::Partial(partial) => partial.pieces(),
+        }
+    }
+
+    /// The file with the outboard. It blocks on the disk.
+    pub(crate) fn open_outboard(&self) -> io::Result<fs::File> {
+        match self {
+            Self::Whole { outboard, .. } => fs::File::open(outboard),
+            Self::Partial(partial) => fs::File::open(partial.outboard_path()),
+        }
+    }
+
+    /// A piece, if it can be served. It blocks on the disk.
+    pub(crate) fn read_piece(&self, piece: u64) -> io::Result<Option<Vec<u8>>> {
+        match self {
+            Self::Whole { blob, .. } if piece >= blob.pieces() => Ok(None),
+            Self::Whole { blob, file, .. } => {
+                let mut bytes = vec![0; piece_size(blob.size, piece)];
+                file.read_exact_at(&mut bytes, piece * PIECE_SIZE)?;
+                Ok(Some(bytes))
+            }
+            Self::Partial(partial) => partial.read_piece(piece),
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! The blob wire `farm-blob/1`: how the bytes of a blob cross between two members.
+//!
+//! **Participants.** The *asker* wants a blob, the *provider* holds it, whole or in part. They share a
+//! link: a connection on which both have passed the gate. Whoever dialled it, either may ask.
+//!
+//! **Channels.** A link carries many channels, each a reliable byte stream with two directions. The
+//! first channel of a link, opened by the one who dialled, carries the Hello of each side
+//! ([`GateMessage`](crate::message::GateMessage)) and closes. Every later one is one conversation about
+//! one blob, opened by its asker.
+//!
+//! **A conversation.**
+//! ```text
+//! asker                               provider
+//! Open{hash, size}            ->
+//!                             <-      Have{pieces}    or NotFound, or Busy
+//! GetOutboard                 ->
+//!                             <-      Outboard{length}, then that many raw bytes
+//! Get{first, count}           ->
+//!                             <-      Piece{index}, then its raw bytes; once for each piece, in order
+//! ```
+//! A frame is that of [`codec`](crate::codec). Raw bytes follow their frame without one of their own; how
+//! many a piece has follows from the blob's size (1 MiB, the last one less). An asker that wants no
+//! more closes the channel; there is no farewell. Up to [`MAX_OPEN_GETS`] requests may be open at once.
+//! A provider whose blob is still growing may send `Have` again at any time; the latest counts.
+//!
+//! **Trust.** The asker knows hash and size before it opens. From the size follows how long the outboard is,
+//! so neither side sizes anything by the other's word. The outboard is checked from the root down
+//! while it arrives, each piece by groups of 16 KiB against it; what does not match is never stored, and
+//! the asker says `Bad` and goes elsewhere.
+//!
+//! **Not goals.** Finding providers (the coordinator names them), names of files, encryption (the link
+//! has it), uploads: nobody is sent what it did not ask for.
+
+use serde::{Deserialize, Serialize};
+
+use crate::blob::BlobRef;
+use crate::codec::messages;
+
+/// The name of this wire where a transport negotiates one; it carries the version.
+pub const BLOB_PROTOCOL: &str = "farm-blob/1";
+/// The largest frame on a channel, without raw bytes: a bitmap of all pieces of the largest blob fits.
+pub const MAX_BLOB_FRAME: usize = 64 << 10;
+/// The most pieces in one `Get`.
+pub const MAX_RANGE: u64 = 256;
+/// The most requests that an asker has open on one channel.
+pub const MAX_OPEN_GETS: usize = 4;
+
+messages! {
+    /// From the asker of a blob.
+    BlobRequest {
+        /// The first message of a channel.
+        0x0300 => Open(BlobRef),
+        /// Send the outboard; only for a blob of more than one group.
+        0x0301 => GetOutboard(GetOutboard),
+        /// Send these pieces.
+        0x0302 => Get(Get),
+        /// These bytes were not the blob's; the asker leaves.
+        0x0303 => Bad(Bad),
+    }
+}
+
+messages! {
+    /// From its provider. 0x8383 is kept for the peers that hold the blob as well.
+    BlobAnswer {
+        /// What can be asked for.
+        0x0380 => Have(Have),
+        /// The outboard follows.
+        0x0381 => Outboard(Outboard),
+        /// A piece follows.
+        0x0382 => Piece(Piece),
+        /// Nothing of such a blob is here.
+        0x0384 => NotFound(NotFound),
+        /// Too much is asked at the moment: try again, or elsewhere.
+        0x0385 => Busy(Busy),
+    }
+}
+
+/// A request for the outboard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetOutboard;
+
+/// A request for pieces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Get {
+    /// The first piece.
+    pub first: u64,
+    /// How many, from 1 to [`MAX_RANGE`].
+    pub count: u64,
+}
+
+/// What the asker could not verify.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Bad {
+    /// The outboard.
+    Outboard,
+    /// This piece.
+    Piece(u64),
+}
+
+/// The pieces that a provider can send.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Have {
+    /// All of them.
+    Whole,
+    /// Those whose bit is set: bit `i % 8` of byte `i / 8`, from the lowest, is piece `i`.
+    Pieces(Vec<u8>),
+}
+
+/// The outboard follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outboard {
+    /// Its bytes; any other number than the one that follows from the blob's size is an error.
+    pub length: u64,
+}
+
+/// A piece follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Piece {
+    /// Which one.
+    pub index: u64,
+}
+
+/// Nothing of such a blob is here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotFound;
+
+/// Too much is asked at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Busy;
+
+#[cfg(test)]
+mod tests {
+    use crate::blob::{BlobHash, PIECE_SIZE};
+    use crate::codec::{Message, encode};
+
+    use super::*;
+
+    #[test]
+    fn bytes_of_each_message_are_those_of_version_1() {
+        let check = |frame: Result<Vec<u8>, _>, expected: &str| {
+            assert_eq!(frame.map(hex::encode), Ok(expected.to_owned()));
+        };
+        let open = BlobRequest::Open(BlobRef { hash: BlobHash([0xaa; 32]), size: 5 });
+        let hash = "aa".repeat(32);
+        check(encode(&open, MAX_BLOB_FRAME), &format!("2a0000000003{hash}0500000000000000"));
+        check(encode(&BlobRequest::GetOutboard(GetOutboard), MAX_BLOB_FRAME), "020000000103");
+        let get = BlobRequest::Get(Get { first: 1, count: 2 });
+        check(encode(&get, MAX_BLOB_FRAME), "12000000020301000000000000000200000000000000");
+        check(
+            encode(&BlobRequest::Bad(Bad::Piece(7)), MAX_BLOB_FRAME),
+            "0e0000000303010000000700000000000000",
+        );
+        check(encode(&BlobAnswer::Have(Have::Whole), MAX_BLOB_FRAME), "06000000800300000000");
+        let pieces = BlobAnswer::Have(Have::Pieces(vec![5]));
+        check(encode(&pieces, MAX_BLOB_FRAME), "0f000000800301000000010000000000000005");
+        check(
+            encode(&BlobAnswer::Outboard(Outboard { length: 64 }), MAX_BLOB_FRAME),
+            "0a00000081034000000000000000",
+        );
+        check(encode(&BlobAnswer::Piece(Piece { index: 3 }), MAX_BLOB_FRAME), "0a00000082030300000000000000");
+        check(encode(&BlobAnswer::NotFound(NotFound), MAX_BLOB_FRAME), "020000008403");
+        check(encode(&BlobAnswer::Busy(Busy), MAX_BLOB_FRAME), "020000008503");
+    }
+
+    #[test]
+    fn bitmap_of_the_largest_blob_fits_its_frame() {
+        let pieces = (1u64 << 38) / PIECE_SIZE;
+        let have = BlobAnswer::Have(Have::Pieces(vec![0xff; pieces as usize / 8]));
+        assert!(encode(&have, MAX_BLOB_FRAME).is_ok());
+    }
+
+    #[test]
+    fn later_release_may_say_what_this_one_skips() {
+        assert_eq!(BlobAnswer::decode_body(0x8383, b"peers"), Ok(None));
+    }
+}

@@ -17,7 +17,10 @@ mod bundle;
 pub mod membership;
 pub mod ticket;
 pub mod message;
+pub mod wire;
 pub mod codec;
+#[cfg(test)]
+mod facts;
 
 pub use blob::{BlobHash, BlobRef, GROUP_SIZE, PIECE_SIZE, ParseBlobHashError};
 pub use bundle::*;
@@ -28,7 +31,10 @@ pub use job::{FailedOp, Fetched, JobState, OutputFile, Phase, Progress, RunError
 pub use lease::{HEARTBEAT, LEASE_DURATION, Lease, LeaseClock, REATTACH_GRACE};
 pub use lockfile::*;
 pub use offer::{Device, Engine, Offer, SlotOffer};
-pub use parameters::*;
-pub use rewrite::*;
-pub use schema::*;
+pub use parameters::{Argument, MAX_FILE_NAME, Parameters, ParametersError};
+pub use rewrite::{FillError, Filled, Filling, fill};
+pub use schema::{
+    CandidateInput, CandidateOutput, Candidates, ExposeError, ExposedInput, FieldError, Input, InputKind, Interface,
+    Output, OutputKind, ParseExposedInputError, Range, Rule, SchemaError,
+};
 pub use workflow::{Link, MAX_OP_ID, MAX_OPS, MAX_WORKFLOW, Op, Workflow, WorkflowError, link_of};

@@ -1,0 +1,275 @@
+//! The command line as it is typed. `settings` makes of it what the program runs on.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use protocol::ExposedInput;
+
+use crate::{environment, failure};
+
+/// A peer-to-peer render farm for ComfyUI.
+#[derive(Debug, Parser)]
+#[command(name = "comfy-farm", version, about, after_help = failure::EXIT_CODES, max_term_width = 100)]
+pub(crate) struct Arguments {
+    /// A settings file in TOML. Defaults to `comfy-farm/config.toml` in the user's settings folder.
+    #[arg(long, global = true, value_name = "FILE", env = environment::CONFIG)]
+    pub(crate) config: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Try everything on this machine: a coordinator, two nodes, an example workflow, two jobs.
+    Demo(DemoArguments),
+    /// Take jobs over HTTP and grant them to the nodes that join.
+    Coordinator(CoordinatorArguments),
+    /// Lend this machine's GPUs to a farm.
+    Node(NodeArguments),
+    /// Make a ticket with which machines join the farm.
+    Invite(InviteArguments),
+    /// Publish a bundle or a bare workflow as a typed API.
+    Deploy(DeployArguments),
+    /// Run a deployed workflow and save what it makes.
+    Run(RunArguments),
+    /// List jobs, newest first.
+    Jobs(JobsArguments),
+    /// List the nodes of the farm.
+    Nodes(ToolArguments),
+    /// Cancel a job.
+    Cancel(CancelArguments),
+    /// Give a node no more jobs; it finishes what it has and goes on serving blobs.
+    Drain(DrainArguments),
+    /// Give a node jobs again.
+    Undrain(DrainArguments),
+    /// Show the API that a bundle or workflow would get.
+    Schema(SchemaArguments),
+}
+
+impl Command {
+    /// What is logged where the environment does not say: the daemons tell their milestones.
+    pub(crate) fn log_default(&self) -> &'static str {
+        match self {
+            Self::Coordinator(_) | Self::Node(_) => "info",
+            _ => "error",
+        }
+    }
+}
+
+/// How a tool reaches the farm and how it answers.
+#[derive(Debug, Args)]
+pub(crate) struct ToolArguments {
+    /// The farm's address. Defaults to http://127.0.0.1:8288.
+    #[arg(long, env = environment::URL)]
+    pub(crate) url: Option<String>,
+    /// A key of the farm. Defaults to the admin key in the coordinator's data folder on this machine.
+    #[arg(long, env = environment::KEY, hide_env_values = true)]
+    pub(crate) key: Option<String>,
+    /// The coordinator's data folder, where a key is looked for.
+    #[arg(long, value_name = "DIR", env = environment::DATA)]
+    pub(crate) data: Option<PathBuf>,
+    /// Answer in JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArguments {
+    /// End after the two jobs instead of staying up.
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Print one line of JSON about what happened.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// How many nodes to start, from 2.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(2..=16))]
+    pub(crate) nodes: u16,
+    /// A running ComfyUI that all nodes attach to, in place of the built-in engine.
+    #[arg(long, value_name = "URL")]
+    pub(crate) comfyui: Option<String>,
+    /// Where the pictures are saved. Defaults to a fresh temporary folder.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CoordinatorArguments {
+    /// Where everything is kept. Defaults to `comfy-farm/coordinator` in the user's data folder.
+    #[arg(long, value_name = "DIR", env = environment::DATA)]
+    pub(crate) data: Option<PathBuf>,
+    /// Where HTTP is served. Defaults to 127.0.0.1:8288.
+    #[arg(long, value_name = "ADDR", env = environment::HTTP)]
+    pub(crate) http: Option<SocketAddr>,
+    /// Where nodes reach the coordinator, UDP and TCP. Defaults to 0.0.0.0:4288.
+    #[arg(long, value_name = "ADDR", env = environment::LISTEN)]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Where blobs are served, UDP. Defaults to 0.0.0.0:4289.
+    #[arg(long, value_name = "ADDR", env = environment::DATA_LISTEN)]
+    pub(crate) data_listen: Option<SocketAddr>,
+    /// An address under which other machines reach this one, for tickets: a host name or IP address,
+    /// with a port where it differs from the one listened on. Repeatable.
+    #[arg(long, value_name = "ADDR", env = environment::ANNOUNCE)]
+    pub(crate) announce: Vec<String>,
+    /// A host name under which HTTP is called, besides this machine's own. Repeatable.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) allow_host: Vec<String>,
+    /// An origin whose pages may call the API, such as https://tools.example. Repeatable.
+    #[arg(long, value_name = "ORIGIN")]
+    pub(crate) allow_origin: Vec<String>,
+    /// The certificate chain for HTTPS, PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// The private key for HTTPS, PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Serve plain HTTP to other machines: keys and pictures can be read on the way.
+    #[arg(long)]
+    pub(crate) insecure_http: bool,
+    /// How long a lease lives without a renewal, in seconds. Defaults to 30.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) lease: Option<u64>,
+    /// Print one line of JSON when it is up.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Which engine executes workflows on a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum EngineChoice {
+    /// A few image ops on the CPU, for trying things out.
+    Builtin,
+    /// A ComfyUI that runs already; see `--comfyui`.
+    Comfyui,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NodeArguments {
+    /// The ticket to join with, or @FILE that holds it. Not needed again once joined.
+    #[arg(long, value_name = "TICKET", env = environment::JOIN, hide_env_values = true)]
+    pub(crate) join: Option<String>,
+    /// Where everything is kept. Defaults to `comfy-farm/node` in the user's data folder.
+    #[arg(long, value_name = "DIR", env = environment::DATA)]
+    pub(crate) data: Option<PathBuf>,
+    /// Where blobs are served, UDP. Defaults to 0.0.0.0:4290, or a free port where that one is taken.
+    #[arg(long, value_name = "ADDR", env = environment::DATA_LISTEN)]
+    pub(crate) data_listen: Option<SocketAddr>,
+    /// The engine. Defaults to `comfyui` where `--comfyui` is given, else to `builtin`.
+    #[arg(long, value_enum)]
+    pub(crate) engine: Option<EngineChoice>,
+    /// The ComfyUI to attach to, such as http://127.0.0.1:8188.
+    #[arg(long, value_name = "URL", env = environment::COMFYUI)]
+    pub(crate) comfyui: Option<String>,
+    /// A label, such as room=2.14. Repeatable.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) label: Vec<String>,
+    /// Join without asking.
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+    /// Slow each op of the built-in engine by so many milliseconds, to try out what happens in the
+    /// middle of a run.
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 0)]
+    pub(crate) builtin_pause: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InviteArguments {
+    #[command(flatten)]
+    pub(crate) tool: ToolArguments,
+    /// How many machines may use the ticket.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) uses: u32,
+    /// For how many hours it can be used.
+    #[arg(long, default_value_t = 24)]
+    pub(crate) hours: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeployArguments {
+    #[command(flatten)]
+    pub(crate) tool: ToolArguments,
+    /// A bundle (`.cpack.zip`) or a `workflow_api.json`.
+    pub(crate) file: PathBuf,
+    /// The name to deploy under. Defaults to one made of the file's name.
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) expose: ExposeArguments,
+    /// Let attached ComfyUIs run it, which prove no lock.
+    #[arg(long)]
+    pub(crate) accept_attached: bool,
+}
+
+/// What of a bare workflow becomes its API.
+#[derive(Debug, Args)]
+pub(crate) struct ExposeArguments {
+    /// Make an op's input a parameter, such as prompt=6.text. Repeatable.
+    #[arg(long, value_name = "NAME=NODE.FIELD")]
+    pub(crate) input: Vec<ExposedInput>,
+    /// Make what an op saves an output, by the op's id. Repeatable.
+    #[arg(long, value_name = "NODE")]
+    pub(crate) output: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArguments {
+    #[command(flatten)]
+    pub(crate) tool: ToolArguments,
+    /// The workflow, `name` or `name@3`.
+    pub(crate) workflow: String,
+    /// Its parameters: key=value, or key=@FILE.
+    #[arg(value_name = "KEY=VALUE")]
+    pub(crate) parameters: Vec<String>,
+    /// Where the outputs are saved.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(crate) out: PathBuf,
+    /// 0 to 100; a higher one goes first among jobs of the same key.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub(crate) priority: u8,
+    /// Only submit: print the job's id and do not wait.
+    #[arg(long)]
+    pub(crate) detach: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JobsArguments {
+    #[command(flatten)]
+    pub(crate) tool: ToolArguments,
+    /// Only jobs in this state.
+    #[arg(long)]
+    pub(crate) state: Option<String>,
+    /// Only jobs of this workflow.
+    #[arg(long)]
+    pub(crate) workflow: Option<String>,
+    /// At most so many.
+    #[arg(long, default_value_t = 50)]
+    pub(crate) limit: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CancelArguments {
+    #[command(flatten)]
+    pub(crate) tool: ToolArguments,
+    /// The job.
+    pub(crate) job: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DrainArguments {
+    #[command(flatten)]
+    pub(crate) tool: ToolArguments,
+    /// The node: its peer id, the end of it, or its host name where that is unique.
+    pub(crate) node: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SchemaArguments {
+    /// A bundle (`.cpack.zip`) or a `workflow_api.json`.
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) expose: ExposeArguments,
+    /// Answer in JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}

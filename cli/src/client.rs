@@ -1,0 +1,246 @@
+//! The farm's HTTP API, as the tools call it.
+//!
+//! Not here: what is printed. Answers stay JSON, so that `--json` shows what the farm said.
+
+use std::path::{Path, PathBuf};
+
+use futures::StreamExt;
+use reqwest::header::{CONTENT_TYPE, HeaderValue};
+use reqwest::multipart::{Form, Part};
+use reqwest::{Body, Method, RequestBuilder, Response};
+use serde_json::{Value, json};
+use tokio::fs::File;
+use tokio::io::AsyncWriteExt;
+use tokio_util::io::ReaderStream;
+
+use crate::settings::ClientSettings;
+
+/// Why the farm gave no answer that can be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClientError {
+    /// Nothing answers there.
+    #[error("no farm answers at `{url}`")]
+    Unreachable {
+        /// Where.
+        url: String,
+        /// Why.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// The farm answered with an error.
+    #[error("{text}")]
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// The problem's title, detail and fields, in words.
+        text: String,
+        /// The whole answer.
+        problem: Box<Value>,
+    },
+    /// The connection broke in the middle of an answer.
+    #[error("the farm's answer broke off")]
+    Broken(#[source] reqwest::Error),
+    /// The answer is not what the API promises.
+    #[error("the farm's answer to {0} is not what its API promises")]
+    Unexpected(&'static str),
+    /// A file of this machine.
+    #[error("`{}` cannot be read or written", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// A farm and a key.
+pub(crate) struct Client {
+    http: reqwest::Client,
+    url: String,
+    key: Option<String>,
+}
+
+/// One event of a job's stream.
+#[derive(Debug)]
+pub(crate) struct JobEvent {
+    /// What happened: `started`, `progress`, `ended`, …
+    pub(crate) name: String,
+    /// Its data.
+    pub(crate) data: Value,
+}
+
+impl Client {
+    pub(crate) fn new(settings: &ClientSettings) -> Self {
+        Self { http: reqwest::Client::new(), url: settings.url.clone(), key: settings.key.clone() }
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Result<Value, ClientError> {
+        self.json(self.request(Method::GET, path)).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
+        self.json(self.request(Method::POST, path).json(body)).await
+    }
+
+    /// Deploys a file; the farm tells a bundle from a workflow by the media type.
+    pub(crate) async fn deploy(&self, file: &Path, query: &[(&str, String)]) -> Result<Value, ClientError> {
+        let is_json = file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
+        let media_type = HeaderValue::from_static(if is_json { "application/json" } else { "application/zip" });
+        let request = self.request(Method::POST, "/v1/workflows").query(query).header(CONTENT_TYPE, media_type);
+        let (body, _) = file_body(file).await?;
+        self.json(request.body(body)).await
+    }
+
+    /// Submits a job: texts as they were typed, files streamed.
+    pub(crate) async fn submit(
+        &self,
+        workflow: &str,
+        texts: &[(String, String)],
+        files: &[(String, PathBuf)],
+        priority: u8,
+    ) -> Result<Value, ClientError> {
+        let mut form = Form::new().text("priority", priority.to_string());
+        for (name, text) in texts {
+            form = form.text(name.clone(), text.clone());
+        }
+        for (name, path) in files {
+            let (body, length) = file_body(path).await?;
+            let file_name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            form = form.part(name.clone(), Part::stream_with_length(body, length).file_name(file_name));
+        }
+        let path = format!("/v1/workflows/{workflow}/jobs");
+        self.json(self.request(Method::POST, &path).multipart(form)).await
+    }
+
+    /// Follows a job until its end; `each` sees what happens. Reconnects where the stream breaks.
+    pub(crate) async fn follow(&self, job: &str, mut each: impl FnMut(&JobEvent)) -> Result<Value, ClientError> {
+        loop {
+            let response = self.send(self.request(Method::GET, &format!("/v1/jobs/{job}/events"))).await?;
+            let mut chunks = response.bytes_stream();
+            let mut parser = EventParser::default();
+            while let Some(Ok(chunk)) = chunks.next().await {
+                parser.take(&chunk).iter().for_each(&mut each);
+            }
+            let now = self.get(&format!("/v1/jobs/{job}")).await?;
+            if !matches!(now["state"].as_str(), Some("queued" | "running")) {
+                return Ok(now);
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        }
+    }
+
+    /// Saves an output; the file appears when it is whole.
+    pub(crate) async fn save(&self, path: &str, destination: &Path) -> Result<(), ClientError> {
+        let error = |source| ClientError::File { path: destination.to_owned(), source };
+        let folder = destination.parent().unwrap_or(Path::new("."));
+        tokio::fs::create_dir_all(folder).await.map_err(error)?;
+        let temporary = tempfile::NamedTempFile::new_in(folder).map_err(error)?;
+        let mut file = File::from_std(temporary.reopen().map_err(error)?);
+        let mut chunks = self.send(self.request(Method::GET, path)).await?.bytes_stream();
+        while let Some(chunk) = chunks.next().await {
+            file.write_all(&chunk.map_err(ClientError::Broken)?).await.map_err(error)?;
+        }
+        file.flush().await.map_err(error)?;
+        temporary.persist(destination).map_err(|cause| error(cause.error))?;
+        Ok(())
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        // The API gives some URLs whole.
+        let url = if path.starts_with("http") { path.to_owned() } else { format!("{}{path}", self.url) };
+        let request = self.http.request(method, url);
+        match &self.key {
+            Some(key) => request.bearer_auth(key),
+            None => request,
+        }
+    }
+
+    async fn json(&self, request: RequestBuilder) -> Result<Value, ClientError> {
+        self.send(request).await?.json().await.map_err(ClientError::Broken)
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
+        let sent = request.send().await;
+        let response = sent.map_err(|source| ClientError::Unreachable { url: self.url.clone(), source })?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let problem = response.json().await.unwrap_or_else(|_| json!({ "title": status.to_string() }));
+        let text = problem_text(&problem);
+        Err(ClientError::Refused { status: status.as_u16(), text, problem: Box::new(problem) })
+    }
+}
+
+/// An RFC 9457 body in words: its detail, else its title, then a line for each field.
+fn problem_text(problem: &Value) -> String {
+    let words = |key: &str| problem[key].as_str().filter(|text| !text.is_empty());
+    let mut text = words("detail").or(words("title")).unwrap_or("refused without a reason").to_owned();
+    for error in problem["errors"].as_array().into_iter().flatten() {
+        let part = |key: &str| error[key].as_str().unwrap_or_default();
+        text.push_str(&format!("\n  {}: {}", part("field"), part("message")));
+    }
+    text
+}
+
+async fn file_body(path: &Path) -> Result<(Body, u64), ClientError> {
+    let error = |source| ClientError::File { path: path.to_owned(), source };
+    let file = File::open(path).await.map_err(error)?;
+    let length = file.metadata().await.map_err(error)?.len();
+    Ok((Body::wrap_stream(ReaderStream::new(file)), length))
+}
+
+/// Server-sent events (WHATWG HTML, 9.2): fields by line, an event at each empty line.
+#[derive(Default)]
+struct EventParser {
+    rest: Vec<u8>,
+    name: String,
+    data: String,
+}
+
+impl EventParser {
+    fn take(&mut self, bytes: &[u8]) -> Vec<JobEvent> {
+        self.rest.extend_from_slice(bytes);
+        let mut events = Vec::new();
+        while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.rest.drain(..=end).collect();
+            let line = String::from_utf8_lossy(&line);
+            let line = line.trim_end_matches(['\r', '\n']);
+            if let Some(name) = line.strip_prefix("event:") {
+                self.name = name.trim_start().to_owned();
+            } else if let Some(data) = line.strip_prefix("data:") {
+                self.data.push_str(data.trim_start());
+            } else if line.is_empty() && !self.data.is_empty() {
+                let (name, data) = (std::mem::take(&mut self.name), std::mem::take(&mut self.data));
+                events.push(JobEvent { name, data: serde_json::from_str(&data).unwrap_or(Value::Null) });
+            }
+        }
+        events
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_found_wherever_the_stream_is_cut() {
+        let stream = ": keepalive\n\nevent: progress\ndata: {\"fraction\":0.5}\n\nid: 7\nevent: ended\r\ndata: {}\r\n\r\n";
+        for cut in 0..stream.len() {
+            let mut parser = EventParser::default();
+            let mut events = parser.take(&stream.as_bytes()[..cut]);
+            events.extend(parser.take(&stream.as_bytes()[cut..]));
+            let names: Vec<_> = events.iter().map(|event| event.name.as_str()).collect();
+            assert_eq!(names, ["progress", "ended"], "cut at {cut}");
+            assert_eq!(events[0].data["fraction"], 0.5);
+        }
+    }
+
+    #[test]
+    fn problem_is_told_field_by_field() {
+        let problem = json!({ "title": "Invalid", "detail": "2 fields are wrong",
+            "errors": [{ "field": "width", "rule": "maximum", "message": "9000 is above 2048" }] });
+        assert_eq!(problem_text(&problem), "2 fields are wrong\n  width: 9000 is above 2048");
+    }
+}

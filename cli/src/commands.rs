@@ -1,0 +1,62 @@
+//! One file for each command.
+
+mod cancel;
+mod coordinator;
+mod demo;
+mod deploy;
+mod drain;
+mod invite;
+mod jobs;
+mod node;
+mod nodes;
+mod run;
+mod schema;
+
+use crate::args::{Arguments, Command, ToolArguments};
+use crate::client::Client;
+use crate::settings::{ClientSettings, SettingsFile};
+
+/// Carries out what was typed.
+pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let file = SettingsFile::load(arguments.config.as_deref())?;
+    match arguments.command {
+        Command::Demo(arguments) => demo::demo(arguments).await,
+        Command::Coordinator(arguments) => coordinator::coordinator(arguments, file).await,
+        Command::Node(arguments) => node::node(arguments, file).await,
+        Command::Invite(arguments) => invite::invite(&arguments, &file).await,
+        Command::Deploy(arguments) => deploy::deploy(&arguments, &file).await,
+        Command::Run(arguments) => run::run(&arguments, &file).await,
+        Command::Jobs(arguments) => jobs::jobs(&arguments, &file).await,
+        Command::Nodes(arguments) => nodes::nodes(&arguments, &file).await,
+        Command::Cancel(arguments) => cancel::cancel(&arguments, &file).await,
+        Command::Drain(arguments) => drain::set_draining(&arguments, &file, true).await,
+        Command::Undrain(arguments) => drain::set_draining(&arguments, &file, false).await,
+        Command::Schema(arguments) => schema::schema(&arguments),
+    }
+}
+
+/// The farm that a tool talks to, and whether to answer in JSON.
+fn connect(tool: &ToolArguments, file: &SettingsFile) -> (Client, bool) {
+    let settings = ClientSettings::resolve(tool, file);
+    (Client::new(&settings), settings.json)
+}
+
+/// A text of an answer, or nothing.
+fn text<'a>(value: &'a serde_json::Value, key: &str) -> &'a str {
+    value[key].as_str().unwrap_or_default()
+}
+
+/// Resolves when the person or the system asks the process to end.
+async fn asked_to_stop() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let terminated = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut terminate) => drop(terminate.recv().await),
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        () = terminated => {}
+    }
+}

@@ -1,0 +1,91 @@
+//! `comfy-farm deploy`.
+
+use std::path::Path;
+
+use protocol::WorkflowName;
+use serde_json::Value;
+
+use crate::args::DeployArguments;
+use crate::client::ClientError;
+use crate::commands::{connect, text};
+use crate::failure::Failure;
+use crate::settings::SettingsFile;
+use crate::show;
+
+pub(super) async fn deploy(arguments: &DeployArguments, file: &SettingsFile) -> anyhow::Result<()> {
+    let (client, json) = connect(&arguments.tool, file);
+    let name = match &arguments.name {
+        Some(name) => name.clone(),
+        None => name_of(&arguments.file)?,
+    };
+    let mut query = vec![("name", name)];
+    query.extend(arguments.expose.input.iter().map(|input| ("input", input.to_string())));
+    query.extend(arguments.expose.output.iter().map(|output| ("output", output.clone())));
+    if arguments.accept_attached {
+        query.push(("accept_attached", "true".to_owned()));
+    }
+    let deployed = match client.deploy(&arguments.file, &query).await {
+        Err(ClientError::Refused { problem, .. }) if problem["candidates"].is_object() => {
+            return Err(Failure::Input(candidates(&problem)).into());
+        }
+        deployed => deployed?,
+    };
+    if json {
+        show::json(&deployed);
+        return Ok(());
+    }
+    println!("deployed {}@{}", text(&deployed, "name"), deployed["version"]);
+    println!("  call      {}", text(&deployed, "url"));
+    println!("  OpenAPI   {}", text(&deployed, "openapi_url"));
+    for (title, list) in [("input", "inputs"), ("output", "outputs"), ("missing", "missing"), ("note", "notes")] {
+        for entry in deployed[list].as_array().into_iter().flatten() {
+            println!("  {title:8}  {}", one_line(entry));
+        }
+    }
+    Ok(())
+}
+
+/// `Pixel Art.cpack.zip` is deployed as `pixel-art`.
+fn name_of(file: &Path) -> Result<String, Failure> {
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    let stem = name.split('.').next().unwrap_or_default();
+    let name = WorkflowName::from_free_text(stem);
+    let hint = || Failure::Input(format!("`{stem}` makes no workflow name: give one with `--name`"));
+    name.map(|name| name.to_string()).ok_or_else(hint)
+}
+
+fn one_line(entry: &Value) -> String {
+    match entry {
+        Value::String(text) => text.clone(),
+        entry => {
+            let kind = [text(entry, "type"), text(entry, "media_type")].concat();
+            let default = &entry["default"];
+            let default = if default.is_null() { String::new() } else { format!(" = {default}") };
+            format!("{} ({kind}){default}", text(entry, "name"))
+        }
+    }
+}
+
+/// What the workflow could expose, as flags to copy.
+fn candidates(problem: &Value) -> String {
+    let mut words = format!("{}; choose with:", text(problem, "detail"));
+    for input in problem["candidates"]["inputs"].as_array().into_iter().flatten() {
+        let (node, field) = (text(input, "op"), text(input, "field"));
+        words.push_str(&format!("\n  --input {field}={node}.{field}  ({}, now {})", text(input, "class"), input["value"]));
+    }
+    for output in problem["candidates"]["outputs"].as_array().into_iter().flatten() {
+        words.push_str(&format!("\n  --output {}  ({})", text(output, "op"), text(output, "class")));
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_is_made_of_the_file_name() {
+        assert_eq!(name_of(Path::new("x/Pixel Art.cpack.zip")).expect("has letters"), "pixel-art");
+        assert!(name_of(Path::new("***.json")).is_err());
+    }
+}

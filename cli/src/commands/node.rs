@@ -1,0 +1,85 @@
+//! `comfy-farm node`.
+
+use std::io::{BufRead, IsTerminal, Write};
+use std::sync::Arc;
+
+use node::agent::{Agent, AgentConfig};
+use node::engine::Engine;
+use node::engine::builtin::{Builtin, BuiltinOptions};
+use node::engine::comfyui::Comfyui;
+use node::gpu::{GpuProbe, cpu, system_probe};
+use node::terms::{EngineTerms, Terms};
+use protocol::ticket::Ticket;
+use tokio_util::sync::CancellationToken;
+
+use crate::args::NodeArguments;
+use crate::commands::asked_to_stop;
+use crate::failure::Failure;
+use crate::settings::{NodeSettings, SettingsFile};
+
+pub(super) async fn node(arguments: NodeArguments, file: SettingsFile) -> anyhow::Result<()> {
+    let settings = NodeSettings::resolve(arguments, file)?;
+    let ticket = settings.join.as_deref().map(read_ticket).transpose()?;
+    agree(&settings)?;
+
+    let probe = system_probe();
+    let (engine, device): (Arc<dyn Engine>, _) = match &settings.comfyui {
+        // One ComfyUI runs one prompt at a time, on the first card unless its owner chose otherwise.
+        Some(url) => {
+            let gpu = probe.gpus().ok().and_then(|gpus| gpus.into_iter().next());
+            (Arc::new(Comfyui::attach(url)?), gpu.unwrap_or_else(cpu))
+        }
+        None => (Arc::new(Builtin::new(BuiltinOptions { pause_per_op: settings.builtin_pause })), cpu()),
+    };
+    let agent = Agent::start(AgentConfig {
+        data: settings.data,
+        ticket,
+        labels: settings.labels,
+        data_listen: settings.data_listen,
+        engine,
+        devices: vec![device],
+    })
+    .await?;
+    println!("node {} of farm {}", agent.peer(), agent.belonging().farm);
+
+    let stop = CancellationToken::new();
+    let serving = tokio::spawn(agent.serve(stop.clone()));
+    asked_to_stop().await;
+    stop.cancel();
+    serving.await?;
+    Ok(())
+}
+
+/// The ticket itself, or the file that holds it.
+fn read_ticket(word: &str) -> anyhow::Result<Ticket> {
+    let text = match word.strip_prefix('@') {
+        None => word.to_owned(),
+        Some(path) => std::fs::read_to_string(path)
+            .map_err(|error| Failure::Input(format!("ticket file `{path}` cannot be read: {error}")))?,
+    };
+    text.parse().map_err(|error| Failure::Input(format!("{error}")).into())
+}
+
+/// Prints what the machine would lend, and asks on a terminal.
+fn agree(settings: &NodeSettings) -> Result<(), Failure> {
+    let engine = match &settings.comfyui {
+        Some(url) => EngineTerms::Attached { url: url.clone() },
+        None => EngineTerms::Builtin,
+    };
+    eprint!("{}", Terms::of(&system_probe(), engine, &settings.data));
+    if settings.yes {
+        return Ok(());
+    }
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::NotAgreed("nobody is here to agree to this".to_owned()));
+    }
+    eprint!("Join? [y/N] ");
+    // If the prompt cannot be shown, the answer below still decides.
+    let _ = std::io::stderr().flush();
+    let mut answer = String::new();
+    let read = std::io::stdin().lock().read_line(&mut answer);
+    match (read, answer.trim().to_lowercase().as_str()) {
+        (Ok(_), "y" | "yes") => Ok(()),
+        _ => Err(Failure::NotAgreed("not joined, as you wish".to_owned())),
+    }
+}

@@ -1,0 +1,35 @@
+//! Every environment variable that comfy-farm reads.
+
+/// The farm that the tools talk to, such as `https://farm.example:8288`.
+pub(crate) const URL: &str = "COMFY_FARM_URL";
+/// The key that the tools show.
+pub(crate) const KEY: &str = "COMFY_FARM_KEY";
+/// The settings file.
+pub(crate) const CONFIG: &str = "COMFY_FARM_CONFIG";
+/// The folder in which a coordinator or node keeps all that it has.
+pub(crate) const DATA: &str = "COMFY_FARM_DATA";
+/// Where the coordinator serves HTTP.
+pub(crate) const HTTP: &str = "COMFY_FARM_HTTP";
+/// Where the coordinator's control plane listens.
+pub(crate) const LISTEN: &str = "COMFY_FARM_LISTEN";
+/// Where the data plane listens.
+pub(crate) const DATA_LISTEN: &str = "COMFY_FARM_DATA_LISTEN";
+/// An address that tickets name besides those found.
+pub(crate) const ANNOUNCE: &str = "COMFY_FARM_ANNOUNCE";
+/// The ticket that a node joins with, or `@FILE`.
+pub(crate) const JOIN: &str = "COMFY_FARM_JOIN";
+/// The ComfyUI that a node attaches to.
+pub(crate) const COMFYUI: &str = "COMFY_FARM_COMFYUI";
+/// What is logged, in the words of `tracing_subscriber::EnvFilter`.
+pub(crate) const LOG: &str = "COMFY_FARM_LOG";
+/// `json` writes the log as JSON lines.
+pub(crate) const LOG_FORMAT: &str = "COMFY_FARM_LOG_FORMAT";
+/// Where the user's settings are (XDG base directory specification).
+pub(crate) const XDG_CONFIG_HOME: &str = "XDG_CONFIG_HOME";
+/// Where the user's data is (XDG base directory specification).
+pub(crate) const XDG_DATA_HOME: &str = "XDG_DATA_HOME";
+/// The user's home.
+pub(crate) const HOME: &str = "HOME";
+
+/// Those that set how a role runs; the demo's processes do not inherit them.
+pub(crate) const ALL: [&str; 10] = [URL, KEY, CONFIG, DATA, HTTP, LISTEN, DATA_LISTEN, ANNOUNCE, JOIN, COMFYUI];

@@ -9,11 +9,6 @@ use rust_embed::RustEmbed;
 /// Vite puts a hash of their content in the names of these files, so they never change.
 const HASHED: &str = "assets/";
 
-/// The content security policy that the page needs: its own files and API, and `blob:` for pictures, since
-/// those are fetched with a key that an `<img>` cannot send.
-pub const CONTENT_SECURITY_POLICY: &str = "default-src 'self'; img-src 'self' blob:; media-src 'self' blob:; \
-    object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
-
 /// One file of the page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Asset {

@@ -1,1 +1,12 @@
-//! Placeholder.
+//! A farm in a test: a coordinator and nodes as real processes on loopback, and the calls that a test
+//! makes of them.
+//!
+//! Not here: what is expected; that is `it/`.
+
+mod farm;
+mod process;
+mod tools;
+
+pub use farm::{Farm, FarmOptions, NodeHandle, eventually, job_input};
+pub use process::{Process, binary};
+pub use tools::{comfyui_folder, driver_folder, example, is_root, skipped, validator_python};

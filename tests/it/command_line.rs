@@ -1,0 +1,137 @@
+//! The commands as a person types them: what they print and how they end.
+
+use farm_tests::{Farm, FarmOptions, Process, example};
+use serde_json::Value;
+
+struct Ran {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+async fn comfy_farm(farm: Option<&Farm>, arguments: &[&str]) -> anyhow::Result<Ran> {
+    let folder = tempfile::tempdir()?;
+    let mut command = Process::comfy_farm(folder.path(), arguments);
+    command.env("COMFY_FARM_LOG", "error");
+    if let Some(farm) = farm {
+        command.env("COMFY_FARM_URL", &farm.url).env("COMFY_FARM_KEY", &farm.key);
+    }
+    let output = command.output().await?;
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ok(Ran { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) })
+}
+
+#[tokio::test]
+async fn deploy_run_and_look_by_hand() -> anyhow::Result<()> {
+    let farm = Farm::start(FarmOptions::default()).await?;
+    let bundle = example("pixelate.cpack.zip");
+    let ran = comfy_farm(Some(&farm), &["deploy", bundle.to_str().expect("UTF-8")]).await?;
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(ran.stdout.contains("deployed pixelate@1"), "{}", ran.stdout);
+
+    let out = tempfile::tempdir()?;
+    let picture = format!("picture=@{}", example("pixelate/input/landscape.png").display());
+    let out_text = out.path().to_str().expect("UTF-8");
+    let ran =
+        comfy_farm(Some(&farm), &["run", "pixelate", &picture, "columns=32", "--out", out_text]).await?;
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let saved = ran.stdout.trim();
+    assert!(saved.starts_with(out_text) && std::path::Path::new(saved).exists(), "{saved}");
+
+    let ran = comfy_farm(Some(&farm), &["jobs"]).await?;
+    assert!(ran.stdout.contains("pixelate@1  succeeded"), "{}", ran.stdout);
+    let ran = comfy_farm(Some(&farm), &["nodes"]).await?;
+    assert!(ran.stdout.contains("builtin") && ran.stdout.contains("connected"), "{}", ran.stdout);
+    let short = &farm.nodes[0].peer[farm.nodes[0].peer.len() - 10..];
+    let ran = comfy_farm(Some(&farm), &["drain", short]).await?;
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let ran = comfy_farm(Some(&farm), &["nodes"]).await?;
+    assert!(ran.stdout.contains("draining"), "{}", ran.stdout);
+    let ran = comfy_farm(Some(&farm), &["undrain", short, "--json"]).await?;
+    let node: Value = serde_json::from_str(&ran.stdout)?;
+    assert_eq!(node["draining"], false);
+    let ran = comfy_farm(Some(&farm), &["invite"]).await?;
+    assert!(ran.stdout.starts_with("farm1") && ran.stdout.lines().count() == 1, "{}", ran.stdout);
+    assert!(ran.stderr.contains("this machine only"), "{}", ran.stderr);
+    Ok(())
+}
+
+#[tokio::test]
+async fn each_kind_of_failure_has_its_exit_code() -> anyhow::Result<()> {
+    let farm = Farm::with_example(FarmOptions { nodes: 0, ..FarmOptions::default() }).await?;
+    let check =
+        async |farm: Option<&Farm>, arguments: &[&str], code: i32, words: &str| -> anyhow::Result<()> {
+            let ran = comfy_farm(farm, arguments).await?;
+            assert_eq!(ran.code, Some(code), "{arguments:?}: {}", ran.stderr);
+            assert!(ran.stderr.contains(words), "{arguments:?}: {}", ran.stderr);
+            Ok(())
+        };
+    let farm_url = farm.url.as_str();
+    check(None, &["frobnicate"], 2, "frobnicate").await?;
+    check(None, &["--config", "no-such-file.toml", "jobs"], 3, "no-such-file.toml").await?;
+    check(None, &["jobs", "--url", "http://127.0.0.1:9"], 4, "no farm answers").await?;
+    check(None, &["jobs", "--url", farm_url, "--key", "cfk_wrong"], 5, "key").await?;
+    check(Some(&farm), &["run", "nothing"], 6, "nothing").await?;
+    check(Some(&farm), &["drain", "nobody"], 6, "nobody").await?;
+    check(Some(&farm), &["run", "pixelate", "columns=many"], 7, "columns").await?;
+    check(Some(&farm), &["run", "pixelate", "columns"], 7, "KEY=VALUE").await?;
+    check(None, &["node"], 12, "--yes").await?;
+    check(None, &["node", "--yes"], 10, "ticket").await?;
+    let data = farm.folder.path().join("coordinator");
+    let data = data.to_str().expect("UTF-8");
+    check(None, &["coordinator", "--data", data, "--http", "127.0.0.1:0"], 11, "in use").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn bare_workflow_with_nothing_exposed_lists_what_it_could_expose() -> anyhow::Result<()> {
+    let farm = Farm::start(FarmOptions::default()).await?;
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("Invert It.json");
+    let workflow = serde_json::json!({
+        "1": { "class_type": "EmptyImage", "inputs": { "width": 8, "height": 8, "batch_size": 1, "color": 255 } },
+        "2": { "class_type": "ImageInvert", "inputs": { "image": ["1", 0] } },
+        "3": { "class_type": "SaveImage", "inputs": { "images": ["2", 0], "filename_prefix": "x" } },
+    });
+    std::fs::write(&file, workflow.to_string())?;
+    let file = file.to_str().expect("UTF-8");
+    let ran = comfy_farm(Some(&farm), &["deploy", file]).await?;
+    assert_eq!(ran.code, Some(7), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("--input color=1.color") && ran.stderr.contains("--output 3"),
+        "{}",
+        ran.stderr
+    );
+
+    let ran = comfy_farm(Some(&farm), &["deploy", file, "--input", "paint=1.color", "--output", "3"]).await?;
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(ran.stdout.contains("deployed invert-it@1"), "{}", ran.stdout);
+    let out = tempfile::tempdir()?;
+    let out = out.path().to_str().expect("UTF-8");
+    let ran = comfy_farm(Some(&farm), &["run", "invert-it", "paint=16711680", "--out", out]).await?;
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let picture = image::open(ran.stdout.trim())?.into_rgb8();
+    assert!(picture.pixels().all(|pixel| pixel.0 == [0, 255, 255]));
+    Ok(())
+}
+
+#[tokio::test]
+async fn schema_has_the_form_of_the_recorded_facts() -> anyhow::Result<()> {
+    let bundle = example("pixelate.cpack.zip");
+    let ran = comfy_farm(None, &["schema", bundle.to_str().expect("UTF-8"), "--json"]).await?;
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let schema: Value = serde_json::from_str(&ran.stdout)?;
+    assert_eq!(schema["input_nodes"], serde_json::json!({ "picture": "1", "columns": "2", "rows": "3" }));
+    assert_eq!(schema["output_nodes"], serde_json::json!({ "pixelated": "6" }));
+    assert_eq!(schema["input_json_schema"]["required"], serde_json::json!(["picture"]));
+    Ok(())
+}
+
+#[tokio::test]
+async fn terms_are_printed_before_a_node_joins() -> anyhow::Result<()> {
+    let ran = comfy_farm(None, &["node", "--yes"]).await?;
+    for word in ["Engine", "Models", "Code", "Disk", "When", "Who"] {
+        assert!(ran.stderr.contains(word), "`{word}` is missing: {}", ran.stderr);
+    }
+    Ok(())
+}

@@ -1,0 +1,13 @@
+//! The farm as its users meet it: real processes, real sockets, real clients.
+
+mod api;
+mod browser;
+mod command_line;
+mod demo;
+mod guards;
+mod house;
+mod kills;
+mod namespaces;
+mod openapi;
+mod real_comfyui;
+mod sources;

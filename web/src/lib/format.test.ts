@@ -15,7 +15,12 @@ test("a span without an end runs up to now, and one without a start has not begu
   expect(between("2026-11-24T10:00:00Z", null, now)).toBe("30 s");
   expect(between("2026-11-24T10:00:00Z", "2026-11-24T10:00:02Z", now)).toBe("2.0 s");
   expect(between(null, null, now)).toBe("–");
-  expect(ago("2026-11-24T10:00:29Z", now)).toBe("just now");
+});
+
+test("how long ago something was is said in one unit", () => {
+  const now = Date.parse("2026-11-24T10:00:00Z");
+  const times = ["2026-11-24T09:59:59Z", "2026-11-24T09:59:30Z", "2026-11-24T09:01:00Z", "2026-11-24T01:10:00Z", "2026-11-22T09:00:00Z"];
+  expect(times.map((time) => ago(time, now))).toEqual(["just now", "30 s ago", "59 min ago", "8 h ago", "2 days ago"]);
 });
 
 test("a part is never shown as whole before it is", () => {

@@ -32,7 +32,12 @@ export function between(from: string | null | undefined, to: string | null | und
 /** How long ago something was. */
 export function ago(time: string, now: number): string {
   const past = now - Date.parse(time);
-  return past < 10_000 ? "just now" : `${span(past)} ago`;
+  const units = [1, 60, 3600, 86_400].map((unit) => Math.floor(past / 1000 / unit));
+  const [seconds = 0, minutes = 0, hours = 0, days = 0] = units;
+  if (seconds < 10) return "just now";
+  if (minutes === 0) return `${seconds} s ago`;
+  if (hours === 0) return `${minutes} min ago`;
+  return days === 0 ? `${hours} h ago` : `${count(days, "day")} ago`;
 }
 
 /** A time of the API in the reader's own clock. */

@@ -1,0 +1,211 @@
+//! Deploying a workflow: an upload becomes a checked bundle, a typed interface, and the next version of
+//! a name.
+//!
+//! The upload is spooled to a temporary file under the limit, so that nothing of it is in the store
+//! before all names in it were checked. Not here: what a bundle may hold; that is `protocol`'s.
+
+use std::fs::File;
+use std::io::{self, Read};
+
+use axum::Json;
+use axum::extract::{Query, Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use mesh::store::BlobStore;
+use protocol::{
+    Bundle, BundleLimits, ExposedInput, Interface, MAX_WORKFLOW, Workflow as Graph, WorkflowName, read_bundle,
+};
+
+use crate::api::Api;
+use crate::api::error::{ApiError, FieldProblem};
+use crate::api::extract::media_type;
+use crate::api::openapi::Binary;
+use crate::api::upload::{Allowance, spool_body};
+use crate::api::v1::model::workflow::{DeployedAnswer, Missing, MissingKind, Workflow, workflow_path};
+use crate::handle::Deployment;
+use crate::view::{DeployedWorkflow, NodeView};
+
+/// What the query of a deploy says.
+#[derive(Debug, Default)]
+struct DeployQuery {
+    name: Option<WorkflowName>,
+    inputs: Vec<ExposedInput>,
+    outputs: Vec<String>,
+    accept_attached: bool,
+}
+
+/// Deploy the next version of a workflow
+///
+/// The body is a bundle (`application/zip`, of comfy-pack or of comfy-farm) or a workflow in ComfyUI's
+/// API format (`application/json`). Where it exposes no output, the refusal lists the `candidates`.
+#[utoipa::path(
+    post,
+    path = "/v1/workflows",
+    tag = "workflows",
+    params(
+        ("name" = String, Query, description = "The name to deploy under"),
+        ("input" = Option<Vec<String>>, Query, description = "An input to expose, as NAME=NODE.FIELD; repeatable"),
+        ("output" = Option<Vec<String>>, Query, description = "The id of an op whose files are an output; repeatable"),
+        ("accept_attached" = Option<bool>, Query, description = "Whether an attached ComfyUI, which proves no lockfile, may run it"),
+    ),
+    request_body(content((Binary = "application/zip"), (Object = "application/json"))),
+    responses((status = 201, body = DeployedAnswer)),
+)]
+pub(super) async fn deploy_workflow(
+    State(api): State<Api>,
+    Query(pairs): Query<Vec<(String, String)>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let query = DeployQuery::parse(pairs)?;
+    let name = query.name.clone().ok_or_else(|| {
+        ApiError::field("name", "required", "is required: the name to deploy under, as `?name=pixel-art`")
+    })?;
+    let bundle = match media_type(&request).as_str() {
+        "application/zip" | "application/x-zip-compressed" => {
+            let allowance = Allowance::for_request(api.upload_limit, request.headers())?;
+            let file = spool_body(request.into_body(), allowance).await?;
+            in_background(&api, move |store| bundle_of_zip(file, store)).await?
+        }
+        "application/json" => {
+            let limit = api.upload_limit.min(MAX_WORKFLOW as u64);
+            let allowance = Allowance::for_request(limit, request.headers())?;
+            let file = spool_body(request.into_body(), allowance).await?;
+            in_background(&api, move |store| bundle_of_graph(file, store)).await?
+        }
+        _ => {
+            return Err(ApiError::UnsupportedMediaType(
+                "a bundle is `application/zip`, a workflow in API format `application/json`".to_owned(),
+            ));
+        }
+    };
+    let interface = query.interface(&bundle.workflow)?;
+    let notes = bundle.repairs.iter().map(ToString::to_string).collect();
+    let deployment =
+        Deployment { name, bundle: bundle.clone(), interface, accept_attached: query.accept_attached, notes };
+    let deployed = api.coordinator.deploy(deployment).await?;
+    let missing = missing(&deployed, &bundle, &api.coordinator.nodes().await?);
+    let location = workflow_path(&deployed.id.name, deployed.id.version);
+    let location = HeaderValue::try_from(location).expect("a workflow's name is ASCII");
+    let answer = DeployedAnswer { workflow: Workflow::new(&deployed, true), missing };
+    Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(answer)).into_response())
+}
+
+impl DeployQuery {
+    fn parse(pairs: Vec<(String, String)>) -> Result<Self, ApiError> {
+        let mut query = Self::default();
+        let mut errors = Vec::new();
+        for (key, value) in pairs {
+            let mut fault = |message: String| errors.push(FieldProblem::new(key.as_str(), "type", message));
+            match key.as_str() {
+                "name" => match value.parse() {
+                    Ok(name) => query.name = Some(name),
+                    Err(error) => fault(protocol::ParseIdError::to_string(&error)),
+                },
+                "input" => match value.parse() {
+                    Ok(input) => query.inputs.push(input),
+                    Err(error) => fault(protocol::ParseExposedInputError::to_string(&error)),
+                },
+                "output" => query.outputs.push(value),
+                "accept_attached" => match value.parse() {
+                    Ok(accept) => query.accept_attached = accept,
+                    Err(_) => fault("takes true or false".to_owned()),
+                },
+                _ => {
+                    let message = "takes `name`, `input`, `output` and `accept_attached`";
+                    errors.push(FieldProblem::new(key.as_str(), "unknown", message));
+                }
+            }
+        }
+        if errors.is_empty() { Ok(query) } else { Err(ApiError::fields(errors)) }
+    }
+
+    /// What the workflow exposes of itself, or what the query exposes of it.
+    fn interface(&self, graph: &Graph) -> Result<Interface, ApiError> {
+        let interface = if self.inputs.is_empty() && self.outputs.is_empty() {
+            Interface::of(graph)
+                .map_err(|error| ApiError::field("workflow", "interface", error.to_string()))?
+        } else {
+            Interface::expose(graph, &self.inputs, &self.outputs, None)
+                .map_err(|error| ApiError::field("input", "interface", error.to_string()))?
+        };
+        if interface.outputs.is_empty() {
+            return Err(ApiError::NothingExposed(Box::new(Interface::candidates(graph))));
+        }
+        Ok(interface)
+    }
+}
+
+/// Reads an upload on a thread that may block.
+async fn in_background(
+    api: &Api,
+    read: impl FnOnce(&BlobStore) -> Result<Bundle, ApiError> + Send + 'static,
+) -> Result<Bundle, ApiError> {
+    let store = api.coordinator.blobs().clone();
+    tokio::task::spawn_blocking(move || read(&store)).await.unwrap_or(Err(ApiError::Panic))
+}
+
+fn bundle_of_zip(file: File, store: &BlobStore) -> Result<Bundle, ApiError> {
+    let mut sink = |_: &str, entry: &mut dyn Read| store_entry(entry, store);
+    read_bundle(file, &BundleLimits::default(), &mut sink)
+        .map_err(|error| ApiError::field("bundle", "bundle", chain(&error)))
+}
+
+fn bundle_of_graph(mut file: File, store: &BlobStore) -> Result<Bundle, ApiError> {
+    let io = |source| ApiError::Io { attempt: "reading the upload from a temporary file", source };
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(io)?;
+    let mut sink = |_: &str, entry: &mut dyn Read| store_entry(entry, store);
+    Bundle::from_workflow(&bytes, &mut sink)
+        .map_err(|error| ApiError::field("workflow", "workflow", chain(&error)))
+}
+
+/// Stores one entry of a bundle; called on a thread that may block.
+fn store_entry(entry: &mut dyn Read, store: &BlobStore) -> io::Result<protocol::BlobRef> {
+    let runtime = tokio::runtime::Handle::current();
+    let mut writer = runtime.block_on(store.writer(u64::MAX)).map_err(io::Error::other)?;
+    let mut chunk = vec![0; 256 << 10];
+    loop {
+        let length = entry.read(&mut chunk)?;
+        if length == 0 {
+            return runtime.block_on(writer.finish()).map_err(io::Error::other);
+        }
+        runtime.block_on(writer.write(&chunk[..length])).map_err(io::Error::other)?;
+    }
+}
+
+/// What the workflow needs and nothing in the farm has.
+fn missing(deployed: &DeployedWorkflow, bundle: &Bundle, nodes: &[NodeView]) -> Vec<Missing> {
+    let looked = format!("looked for on {} nodes", nodes.len());
+    let ops = deployed.requirements.classes.iter();
+    let ops = ops
+        .filter(|class| !nodes.iter().any(|node| node.offer.classes.contains(*class)))
+        .map(|class| Missing { kind: MissingKind::Op, name: class.clone(), detail: looked.clone() });
+    let has_source = |name: &str| {
+        let locked = bundle
+            .lockfile
+            .models
+            .iter()
+            .find(|model| model.path.as_str().strip_prefix("models/") == Some(name));
+        locked.is_some_and(|model| model.blob.is_some() || !model.sources.is_empty())
+    };
+    let models = deployed.requirements.models.iter();
+    let models = models
+        .filter(|name| !has_source(name) && !nodes.iter().any(|node| node.offer.models.contains(*name)))
+        .map(|name| Missing {
+            kind: MissingKind::Model,
+            name: name.clone(),
+            detail: format!("{looked}, and the lockfile gives no URL for it"),
+        });
+    ops.chain(models).collect()
+}
+
+/// An error and its causes in one line, for the caller who sent the cause.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}

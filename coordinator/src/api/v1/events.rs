@@ -1,0 +1,246 @@
+//! The event streams: server-sent events of the whole farm, or of one job until it ends.
+//!
+//! A durable event's id is its number in the journal, and `Last-Event-ID` goes on after it. Where the
+//! events since then are gone, or the caller reads too slowly to keep up, the stream goes on from an
+//! event `snapshot`. Progress has no id, and only the latest of a job is sent. Not here: what becomes
+//! an event.
+
+#![expect(unused_qualifications, reason = "the attribute on handlers writes qualified paths")]
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::Sse;
+use axum::response::sse::{Event as SseEvent, KeepAlive};
+use futures::Stream;
+use protocol::JobId;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+use utoipa::IntoParams;
+
+use crate::api::Api;
+use crate::api::error::ApiError;
+use crate::api::extract::{NoQuery, Path};
+use crate::api::v1::jobs;
+use crate::api::v1::model::event::Event;
+use crate::api::v1::model::farm::Farm;
+use crate::api::v1::model::job::Job;
+use crate::api::v1::model::node::Node;
+use crate::handle::{EventFeed, JobsFilter};
+use crate::view::{FarmEvent, FarmEventKind};
+
+/// How often a silent stream shows that it lives.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// How many jobs a snapshot of the farm holds.
+const SNAPSHOT_JOBS: u32 = 100;
+
+/// Where a stream goes on.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Header)]
+pub(super) struct ResumeHeader {
+    /// The id of the last event that was seen: the stream goes on after it.
+    #[param(rename = "Last-Event-ID", value_type = u64, required = false)]
+    #[expect(dead_code, reason = "it describes the header to callers; the handlers read it themselves")]
+    last_event_id: Option<u64>,
+}
+
+/// What happens in the farm, as it happens
+///
+/// Server-sent events; the data of each is an `Event`. Begins with a `snapshot`, or after `Last-Event-ID`.
+#[utoipa::path(
+    get,
+    path = "/v1/events",
+    tag = "events",
+    params(ResumeHeader),
+    responses((status = 200, description = "A stream of events", body = Event, content_type = "text/event-stream")),
+)]
+pub(super) async fn stream_events(
+    State(api): State<Api>,
+    _: NoQuery,
+    headers: HeaderMap,
+) -> Result<Sse<impl Stream<Item = Result<SseEvent, Infallible>>>, ApiError> {
+    let follower = Follower::begin(api, None, last_event_id(&headers)?).await?;
+    Ok(sse(follower))
+}
+
+/// What happens to one job, as it happens, until it ends
+///
+/// Server-sent events; the data of each is an `Event`. Begins with a `snapshot`, or after `Last-Event-ID`,
+/// and ends after the event `ended`.
+#[utoipa::path(
+    get,
+    path = "/v1/jobs/{id}/events",
+    tag = "events",
+    params(("id" = Uuid, Path, description = "The job"), ResumeHeader),
+    responses((status = 200, description = "A stream of events", body = Event, content_type = "text/event-stream")),
+)]
+pub(super) async fn stream_job_events(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    _: NoQuery,
+    headers: HeaderMap,
+) -> Result<Sse<impl Stream<Item = Result<SseEvent, Infallible>>>, ApiError> {
+    let job = jobs::parse_id(&id)?;
+    jobs::find(&api, job).await?;
+    let follower = Follower::begin(api, Some(job), last_event_id(&headers)?).await?;
+    Ok(sse(follower))
+}
+
+fn last_event_id(headers: &HeaderMap) -> Result<Option<u64>, ApiError> {
+    let Some(value) = headers.get("last-event-id") else { return Ok(None) };
+    let number = value.to_str().ok().and_then(|text| text.parse().ok());
+    number.map(Some).ok_or_else(|| ApiError::Malformed("`Last-Event-ID` takes the id of an event".to_owned()))
+}
+
+fn sse(follower: Follower) -> Sse<impl Stream<Item = Result<SseEvent, Infallible>>> {
+    let events = futures::stream::unfold(follower, |mut follower| async {
+        let event = follower.next().await?;
+        Some((Ok(event), follower))
+    });
+    Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE).text("alive"))
+}
+
+/// An event on its way out, with its number if it is durable.
+#[derive(Debug)]
+struct Outgoing {
+    number: Option<u64>,
+    /// The job whose progress it is; a later one replaces it.
+    progress_of: Option<JobId>,
+    is_last: bool,
+    event: Event,
+}
+
+/// One caller's place in the events.
+struct Follower {
+    api: Api,
+    only: Option<JobId>,
+    pending: VecDeque<Outgoing>,
+    live: Receiver<FarmEvent>,
+    /// The newest number that was sent or stands in a snapshot; none up to it is sent again.
+    seen: u64,
+    is_over: bool,
+}
+
+impl Follower {
+    async fn begin(api: Api, only: Option<JobId>, after: Option<u64>) -> Result<Self, ApiError> {
+        let EventFeed { missed, newest, live } = api.coordinator.events(after).await?;
+        let seen = after.unwrap_or(newest);
+        let mut follower = Self { api, only, pending: VecDeque::new(), live, seen, is_over: false };
+        match missed.filter(|_| after.is_some()) {
+            Some(missed) => {
+                missed.into_iter().for_each(|event| follower.push(event));
+                follower.push_end_before(seen).await?;
+            }
+            None => follower.push_snapshot(newest).await?,
+        }
+        Ok(follower)
+    }
+
+    /// The next event; `None` when the stream is over.
+    async fn next(&mut self) -> Option<SseEvent> {
+        loop {
+            if self.is_over {
+                return None;
+            }
+            if let Some(outgoing) = self.pending.pop_front() {
+                self.is_over = outgoing.is_last;
+                return Some(outgoing.into_sse());
+            }
+            let received = tokio::select! {
+                received = self.live.recv() => received,
+                () = self.api.stopping.cancelled() => return None,
+            };
+            match received {
+                Ok(event) => self.push(event),
+                Err(RecvError::Closed) => return None,
+                Err(RecvError::Lagged(_)) => self.begin_again().await.ok()?,
+            }
+            // All that came meanwhile, so that progress which is already old is skipped.
+            loop {
+                match self.live.try_recv() {
+                    Ok(event) => self.push(event),
+                    Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+                    Err(TryRecvError::Lagged(_)) => self.begin_again().await.ok()?,
+                }
+            }
+        }
+    }
+
+    async fn begin_again(&mut self) -> Result<(), ApiError> {
+        let feed = self.api.coordinator.events(None).await?;
+        self.live = feed.live;
+        self.pending.clear();
+        self.push_snapshot(feed.newest).await
+    }
+
+    fn push(&mut self, event: FarmEvent) {
+        if self.only.is_some() && event.kind.job() != self.only {
+            return;
+        }
+        if let Some(number) = event.number {
+            if number <= self.seen {
+                return;
+            }
+            self.seen = number;
+        }
+        let progress_of = match &event.kind {
+            FarmEventKind::Progress { job, .. } => Some(*job),
+            _ => None,
+        };
+        if progress_of.is_some() {
+            self.pending.retain(|earlier| earlier.progress_of != progress_of);
+        }
+        let is_last = self.only.is_some() && matches!(event.kind, FarmEventKind::Ended { .. });
+        self.pending.push_back(Outgoing { number: event.number, progress_of, is_last, event: event.into() });
+    }
+
+    async fn push_snapshot(&mut self, number: u64) -> Result<(), ApiError> {
+        self.seen = number;
+        let coordinator = &self.api.coordinator;
+        let farm = Farm::from(coordinator.farm().await?);
+        let (nodes, views) = match self.only {
+            Some(job) => (Vec::new(), vec![jobs::find(&self.api, job).await?]),
+            None => {
+                let filter = JobsFilter { limit: SNAPSHOT_JOBS, ..JobsFilter::default() };
+                (coordinator.nodes().await?, coordinator.jobs(filter).await?)
+            }
+        };
+        let nodes = nodes.into_iter().map(Node::from).collect();
+        let jobs = views.into_iter().map(|view| Job::new(view, self.api.peer)).collect();
+        let event = Event::snapshot(farm, nodes, jobs);
+        self.pending.push_back(Outgoing { number: Some(number), progress_of: None, is_last: false, event });
+        self.push_end_before(number).await
+    }
+
+    /// Closes the stream of a job that had ended before it began: nothing more will come of it.
+    async fn push_end_before(&mut self, number: u64) -> Result<(), ApiError> {
+        let Some(job) = self.only.filter(|_| !self.pending.iter().any(|event| event.is_last)) else {
+            return Ok(());
+        };
+        let view = jobs::find(&self.api, job).await?;
+        if let (true, Some(at)) = (view.state.is_final(), view.ended) {
+            let event = Event::ended(job.0, view.state.into(), at);
+            self.pending.push_back(Outgoing {
+                number: Some(number),
+                progress_of: None,
+                is_last: true,
+                event,
+            });
+        }
+        Ok(())
+    }
+}
+
+impl Outgoing {
+    fn into_sse(self) -> SseEvent {
+        let data = serde_json::to_string(&self.event).expect("an event has only text keys");
+        let event = SseEvent::default().event(self.event.name()).data(data);
+        match self.number {
+            Some(number) => event.id(number.to_string()),
+            None => event,
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! The farm as a whole, and invitations into it. Not here: who is admitted; the coordinator decides.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+
+use crate::api::Api;
+use crate::api::error::{ApiError, FieldProblem};
+use crate::api::extract::{self, NoQuery};
+use crate::api::v1::model::farm::{Farm, Invite, InviteRequest, MAX_LIFETIME_SECONDS, MAX_USES};
+use crate::handle::Invitation;
+
+/// The farm as a whole
+#[utoipa::path(get, path = "/v1/farm", tag = "farm", responses((status = 200, body = Farm)))]
+pub(super) async fn get_farm(State(api): State<Api>, _: NoQuery) -> Result<Json<Farm>, ApiError> {
+    Ok(Json(api.coordinator.farm().await?.into()))
+}
+
+/// Make a ticket that admits machines to the farm
+#[utoipa::path(
+    post,
+    path = "/v1/invites",
+    tag = "farm",
+    request_body = InviteRequest,
+    responses((status = 201, body = Invite)),
+)]
+pub(super) async fn create_invite(
+    State(api): State<Api>,
+    _: NoQuery,
+    extract::Json(request): extract::Json<InviteRequest>,
+) -> Result<(StatusCode, Json<Invite>), ApiError> {
+    let mut errors = Vec::new();
+    if !(1..=MAX_USES).contains(&request.uses) {
+        errors.push(FieldProblem::new("uses", "range", format!("takes 1 to {MAX_USES}")));
+    }
+    if !(1..=MAX_LIFETIME_SECONDS).contains(&request.lifetime_seconds) {
+        let message = format!("takes 1 to {MAX_LIFETIME_SECONDS}, which are 30 days");
+        errors.push(FieldProblem::new("lifetime_seconds", "range", message));
+    }
+    if !errors.is_empty() {
+        return Err(ApiError::fields(errors));
+    }
+    let lifetime = Duration::from_secs(request.lifetime_seconds);
+    let ticket = api.coordinator.invite(Invitation { uses: request.uses, lifetime }).await?;
+    Ok((StatusCode::CREATED, Json(ticket.into())))
+}

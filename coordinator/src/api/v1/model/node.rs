@@ -1,0 +1,148 @@
+//! A node and its slots as JSON. Not here: what a run on a slot is doing (`job`).
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::api::v1::model::job::Run;
+use crate::view::NodeView;
+
+/// All nodes that the coordinator knows.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Nodes {
+    pub(crate) nodes: Vec<Node>,
+}
+
+/// A machine that lends GPUs.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Node {
+    /// Its peer id.
+    peer: String,
+    /// The machine's name.
+    host_name: String,
+    /// Whether its session is open.
+    connected: bool,
+    /// Whether it takes no more runs.
+    draining: bool,
+    /// What executes workflows there.
+    engine: Engine,
+    /// The version of comfy-farm that it runs.
+    agent_version: String,
+    /// Operating system and architecture, such as `linux-x86_64`.
+    platform: String,
+    /// The labels of its certificate.
+    labels: BTreeMap<String, String>,
+    /// The address that its session comes from.
+    #[schema(required)]
+    address: Option<String>,
+    /// One for each run that it can do at a time.
+    slots: Vec<Slot>,
+    /// How many blobs it is known to hold.
+    blobs: u64,
+    /// When it was last heard of.
+    #[serde(with = "time::serde::rfc3339")]
+    seen: OffsetDateTime,
+}
+
+/// What executes workflows on a node.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+#[schema(as = NodeEngine)]
+pub(crate) enum Engine {
+    /// The small CPU engine of comfy-farm itself.
+    Builtin,
+    /// A ComfyUI that the node's owner runs.
+    Attached {
+        /// ComfyUI's version.
+        comfyui_version: String,
+    },
+}
+
+/// The unit of capacity: one run at a time.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Slot {
+    /// Its number on the node.
+    id: u16,
+    /// What it computes on.
+    device: Device,
+    /// What it is doing.
+    #[schema(required)]
+    run: Option<SlotRun>,
+}
+
+/// What a slot computes on.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub(crate) enum Device {
+    /// The processor.
+    Cpu {
+        /// Its threads.
+        threads: u32,
+    },
+    /// A graphics card.
+    Gpu {
+        /// Its name.
+        name: String,
+        /// Its memory in bytes.
+        memory: u64,
+    },
+}
+
+/// A run on a slot.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct SlotRun {
+    /// The job that it is an attempt at.
+    job: Uuid,
+    /// The run.
+    #[serde(flatten)]
+    run: Run,
+}
+
+impl From<NodeView> for Node {
+    fn from(view: NodeView) -> Self {
+        let slots = view.offer.slots.iter().map(|slot| Slot {
+            id: slot.id.0,
+            device: slot.device.clone().into(),
+            run: view
+                .runs
+                .iter()
+                .find(|(_, run)| run.slot == slot.id)
+                .map(|(job, run)| SlotRun { job: job.0, run: run.clone().into() }),
+        });
+        Self {
+            peer: view.peer.to_string(),
+            connected: view.connected,
+            draining: view.draining,
+            slots: slots.collect(),
+            host_name: view.offer.host_name,
+            engine: view.offer.engine.into(),
+            agent_version: view.offer.agent_version,
+            platform: view.offer.platform,
+            labels: view.labels,
+            address: view.address.map(|address| address.to_string()),
+            blobs: view.blobs,
+            seen: view.seen,
+        }
+    }
+}
+
+impl From<protocol::Engine> for Engine {
+    fn from(engine: protocol::Engine) -> Self {
+        match engine {
+            protocol::Engine::Builtin => Self::Builtin,
+            protocol::Engine::Attached { comfyui_version } => Self::Attached { comfyui_version },
+        }
+    }
+}
+
+impl From<protocol::Device> for Device {
+    fn from(device: protocol::Device) -> Self {
+        match device {
+            protocol::Device::Cpu { threads } => Self::Cpu { threads },
+            protocol::Device::Gpu { name, memory, .. } => Self::Gpu { name, memory },
+        }
+    }
+}

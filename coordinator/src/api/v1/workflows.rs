@@ -1,0 +1,140 @@
+//! Deployed workflows and their versions. Not here: how one is deployed (`deploy`) or called (`submit`).
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use protocol::{ParseIdError, WorkflowSelector, WorkflowVersion};
+use serde_json::Value;
+
+use crate::api::Api;
+use crate::api::error::ApiError;
+use crate::api::extract::{self, NoQuery, Path};
+use crate::api::v1::model::workflow::{RestoreRequest, Workflow, WorkflowDetail, Workflows};
+use crate::api::v1::workflow_document;
+use crate::view::DeployedWorkflow;
+
+/// All versions of all workflows: by name, the current version of each first
+#[utoipa::path(get, path = "/v1/workflows", tag = "workflows", responses((status = 200, body = Workflows)))]
+pub(super) async fn list_workflows(State(api): State<Api>, _: NoQuery) -> Result<Json<Workflows>, ApiError> {
+    let deployed = api.coordinator.workflows().await?;
+    let is_current = |place: usize| place == 0 || deployed[place - 1].id.name != deployed[place].id.name;
+    let workflows = deployed.iter().enumerate().map(|(place, one)| Workflow::new(one, is_current(place)));
+    Ok(Json(Workflows { workflows: workflows.collect() }))
+}
+
+/// One workflow: the current version of a name, or the one that is named
+#[utoipa::path(
+    get,
+    path = "/v1/workflows/{name}",
+    tag = "workflows",
+    params(("name" = String, Path, description = "`name` or `name@3`")),
+    responses((status = 200, body = WorkflowDetail)),
+)]
+pub(super) async fn get_workflow(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    _: NoQuery,
+) -> Result<Json<WorkflowDetail>, ApiError> {
+    let selector = parse_selector(&name)?;
+    detail(&api, &selector).await.map(Json)
+}
+
+/// Make an older version of a name the current one
+#[utoipa::path(
+    post,
+    path = "/v1/workflows/{name}/restore",
+    tag = "workflows",
+    params(("name" = String, Path, description = "The name, without a version")),
+    request_body = RestoreRequest,
+    responses((status = 200, body = WorkflowDetail)),
+)]
+pub(super) async fn restore_workflow(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    _: NoQuery,
+    extract::Json(request): extract::Json<RestoreRequest>,
+) -> Result<Json<WorkflowDetail>, ApiError> {
+    let selector = parse_selector(&name)?;
+    if selector.version.is_some() {
+        return Err(ApiError::field(
+            "name",
+            "unknown",
+            "takes the name alone; the version goes into the body",
+        ));
+    }
+    let restored = api
+        .coordinator
+        .restore(WorkflowVersion { name: selector.name.clone(), version: request.version })
+        .await?;
+    detail(&api, &WorkflowSelector { version: Some(restored.id.version), ..selector }).await.map(Json)
+}
+
+/// The OpenAPI document of one workflow: its typed call, and its outputs
+#[utoipa::path(
+    get,
+    path = "/v1/workflows/{name}/openapi.json",
+    tag = "workflows",
+    params(("name" = String, Path, description = "`name` or `name@3`")),
+    responses((status = 200, description = "An OpenAPI 3.1 document", body = Object)),
+)]
+pub(super) async fn get_workflow_openapi(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    _: NoQuery,
+) -> Result<Json<Value>, ApiError> {
+    let selector = parse_selector(&name)?;
+    let deployed = find(&api, &selector).await?;
+    Ok(Json(workflow_document::of(&deployed, selector.version.is_some(), &api.openapi)))
+}
+
+/// The JSON schema of one workflow's input, with the ops behind its names
+#[utoipa::path(
+    get,
+    path = "/v1/workflows/{name}/schema",
+    tag = "workflows",
+    params(("name" = String, Path, description = "`name` or `name@3`")),
+    responses((
+        status = 200,
+        description = "`input_json_schema`, `input_nodes` and `output_nodes`",
+        body = Object,
+    )),
+)]
+pub(super) async fn get_workflow_schema(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    _: NoQuery,
+) -> Result<Json<Value>, ApiError> {
+    let deployed = find(&api, &parse_selector(&name)?).await?;
+    let interface = &deployed.interface;
+    Ok(Json(serde_json::json!({
+        "input_json_schema": interface.json_schema(),
+        "input_nodes": interface.input_nodes(),
+        "output_nodes": interface.output_nodes(),
+    })))
+}
+
+/// Reads `name` or `name@3`; what cannot be a workflow's name is not found.
+pub(super) fn parse_selector(text: &str) -> Result<WorkflowSelector, ApiError> {
+    text.parse().map_err(|error: ParseIdError| ApiError::NotFound(error.to_string()))
+}
+
+/// The version that is meant.
+pub(super) async fn find(api: &Api, selector: &WorkflowSelector) -> Result<Arc<DeployedWorkflow>, ApiError> {
+    let deployed = api.coordinator.workflow(selector.clone()).await?;
+    deployed.ok_or_else(|| match selector.version {
+        None => ApiError::NotFound(format!("no workflow `{}` is deployed", selector.name)),
+        Some(version) => ApiError::NotFound(format!("no workflow `{}@{version}` is deployed", selector.name)),
+    })
+}
+
+async fn detail(api: &Api, selector: &WorkflowSelector) -> Result<WorkflowDetail, ApiError> {
+    let deployed = find(api, selector).await?;
+    let all = api.coordinator.workflows().await?;
+    let of_name: Vec<u32> =
+        all.iter().filter(|one| one.id.name == selector.name).map(|one| one.id.version).collect();
+    let current = of_name.first() == Some(&deployed.id.version);
+    let mut versions = of_name;
+    versions.sort_unstable_by(|left, right| right.cmp(left));
+    Ok(WorkflowDetail { workflow: Workflow::new(&deployed, current), versions })
+}

@@ -1,1 +1,97 @@
-//! In the making.
+//! A data plane: how a link between two peers is made, over which channels of bytes cross.
+//!
+//! A plane proves the peer's name and encrypts. Not here: the gate, which every link passes before
+//! anything else crosses it, and the blob wire; both are the same on every plane.
+
+mod certificate;
+mod quinn;
+
+pub use self::certificate::CertificateMakingError;
+pub use self::quinn::{BindError, QuinnPlane};
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use protocol::PeerId;
+
+use crate::frames::{Reader, Writer};
+
+/// One way of making links.
+#[async_trait]
+pub trait Plane: Send + Sync {
+    /// Its name in logs.
+    fn name(&self) -> &'static str;
+
+    /// Makes a link to the peer at this address; nobody else may answer there.
+    async fn dial(&self, peer: PeerId, address: SocketAddr) -> Result<Arc<dyn Link>, DialError>;
+
+    /// The next link that a peer made to us, before its Hello; `None` once the plane is closed.
+    async fn accept(&self) -> Option<Arc<dyn Link>>;
+
+    /// Where it listens: an address for each interface, the loopback last.
+    fn addresses(&self) -> Vec<SocketAddr>;
+
+    /// Closes every link and listens no more.
+    async fn close(&self);
+}
+
+/// A connection to one peer, whose name the plane has proven.
+#[async_trait]
+pub trait Link: Send + Sync {
+    /// The peer.
+    fn peer(&self) -> PeerId;
+
+    /// Where it is.
+    fn remote(&self) -> SocketAddr;
+
+    /// Says that the peer passed the gate: limits for strangers end.
+    fn admit(&self);
+
+    /// Opens a channel; the peer sees it with its first bytes.
+    async fn open(&self) -> Result<Channel, io::Error>;
+
+    /// The next channel that the peer opens; `None` once the link is closed.
+    async fn accept(&self) -> Option<Channel>;
+
+    /// Closes it at once. The reason is for the peer's log.
+    fn close(&self, reason: &'static str);
+
+    /// Whether it is closed.
+    fn is_closed(&self) -> bool;
+
+    /// Waits until it is closed.
+    async fn closed(&self);
+}
+
+/// Two directions of bytes. Dropped, it is closed.
+pub struct Channel {
+    /// From the peer.
+    pub reader: Reader,
+    /// To the peer.
+    pub writer: Writer,
+}
+
+/// Why an address gave no link.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// Nothing answers, or not in time.
+    #[error("nothing answers at {address} ({plane})")]
+    NoAnswer {
+        /// The address.
+        address: SocketAddr,
+        /// The plane's name.
+        plane: &'static str,
+        /// What the plane said.
+        source: io::Error,
+    },
+    /// Who answers is not the peer.
+    #[error("another peer answers at {address} ({plane})")]
+    WrongPeer {
+        /// The address.
+        address: SocketAddr,
+        /// The plane's name.
+        plane: &'static str,
+    },
+}

@@ -1,1 +1,204 @@
-//! In the making.
+//! The provider's side of the blob wire: one conversation about one blob.
+//!
+//! Everything here is asked for by a member on a link that passed the gate; what it may cost is bounded
+//! all the same. The words are `protocol::wire`'s. Not here: which blobs exist; that is the store's.
+
+use std::io;
+use std::io::Read;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::wire::{
+    Bad, BlobAnswer, BlobRequest, Busy, Get, Have, MAX_BLOB_FRAME, MAX_RANGE, NotFound, Outboard, Piece,
+};
+use protocol::{BlobRef, GROUP_SIZE};
+use tokio::sync::Semaphore;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+use crate::frames::{FrameError, FrameReceiver, FrameSender};
+use crate::plane::Channel;
+use crate::store::{BlobStore, Source, StoreError};
+use crate::tree::outboard_size;
+
+/// How many conversations one link may have at once.
+const MAX_CONVERSATIONS: usize = 32;
+/// How long an asker may say nothing, or not take what it asked for.
+const ASKER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How much of an outboard is read at a time.
+const OUTBOARD_PART: usize = 256 << 10;
+
+/// How much one link may ask at once.
+#[derive(Clone)]
+pub(crate) struct Limits(Arc<Semaphore>);
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(MAX_CONVERSATIONS)))
+    }
+}
+
+/// Why a conversation ended early.
+#[derive(Debug, thiserror::Error)]
+enum ServeError {
+    #[error("the asker went away or broke the protocol")]
+    Frame(#[from] FrameError),
+    #[error("the asker says or takes nothing any more")]
+    Silent,
+    #[error("the asker asks for what the conversation does not allow")]
+    OutOfTurn,
+    #[error("the blob cannot be read")]
+    Read(#[from] io::Error),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Has one conversation and reports what went wrong.
+pub(crate) async fn serve_task(channel: Channel, store: BlobStore, limits: Limits) {
+    let mut answers = FrameSender::with_limit(channel.writer, MAX_BLOB_FRAME);
+    let Ok(permit) = limits.0.try_acquire() else {
+        // The asker may be gone already.
+        let _ = answers.send(&BlobAnswer::Busy(Busy)).await;
+        return;
+    };
+    let mut conversation =
+        Conversation { requests: FrameReceiver::with_limit(channel.reader, MAX_BLOB_FRAME), answers };
+    match conversation.run(&store).await {
+        Ok(()) => {}
+        Err(ServeError::Frame(FrameError::Io(_) | FrameError::Cut)) => debug!("asker left"),
+        Err(error @ (ServeError::Read(_) | ServeError::Store(_))) => warn!(%error, "blob not served"),
+        Err(error) => debug!(%error, "conversation ended early"),
+    }
+    drop(permit);
+}
+
+struct Conversation {
+    requests: FrameReceiver<BlobRequest>,
+    answers: FrameSender<BlobAnswer>,
+}
+
+impl Conversation {
+    async fn run(&mut self, store: &BlobStore) -> Result<(), ServeError> {
+        let blob = match self.next().await? {
+            Some(BlobRequest::Open(blob)) => blob,
+            Some(_) => return Err(ServeError::OutOfTurn),
+            None => return Ok(()),
+        };
+        let Some(source) = store.source(blob).await? else {
+            return self.answer(&BlobAnswer::NotFound(NotFound), &[]).await;
+        };
+        self.answer(&BlobAnswer::Have(have(&source)), &[]).await?;
+        while let Some(request) = self.next().await? {
+            match request {
+                BlobRequest::GetOutboard(_) => self.send_outboard(blob, &source).await?,
+                BlobRequest::Get(get) => {
+                    let range = checked_range(get, blob).ok_or(ServeError::OutOfTurn)?;
+                    self.send_pieces(range, &source).await?;
+                }
+                BlobRequest::Bad(bad) => return check(bad, blob, store).await,
+                BlobRequest::Open(_) => return Err(ServeError::OutOfTurn),
+            }
+        }
+        Ok(())
+    }
+
+    async fn next(&mut self) -> Result<Option<BlobRequest>, ServeError> {
+        let request = timeout(ASKER_TIMEOUT, self.requests.recv()).await;
+        Ok(request.map_err(|_| ServeError::Silent)??)
+    }
+
+    async fn answer(&mut self, answer: &BlobAnswer, bytes: &[u8]) -> Result<(), ServeError> {
+        let sent = timeout(ASKER_TIMEOUT, self.answers.send_with(answer, bytes)).await;
+        Ok(sent.map_err(|_| ServeError::Silent)??)
+    }
+
+    async fn send_outboard(&mut self, blob: BlobRef, source: &Source) -> Result<(), ServeError> {
+        if blob.size <= GROUP_SIZE {
+            return Err(ServeError::OutOfTurn);
+        }
+        let source = source.clone();
+        let file = blocking(move || source.open_outboard()).await?;
+        let mut left = outboard_size(blob.size);
+        if file.metadata()?.len() != left {
+            return Err(io::Error::from(io::ErrorKind::InvalidData).into());
+        }
+        self.answer(&BlobAnswer::Outboard(Outboard { length: left }), &[]).await?;
+        let file = Arc::new(file);
+        while left > 0 {
+            let (file, length) = (Arc::clone(&file), left.min(OUTBOARD_PART as u64) as usize);
+            let part = blocking(move || {
+                let mut part = vec![0; length];
+                (&*file).read_exact(&mut part)?;
+                Ok(part)
+            })
+            .await?;
+            left -= part.len() as u64;
+            let sent = timeout(ASKER_TIMEOUT, self.answers.send_bytes(&part)).await;
+            sent.map_err(|_| ServeError::Silent)??;
+        }
+        Ok(())
+    }
+
+    /// Sends pieces in order; the next one is read while one crosses.
+    async fn send_pieces(&mut self, range: Range<u64>, source: &Source) -> Result<(), ServeError> {
+        let read = |piece| {
+            let source = source.clone();
+            spawn_blocking(move || source.read_piece(piece))
+        };
+        let mut next = Some(read(range.start));
+        for index in range.clone() {
+            let reading = next.take().expect("it is set for every piece of the range");
+            let piece = joined(reading).await?.ok_or(ServeError::OutOfTurn)?;
+            if index + 1 < range.end {
+                next = Some(read(index + 1));
+            }
+            self.answer(&BlobAnswer::Piece(Piece { index }), &piece).await?;
+        }
+        Ok(())
+    }
+}
+
+fn have(source: &Source) -> Have {
+    let pieces = source.pieces();
+    if pieces.is_full() { Have::Whole } else { Have::Pieces(pieces.bits().to_vec()) }
+}
+
+fn checked_range(get: Get, blob: BlobRef) -> Option<Range<u64>> {
+    let end = get.first.checked_add(get.count)?;
+    ((1..=MAX_RANGE).contains(&get.count) && end <= blob.pieces()).then_some(get.first..end)
+}
+
+/// An asker could not verify what we sent: either it lies, or our disk does.
+async fn check(bad: Bad, blob: BlobRef, store: &BlobStore) -> Result<(), ServeError> {
+    let verified = !store.contains(blob.hash) || store.verify(blob.hash).await?;
+    warn!(?bad, blob = %blob.hash.fmt_short(), verified, "asker could not verify the blob, read it again");
+    Ok(())
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    joined(spawn_blocking(work)).await
+}
+
+async fn joined<T>(reading: JoinHandle<io::Result<T>>) -> io::Result<T> {
+    reading.await.map_err(io::Error::other)?
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::{BlobHash, PIECE_SIZE};
+
+    use super::*;
+
+    #[test]
+    fn ranges_outside_the_blob_are_refused() {
+        let blob = BlobRef { hash: BlobHash([1; 32]), size: 3 * PIECE_SIZE + 1 };
+        let check = |first, count| checked_range(Get { first, count }, blob);
+        assert_eq!(check(0, 4), Some(0..4));
+        assert_eq!(check(3, 1), Some(3..4));
+        for (first, count) in [(0, 5), (4, 1), (0, 0), (u64::MAX, 1), (0, u64::MAX), (1, MAX_RANGE + 1)] {
+            assert_eq!(check(first, count), None, "{count} from {first}");
+        }
+    }
+}

@@ -1,1 +1,400 @@
-//! In the making.
+//! The control plane: joining, and one session between a node and its coordinator, on libp2p over QUIC
+//! with TCP as fallback.
+//!
+//! `Mesh` is a handle; one task owns the swarm and nobody else touches it. No libp2p behaviour but
+//! ping speaks to a peer by itself: every stream is one of two protocols, and the session's begins at
+//! the gate. Not here: what joins are accepted and what a session says; that is for who gets
+//! [`Incoming`].
+
+mod accept;
+mod address;
+mod attempt;
+mod bucket;
+mod event_loop;
+
+pub use address::{AnnounceError, announced};
+pub use attempt::{Attempt, AttemptFailure};
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use libp2p::{Stream, StreamProtocol};
+use libp2p_stream::{Control, OpenStreamError};
+use protocol::PeerId;
+use protocol::codec::{MAX_HELLO, Message};
+use protocol::membership::{Membership, Role};
+use protocol::message::{
+    Accepted, CoordinatorMessage, HELLO_TIMEOUT, JOIN_PROTOCOL, JoinMessage, JoinRefusal, JoinRequest,
+    NodeMessage, SESSION_PROTOCOL,
+};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+use tokio_util::compat::FuturesAsyncReadCompatExt;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::debug;
+
+use crate::frames::{FrameError, FrameReceiver, FrameSender, Reader, Writer};
+use crate::gate::{Credentials, GateError, Side, exchange_hellos};
+use crate::identity::{Identity, to_libp2p};
+use crate::swarm::attempt::list;
+use crate::swarm::event_loop::{Command, EventLoop, Listeners};
+
+/// The most addresses of one peer that are tried.
+const MAX_ADDRESSES: usize = 16;
+/// When dialling ends, whatever libp2p still waits for.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(15);
+/// How often a stream is opened again that the other side closed at once: one that is accepting many
+/// at this moment drops some.
+const STREAM_ATTEMPTS: usize = 3;
+/// How many things that peers want may wait to be taken.
+const INCOMING_QUEUE: usize = 64;
+
+/// How a process takes part in the control plane.
+#[derive(Clone)]
+pub struct MeshConfig {
+    /// Its key.
+    pub identity: Arc<Identity>,
+    /// Where it listens, each on the UDP port by QUIC and on the TCP port of that number; port 0 lets the
+    /// system choose. Empty: it only dials.
+    pub listen: Vec<SocketAddr>,
+    /// Whether it takes joins and sessions, as a coordinator does.
+    pub accept: bool,
+}
+
+/// Why the control plane does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum MeshError {
+    /// The environment asks for the session keys of TLS to be written to a file, which libp2p would do.
+    #[error("SSLKEYLOGFILE is set, which would write the mesh's session keys to a file: unset it")]
+    KeyLog,
+    /// An address to listen on cannot be had.
+    #[error("listening on {address} did not succeed")]
+    Listen {
+        /// The address, with protocol and port.
+        address: String,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The transports cannot be made.
+    #[error("the transports of the mesh do not start: {0}")]
+    Transport(String),
+}
+
+/// Why a peer could not be joined.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// The ticket names no address.
+    #[error("the ticket names no address of the coordinator")]
+    NoAddress,
+    /// None of its addresses answers.
+    #[error("the coordinator cannot be reached: {}", list(attempts))]
+    Unreachable {
+        /// Every address that was tried.
+        attempts: Vec<Attempt>,
+    },
+    /// The coordinator says no.
+    #[error(transparent)]
+    Refused(JoinRefusal),
+    /// The peer does not take joins.
+    #[error("the peer at that address takes no joins: it is no coordinator, or one of another release")]
+    NoCoordinator,
+    /// The connection broke before there was an answer.
+    #[error("the coordinator gave no answer to the join request")]
+    NoAnswer(#[source] FrameError),
+    /// It took too long.
+    #[error("the coordinator gave no answer to the join request in time")]
+    Timeout,
+    /// This process is shutting down.
+    #[error("the mesh of this process has stopped")]
+    Stopped,
+}
+
+/// Why no session could be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// No address is known.
+    #[error("no address of the coordinator is known")]
+    NoAddress,
+    /// None of its addresses answers.
+    #[error("the coordinator cannot be reached: {}", list(attempts))]
+    Unreachable {
+        /// Every address that was tried.
+        attempts: Vec<Attempt>,
+    },
+    /// One side was not let through.
+    #[error(transparent)]
+    Gate(GateError),
+    /// The peer is no coordinator.
+    #[error("the peer is a member of the farm, but no coordinator of it")]
+    NoCoordinator,
+    /// The connection broke before the session began.
+    #[error("the connection to the coordinator broke before the session began")]
+    Broken(#[source] io::Error),
+    /// `set_credentials` was not called.
+    #[error("this process has no membership yet: join first")]
+    NoCredentials,
+    /// This process is shutting down.
+    #[error("the mesh of this process has stopped")]
+    Stopped,
+}
+
+/// An open session with a member. It ends when both halves are dropped, or when the peer goes away.
+#[derive(Debug)]
+pub struct Session<Out, In> {
+    /// Who it is with.
+    pub peer: PeerId,
+    /// What the peer presented at the gate.
+    pub membership: Membership,
+    /// The address that it is seen at.
+    pub remote: Option<IpAddr>,
+    /// What we say.
+    pub sender: FrameSender<Out>,
+    /// What the peer says.
+    pub receiver: FrameReceiver<In>,
+}
+
+/// What peers want of a process that accepts.
+#[derive(Debug)]
+pub enum Incoming {
+    /// Somebody wants to become a member, or to renew.
+    Join {
+        /// Who; the transport has proven it.
+        peer: PeerId,
+        /// What it asks for.
+        request: JoinRequest,
+        /// `Accepted` or `Refused`; dropped, the peer gets no answer.
+        answer: oneshot::Sender<JoinMessage>,
+    },
+    /// A member opened a session.
+    Session(Session<CoordinatorMessage, NodeMessage>),
+}
+
+/// A handle to the control plane of this process; it stops with its last clone.
+#[derive(Clone)]
+pub struct Mesh {
+    shared: Arc<Shared>,
+    /// Stops the tasks once the last handle is gone.
+    _guard: Arc<DropGuard>,
+}
+
+/// What the handle and the tasks share.
+struct Shared {
+    commands: mpsc::Sender<Command>,
+    control: Control,
+    credentials: RwLock<Option<Credentials>>,
+    listeners: Listeners,
+    stop: CancellationToken,
+}
+
+impl Mesh {
+    /// Starts to listen, and to accept if the config says so.
+    pub async fn start(config: MeshConfig) -> Result<(Self, mpsc::Receiver<Incoming>), MeshError> {
+        if std::env::var_os("SSLKEYLOGFILE").is_some_and(|value| !value.is_empty()) {
+            return Err(MeshError::KeyLog);
+        }
+        let stop = CancellationToken::new();
+        let guard = Arc::new(stop.clone().drop_guard());
+        let (commands, command_queue) = mpsc::channel(INCOMING_QUEUE);
+        let (event_loop, control) = EventLoop::new(&config, command_queue, stop.clone())?;
+        let listeners = event_loop.listen(&config.listen).await?;
+        let shared = Arc::new(Shared { commands, control, credentials: RwLock::new(None), listeners, stop });
+        let (incoming, queue) = mpsc::channel(INCOMING_QUEUE);
+        if config.accept {
+            accept::start(&shared, incoming);
+        }
+        Ok((Self { shared, _guard: guard }, queue))
+    }
+
+    /// What this process shows at the gate from now on, and checks others by.
+    pub fn set_credentials(&self, credentials: Credentials) {
+        *self.shared.credentials.write().expect("nothing panics while it holds them") = Some(credentials);
+    }
+
+    /// Where this process is reached: multiaddresses without the peer, one for each interface, QUIC
+    /// before TCP and the loopback last.
+    pub fn addresses(&self) -> Vec<String> {
+        self.shared.listeners.addresses()
+    }
+
+    /// Asks a coordinator for a membership, by ticket or as a renewal.
+    pub async fn join(
+        &self,
+        coordinator: PeerId,
+        addresses: &[String],
+        request: JoinRequest,
+    ) -> Result<Accepted, JoinError> {
+        self.connect(coordinator, addresses).await?;
+        let request = JoinMessage::Request(request);
+        for attempt in 1.. {
+            let answer = timeout(HELLO_TIMEOUT * 2, self.ask_to_join(coordinator, &request)).await;
+            match answer.unwrap_or(Err(JoinError::Timeout)) {
+                Err(JoinError::NoAnswer(FrameError::Io(_) | FrameError::Cut))
+                    if attempt < STREAM_ATTEMPTS =>
+                {
+                    debug!(attempt, "join request got no answer, asking again");
+                }
+                Ok(accepted) => return Ok(accepted),
+                Err(error) => {
+                    if !matches!(error, JoinError::Refused(_)) {
+                        self.shared.disconnect(coordinator).await;
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        unreachable!("the last attempt returns")
+    }
+
+    async fn ask_to_join(&self, coordinator: PeerId, request: &JoinMessage) -> Result<Accepted, JoinError> {
+        let stream = self.open_stream(coordinator, JOIN_PROTOCOL).await.map_err(|error| match error {
+            OpenStreamError::UnsupportedProtocol(_) => JoinError::NoCoordinator,
+            error => JoinError::NoAnswer(FrameError::Io(io::Error::other(error))),
+        })?;
+        let (reader, writer) = split(stream);
+        let mut sender = FrameSender::with_limit(writer, MAX_HELLO);
+        let mut receiver = FrameReceiver::with_limit(reader, MAX_HELLO);
+        sender.send(request).await.map_err(JoinError::NoAnswer)?;
+        match receiver.recv().await.map_err(JoinError::NoAnswer)? {
+            Some(JoinMessage::Accepted(accepted)) => Ok(accepted),
+            Some(JoinMessage::Refused(refusal)) => Err(JoinError::Refused(refusal)),
+            Some(JoinMessage::Request(_)) => Err(JoinError::NoCoordinator),
+            None => Err(JoinError::NoAnswer(FrameError::Cut)),
+        }
+    }
+
+    /// Opens a session with a coordinator of the farm.
+    pub async fn open_session(
+        &self,
+        coordinator: PeerId,
+        addresses: &[String],
+    ) -> Result<Session<NodeMessage, CoordinatorMessage>, ConnectError> {
+        let credentials = self.shared.credentials().ok_or(ConnectError::NoCredentials)?;
+        let remote = self.connect(coordinator, addresses).await?;
+        for attempt in 1.. {
+            match self.knock(coordinator, &credentials).await {
+                Err(ConnectError::Gate(GateError::Closed)) if attempt < STREAM_ATTEMPTS => {
+                    debug!(attempt, "session was closed before its Hello, knocking again");
+                }
+                Ok((reader, writer, membership)) => {
+                    return Ok(Session::new(coordinator, membership, remote, reader, writer));
+                }
+                Err(error) => {
+                    // The connection may be dead without knowing it: the next try dials anew.
+                    self.shared.disconnect(coordinator).await;
+                    return Err(error);
+                }
+            }
+        }
+        unreachable!("the last attempt returns")
+    }
+
+    async fn knock(
+        &self,
+        coordinator: PeerId,
+        credentials: &Credentials,
+    ) -> Result<(Reader, Writer, Membership), ConnectError> {
+        let opened = timeout(HELLO_TIMEOUT, self.open_stream(coordinator, SESSION_PROTOCOL)).await;
+        let stream = match opened {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(OpenStreamError::UnsupportedProtocol(_))) => return Err(ConnectError::NoCoordinator),
+            Ok(Err(error)) => return Err(ConnectError::Broken(io::Error::other(error))),
+            Err(_) => return Err(ConnectError::Broken(io::ErrorKind::TimedOut.into())),
+        };
+        let (reader, writer) = split(stream);
+        let passed = exchange_hellos(reader, writer, credentials, coordinator, Side::Dialled)
+            .await
+            .map_err(ConnectError::Gate)?;
+        if passed.2.role() == Role::Coordinator { Ok(passed) } else { Err(ConnectError::NoCoordinator) }
+    }
+
+    async fn connect(&self, peer: PeerId, addresses: &[String]) -> Result<Option<IpAddr>, DialError> {
+        let (answer, result) = oneshot::channel();
+        let (addresses, mut attempts) = address::resolve(addresses, MAX_ADDRESSES).await;
+        let target = to_libp2p(peer).ok_or(DialError::NoAddress)?;
+        if addresses.is_empty() {
+            return Err(if attempts.is_empty() {
+                DialError::NoAddress
+            } else {
+                DialError::Unreachable(attempts)
+            });
+        }
+        let command = Command::Connect { peer: target, addresses: addresses.clone(), answer };
+        self.shared.commands.send(command).await.map_err(|_| DialError::Stopped)?;
+        match timeout(DIAL_TIMEOUT, result).await {
+            Ok(Ok(Ok(remote))) => return Ok(remote),
+            Ok(Ok(Err(failed))) => attempts.extend(failed),
+            Ok(Err(_)) => return Err(DialError::Stopped),
+            Err(_) => attempts.extend(addresses.iter().map(Attempt::timed_out)),
+        }
+        Err(DialError::Unreachable(attempts))
+    }
+
+    async fn open_stream(&self, peer: PeerId, protocol: &'static str) -> Result<Stream, OpenStreamError> {
+        let peer = to_libp2p(peer).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        self.shared.control.clone().open_stream(peer, StreamProtocol::new(protocol)).await
+    }
+
+    /// Closes every connection and stops listening.
+    pub fn shutdown(&self) {
+        self.shared.stop.cancel();
+    }
+}
+
+impl Shared {
+    fn credentials(&self) -> Option<Credentials> {
+        self.credentials.read().expect("nothing panics while it holds them").clone()
+    }
+
+    async fn disconnect(&self, peer: PeerId) {
+        let Some(peer) = to_libp2p(peer) else { return };
+        // A loop that has stopped has no connections.
+        let _ = self.commands.send(Command::Disconnect { peer }).await;
+    }
+}
+
+impl<Out: Message, In: Message> Session<Out, In> {
+    fn new(
+        peer: PeerId,
+        membership: Membership,
+        remote: Option<IpAddr>,
+        reader: Reader,
+        writer: Writer,
+    ) -> Self {
+        let (sender, receiver) = (FrameSender::new(writer), FrameReceiver::new(reader));
+        Self { peer, membership, remote, sender, receiver }
+    }
+}
+
+/// Why there is no connection, before it is known what it was wanted for.
+enum DialError {
+    NoAddress,
+    Unreachable(Vec<Attempt>),
+    Stopped,
+}
+
+impl From<DialError> for JoinError {
+    fn from(error: DialError) -> Self {
+        match error {
+            DialError::NoAddress => Self::NoAddress,
+            DialError::Unreachable(attempts) => Self::Unreachable { attempts },
+            DialError::Stopped => Self::Stopped,
+        }
+    }
+}
+
+impl From<DialError> for ConnectError {
+    fn from(error: DialError) -> Self {
+        match error {
+            DialError::NoAddress => Self::NoAddress,
+            DialError::Unreachable(attempts) => Self::Unreachable { attempts },
+            DialError::Stopped => Self::Stopped,
+        }
+    }
+}
+
+fn split(stream: Stream) -> (Reader, Writer) {
+    let (reader, writer) = tokio::io::split(stream.compat());
+    (Box::new(reader), Box::new(writer))
+}

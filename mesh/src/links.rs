@@ -1,0 +1,297 @@
+//! The links that are open: dialled or accepted, each through the gate, each served from then on.
+//!
+//! Links are symmetric: whoever dialled, either side may ask over it, so a peer that nobody can dial is
+//! reached over the link that it keeps. Not here: what is asked.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use protocol::PeerId;
+use protocol::membership::Membership;
+use protocol::message::HELLO_TIMEOUT;
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, debug, debug_span, info};
+
+use crate::gate::{Credentials, GateError, Side, exchange_hellos, remaining};
+use crate::plane::{DialError, Link, Plane};
+use crate::serve;
+use crate::store::BlobStore;
+
+/// How many accepted links may be at the gate at once.
+const MAX_AT_GATE: usize = 64;
+/// How many links there may be, and how many with one peer.
+const MAX_LINKS: usize = 4096;
+const MAX_LINKS_PER_PEER: usize = 4;
+/// The most addresses of a peer that are dialled.
+const MAX_ADDRESSES: usize = 16;
+const REDIAL_FIRST: Duration = Duration::from_millis(250);
+const REDIAL_LONGEST: Duration = Duration::from_secs(15);
+
+/// Why there is no link to a peer.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// None of its addresses answers.
+    #[error("{}", list(.0))]
+    Unreachable(Vec<DialError>),
+    /// It has no address, and no link is open.
+    #[error("no link to it is open, and no address of it is known")]
+    NoAddress,
+    /// One side was not let through.
+    #[error(transparent)]
+    Gate(#[from] GateError),
+    /// The peer opened or took no channel for its Hello.
+    #[error("the link broke before its Hello")]
+    Broken,
+    /// There are too many links.
+    #[error("this process has as many links as it keeps")]
+    TooMany,
+}
+
+fn list(errors: &[DialError]) -> String {
+    let text = |error: &DialError| match error {
+        DialError::NoAnswer { source, .. } => format!("{error}: {source}"),
+        DialError::WrongPeer { .. } => error.to_string(),
+    };
+    errors.iter().map(text).collect::<Vec<_>>().join("; ")
+}
+
+pub(crate) struct Links {
+    plane: Arc<dyn Plane>,
+    credentials: Credentials,
+    store: BlobStore,
+    open: Mutex<HashMap<PeerId, Vec<Arc<dyn Link>>>>,
+    /// Peers that are being dialled: whoever wants one of them waits for that.
+    dialling: Mutex<HashMap<PeerId, Arc<tokio::sync::Mutex<()>>>>,
+    kept: Mutex<HashMap<PeerId, CancellationToken>>,
+    appeared: Notify,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Links {
+    /// Begins to take links; ends with `stop`.
+    pub(crate) fn start(
+        plane: Arc<dyn Plane>,
+        credentials: Credentials,
+        store: BlobStore,
+        stop: CancellationToken,
+    ) -> Arc<Self> {
+        let links = Arc::new(Self {
+            plane,
+            credentials,
+            store,
+            open: Mutex::default(),
+            dialling: Mutex::default(),
+            kept: Mutex::default(),
+            appeared: Notify::new(),
+            tasks: TaskTracker::new(),
+            stop,
+        });
+        links.tasks.spawn(Arc::clone(&links).take_links());
+        links
+    }
+
+    pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
+        self.plane.addresses()
+    }
+
+    /// An open link to the peer.
+    pub(crate) fn get(&self, peer: PeerId) -> Option<Arc<dyn Link>> {
+        self.lock().get(&peer)?.iter().find(|link| !link.is_closed()).cloned()
+    }
+
+    /// An open link to the peer, by dialling if need be.
+    pub(crate) async fn get_or_dial(
+        self: &Arc<Self>,
+        peer: PeerId,
+        addresses: &[SocketAddr],
+    ) -> Result<Arc<dyn Link>, LinkError> {
+        if let Some(link) = self.get(peer) {
+            return Ok(link);
+        }
+        if addresses.is_empty() {
+            return Err(LinkError::NoAddress);
+        }
+        let dialling = {
+            let mut dialling = self.dialling.lock().expect("nothing panics while it holds them");
+            dialling.retain(|_, lock| Arc::strong_count(lock) > 1);
+            Arc::clone(dialling.entry(peer).or_default())
+        };
+        let _turn = dialling.lock().await;
+        match self.get(peer) {
+            Some(link) => Ok(link),
+            None => self.dial(peer, addresses).await,
+        }
+    }
+
+    /// Waits until there is a link to the peer that it made.
+    pub(crate) async fn wait_for(&self, peer: PeerId, longest: Duration) -> Option<Arc<dyn Link>> {
+        let deadline = Instant::now() + longest;
+        loop {
+            // Asked for before looking, so that a link between the two is not missed.
+            let appeared = self.appeared.notified();
+            if let Some(link) = self.get(peer) {
+                return Some(link);
+            }
+            timeout_at(deadline, appeared).await.ok()?;
+        }
+    }
+
+    /// Keeps a link to the peer open until it is released, in place of what was asked for it before.
+    pub(crate) fn keep(self: &Arc<Self>, peer: PeerId, addresses: Vec<SocketAddr>) {
+        let stop = self.stop.child_token();
+        let mut kept = self.kept.lock().expect("nothing panics while it holds them");
+        if let Some(earlier) = kept.insert(peer, stop.clone()) {
+            earlier.cancel();
+        }
+        let links = Arc::clone(self);
+        let keeping = async move { stop.run_until_cancelled(links.keep_task(peer, addresses)).await };
+        self.tasks.spawn(keeping.instrument(debug_span!("keep", peer = %peer.fmt_short())));
+    }
+
+    /// Lets a kept link go when it next breaks.
+    pub(crate) fn release(&self, peer: PeerId) {
+        if let Some(kept) = self.kept.lock().expect("nothing panics while it holds them").remove(&peer) {
+            kept.cancel();
+        }
+    }
+
+    async fn keep_task(self: Arc<Self>, peer: PeerId, addresses: Vec<SocketAddr>) {
+        let mut pause = REDIAL_FIRST;
+        loop {
+            match self.get_or_dial(peer, &addresses).await {
+                Ok(link) => {
+                    pause = REDIAL_FIRST;
+                    link.closed().await;
+                    debug!("link closed, dialling again");
+                }
+                Err(error) => {
+                    debug!(%error, "peer gives no link, trying again");
+                    sleep(pause).await;
+                    pause = (pause * 2).min(REDIAL_LONGEST);
+                }
+            }
+        }
+    }
+
+    /// Dials every address at once and takes the first that answers.
+    async fn dial(
+        self: &Arc<Self>,
+        peer: PeerId,
+        addresses: &[SocketAddr],
+    ) -> Result<Arc<dyn Link>, LinkError> {
+        let dials = addresses.iter().take(MAX_ADDRESSES).map(|address| self.plane.dial(peer, *address));
+        let mut dials: FuturesUnordered<_> = dials.collect();
+        let mut errors = Vec::new();
+        while let Some(dialled) = dials.next().await {
+            match dialled {
+                Ok(link) => {
+                    self.admit(&link, Side::Dialled).await.inspect_err(|_| link.close(""))?;
+                    return Ok(link);
+                }
+                Err(error) => errors.push(error),
+            }
+        }
+        Err(LinkError::Unreachable(errors))
+    }
+
+    async fn take_links(self: Arc<Self>) {
+        let at_gate = Arc::new(Semaphore::new(MAX_AT_GATE));
+        while let Some(Some(link)) = self.stop.run_until_cancelled(self.plane.accept()).await {
+            let Ok(permit) = Arc::clone(&at_gate).try_acquire_owned() else {
+                link.close("");
+                continue;
+            };
+            let links = Arc::clone(&self);
+            let span = debug_span!("gate", peer = %link.peer().fmt_short());
+            let admitting = async move {
+                if let Err(error) = links.admit(&link, Side::Accepted).await {
+                    debug!(%error, "link was refused at the gate");
+                    link.close("");
+                }
+                drop(permit);
+            };
+            self.tasks.spawn(admitting.instrument(span));
+        }
+    }
+
+    /// Passes the gate on a fresh link, and serves it from then on.
+    async fn admit(self: &Arc<Self>, link: &Arc<dyn Link>, side: Side) -> Result<(), LinkError> {
+        let first = async {
+            match side {
+                Side::Dialled => link.open().await.ok(),
+                Side::Accepted => link.accept().await,
+            }
+        };
+        let channel = timeout(HELLO_TIMEOUT, first).await.ok().flatten().ok_or(LinkError::Broken)?;
+        let (peer, credentials) = (link.peer(), &self.credentials);
+        let (_, _, membership) =
+            exchange_hellos(channel.reader, channel.writer, credentials, peer, side).await?;
+        {
+            let mut open = self.lock();
+            open.retain(|_, links| {
+                links.retain(|link| !link.is_closed());
+                !links.is_empty()
+            });
+            if open.len() >= MAX_LINKS {
+                return Err(LinkError::TooMany);
+            }
+            let links = open.entry(peer).or_default();
+            if links.len() >= MAX_LINKS_PER_PEER {
+                links.remove(0).close("newer links took its place");
+            }
+            links.push(Arc::clone(link));
+        }
+        link.admit();
+        self.appeared.notify_waiters();
+        info!(peer = %peer.fmt_short(), plane = self.plane.name(), ?side, "link opened");
+        let span = debug_span!("link", peer = %peer.fmt_short());
+        self.tasks.spawn(Arc::clone(self).serve(Arc::clone(link), membership).instrument(span));
+        Ok(())
+    }
+
+    /// Serves what the peer asks for, as long as it is a member.
+    async fn serve(self: Arc<Self>, link: Arc<dyn Link>, membership: Membership) {
+        let mut expired = std::pin::pin!(sleep(remaining(&membership)));
+        let serving = serve::Limits::default();
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => break,
+                () = &mut expired => break,
+                channel = link.accept() => match channel {
+                    Some(channel) if !self.credentials.is_revoked(link.peer()) => {
+                        let conversation = serve::serve_task(channel, self.store.clone(), serving.clone());
+                        self.tasks.spawn(conversation.in_current_span());
+                    }
+                    _ => break,
+                },
+            }
+        }
+        link.close("");
+        if let Some(links) = self.lock().get_mut(&link.peer()) {
+            links.retain(|other| !Arc::ptr_eq(other, &link));
+        }
+        debug!("link closed");
+    }
+
+    /// Closes every link and waits for its tasks.
+    pub(crate) async fn shutdown(&self) {
+        for links in self.lock().values() {
+            links.iter().for_each(|link| link.close("stopping"));
+        }
+        self.plane.close().await;
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<PeerId, Vec<Arc<dyn Link>>>> {
+        self.open.lock().expect("nothing panics while it holds the links")
+    }
+}

@@ -3,5 +3,9 @@
 //! Read `state` and `schedule` first: they decide everything and touch nothing. `service` drives them;
 //! `api` and `net` are its two faces. Not here: how a workflow is executed (`node`).
 
+pub mod state;
+pub mod schedule;
+pub mod store;
+pub mod api;
 pub mod handle;
 pub mod view;

@@ -1,0 +1,208 @@
+//! The planner's rules one by one, and its promises over random farms.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use protocol::{Device, SlotOffer};
+use uuid::Uuid;
+
+use super::*;
+
+/// A node of a made-up farm, which owns what its picture borrows.
+#[derive(Debug)]
+struct Made {
+    peer: PeerId,
+    offer: Offer,
+    connected: bool,
+    draining: bool,
+    free: Vec<(SlotId, Duration)>,
+    ran: BTreeSet<WorkflowVersion>,
+    holds: HashSet<BlobHash>,
+}
+
+impl Made {
+    fn node(seed: u8, slots: u16) -> Self {
+        let free: Vec<_> = (0..slots).map(|slot| (SlotId(slot), Duration::from_secs(slot.into()))).collect();
+        let device = Device::Cpu { threads: 1 };
+        let offer = Offer {
+            host_name: format!("host-{seed}"),
+            agent_version: String::new(),
+            platform: String::new(),
+            engine: Engine::Builtin,
+            classes: names(&["LoadImage", "SaveImage"]),
+            models: names(&["checkpoints/a.safetensors"]),
+            slots: free.iter().map(|(id, _)| SlotOffer { id: *id, device: device.clone() }).collect(),
+        };
+        let (ran, holds) = (BTreeSet::new(), HashSet::new());
+        Self { peer: PeerId([seed; 32]), offer, connected: true, draining: false, free, ran, holds }
+    }
+
+    fn picture(&self) -> NodePicture<'_> {
+        NodePicture {
+            peer: self.peer,
+            connected: self.connected,
+            draining: self.draining,
+            offer: &self.offer,
+            free: self.free.clone(),
+            ran: &self.ran,
+            holds: &self.holds,
+        }
+    }
+}
+
+fn names(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+fn version(version: u32) -> WorkflowVersion {
+    WorkflowVersion { name: "pixel-art".parse().expect("valid"), version }
+}
+
+fn job(number: u64) -> JobId {
+    JobId(Uuid::from_u128(number.into()))
+}
+
+fn waiting(number: u64) -> Waiting<'static> {
+    Waiting { job: job(number), priority: 50, order: number, inputs: &[], avoid: vec![] }
+}
+
+fn needs(classes: &[&str]) -> Requirements {
+    Requirements { classes: names(classes), ..Requirements::default() }
+}
+
+fn plan_one_class(jobs: Vec<Waiting<'_>>, requirements: &Requirements, nodes: &[Made]) -> Vec<(u128, u8)> {
+    let workflow = version(1);
+    let classes = vec![Class { workflow: &workflow, requirements, jobs }];
+    let nodes = nodes.iter().map(Made::picture).collect();
+    let placements = plan(&Picture { classes, nodes });
+    placements.iter().map(|placement| (placement.job.0.as_u128(), placement.node.0[0])).collect()
+}
+
+#[test]
+fn higher_priority_goes_first_and_then_the_earlier_job() {
+    let urgent = Waiting { priority: 90, ..waiting(3) };
+    let placed = plan_one_class(vec![urgent, waiting(1), waiting(2)], &needs(&[]), &[Made::node(1, 2)]);
+    assert_eq!(placed, [(3, 1), (1, 1)]);
+}
+
+#[test]
+fn warm_node_is_preferred_then_the_one_with_the_inputs_then_the_longest_idle() {
+    let input = [BlobHash([7; 32])];
+    let with_input = || vec![Waiting { inputs: &input, ..waiting(1) }];
+    let mut nodes = [Made::node(1, 1), Made::node(2, 1), Made::node(3, 1)];
+    nodes[0].free[0].1 = Duration::from_secs(9);
+    assert_eq!(plan_one_class(with_input(), &needs(&[]), &nodes), [(1, 2)]);
+    nodes[2].holds.insert(input[0]);
+    assert_eq!(plan_one_class(with_input(), &needs(&[]), &nodes), [(1, 3)]);
+    nodes[0].ran.insert(version(1));
+    assert_eq!(plan_one_class(with_input(), &needs(&[]), &nodes), [(1, 1)]);
+}
+
+#[test]
+fn node_where_the_job_failed_is_avoided_while_another_could_take_it() {
+    let failed = || vec![Waiting { avoid: vec![PeerId([1; 32])], ..waiting(1) }];
+    let mut nodes = vec![Made::node(1, 1), Made::node(2, 1)];
+    nodes[1].free.clear();
+    assert_eq!(plan_one_class(failed(), &needs(&[]), &nodes), [], "the busy one is waited for");
+    nodes[1].connected = false;
+    assert_eq!(plan_one_class(failed(), &needs(&[]), &nodes), [(1, 1)]);
+}
+
+#[test]
+fn each_hard_rule_is_told_in_words() {
+    let check = |change: fn(&mut Made), requirements: Requirements, expected: &str| {
+        let mut node = Made::node(1, 1);
+        change(&mut node);
+        let reasons = explain(&requirements, &[], &[node.picture()]);
+        assert_eq!(reasons, [WaitReason { node: Some(node.peer), reason: expected.to_owned() }]);
+        let placed = plan_one_class(vec![waiting(1)], &requirements, &[node]);
+        assert_eq!(placed.len(), usize::from(expected == "it is next in turn"));
+    };
+    check(|_| (), needs(&["LoadImage"]), "it is next in turn");
+    check(|node| node.connected = false, needs(&[]), "it is not connected");
+    check(|node| node.draining = true, needs(&[]), "it is draining");
+    check(|_| (), needs(&["KSampler", "LoadImage"]), "it lacks the op `KSampler`");
+    check(|node| node.free.clear(), needs(&[]), "all its slots are busy");
+    let models = Requirements { models: names(&["loras/b"]), ..Requirements::default() };
+    check(|_| (), models, "it lacks the model `loras/b`");
+    let attach = |node: &mut Made| node.offer.engine = Engine::Attached { comfyui_version: "0.8.0".into() };
+    let refused = "it is a ComfyUI that its owner runs, and the workflow was not deployed for that";
+    check(attach, needs(&[]), refused);
+    check(attach, Requirements { accept_attached: true, ..needs(&[]) }, "it is next in turn");
+    assert_eq!(explain(&needs(&[]), &[], &[])[0].node, None);
+}
+
+#[test]
+fn job_that_nothing_can_take_holds_up_no_other() {
+    let (workflow, other) = (version(1), version(2));
+    let (hard, easy) = (needs(&["KSampler"]), needs(&[]));
+    let classes = vec![
+        Class {
+            workflow: &workflow,
+            requirements: &hard,
+            jobs: vec![Waiting { priority: 100, ..waiting(1) }],
+        },
+        Class { workflow: &other, requirements: &easy, jobs: vec![waiting(2)] },
+    ];
+    let node = Made::node(1, 1);
+    let placements = plan(&Picture { classes, nodes: vec![node.picture()] });
+    assert_eq!(placements, [Placement { job: job(2), node: node.peer, slot: SlotId(0) }]);
+}
+
+prop_compose! {
+    fn any_node(seed: u8)(
+        slots in 0_u16..4, connected in any::<bool>(), draining in any::<bool>(), small in any::<bool>()
+    ) -> Made {
+        let mut node = Made::node(seed, slots);
+        node.connected = connected;
+        node.draining = draining;
+        if small {
+            node.offer.classes.clear();
+        }
+        node
+    }
+}
+
+fn any_farm() -> impl Strategy<Value = Vec<Made>> {
+    (1_u8..6).prop_flat_map(|count| (1..=count).map(any_node).collect::<Vec<_>>())
+}
+
+proptest! {
+    #[test]
+    fn no_slot_and_no_job_is_placed_twice_and_none_is_left_that_could_go(
+        nodes in any_farm(),
+        jobs in prop::collection::vec((0_u8..3, 0_u8..101, prop::option::of(1_u8..6)), 0..20),
+    ) {
+        let requirements = [needs(&[]), needs(&["LoadImage"]), needs(&["KSampler"])];
+        let workflows = [version(1), version(2), version(3)];
+        let mut by_class: BTreeMap<u8, Vec<Waiting<'_>>> = BTreeMap::new();
+        for (number, (class, priority, avoid)) in jobs.iter().enumerate() {
+            let avoid = avoid.iter().map(|seed| PeerId([*seed; 32])).collect();
+            let one = Waiting { priority: *priority, avoid, ..waiting(number as u64) };
+            by_class.entry(*class).or_default().push(one);
+        }
+        let classes = by_class.into_iter().map(|(class, jobs)| {
+            let class = usize::from(class);
+            Class { workflow: &workflows[class], requirements: &requirements[class], jobs }
+        });
+        let picture = Picture { classes: classes.collect(), nodes: nodes.iter().map(Made::picture).collect() };
+        let placements = plan(&picture);
+
+        prop_assert!(are_different(placements.iter().map(|placement| placement.job)));
+        prop_assert!(are_different(placements.iter().map(|placement| (placement.node, placement.slot))));
+        for placement in &placements {
+            let node = nodes.iter().find(|node| node.peer == placement.node).expect("a node of the farm");
+            prop_assert!(node.connected && !node.draining);
+            prop_assert!(node.free.iter().any(|(slot, _)| *slot == placement.slot));
+        }
+        for class in &picture.classes {
+            for left in class.jobs.iter().filter(|job| placements.iter().all(|placed| placed.job != job.job)) {
+                for node in picture.nodes.iter().filter(|node| obstacle(class.requirements, node).is_none()) {
+                    let taken = placements.iter().filter(|placed| placed.node == node.peer).count();
+                    let is_full = taken == node.free.len();
+                    prop_assert!(is_full || left.avoid.contains(&node.peer), "a fitting slot is left over");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,384 @@
+//! The truth about live jobs: a pure machine, `apply(event, now) -> actions`.
+//!
+//! It never awaits and reads no clock, socket or file. The service hands it what happened and the
+//! time, and carries out what it answers, in this order: all [`Action::Record`]s (and what belongs to
+//! them) of a batch are committed in one transaction, and only then the rest of its actions is
+//! released. So nobody outside ever learns of something that a restart would undo.
+//!
+//! **A job** is in exactly one place (`jobs`): *queued*; *held*, which people see as queued, while a
+//! node that was at work on it before a restart may still come back; or *running*, with the one lease
+//! that is current for it. When it ends it leaves memory, and its row lies in the store.
+//!
+//! **A run** is known by its lease (`runs`). Besides the current run of a job there may be others that
+//! nobody waits for any more: a node whose lease expired works on, and comes back with a finished run.
+//! What they can do is not symmetric:
+//! - the *first valid success* of any run of an unfinished job is taken: its outputs are collected, and
+//!   when they are verified in the coordinator's store the job has succeeded, and other runs of it are
+//!   cancelled;
+//! - a *failure* is heard only from the current run. A superseded run can never fail a job.
+//!
+//! **At-least-once execution, exactly-once recording.** Submissions, counted failures, ends and
+//! policies are recorded. Grants, heartbeats and progress are not: after a restart every unfinished job
+//! is queued, and the nodes tell what they still work on and are adopted. In between, the *known
+//! leases* keep the coordinator from starting such a job a second time. They are hints, written with
+//! the batch that grants (so before the node can have seen the grant): a job that has one is held until
+//! its node registers with it or without it, at most for the grace. Jobs without one go out at once.
+//!
+//! **Slots** (`nodes`) are taken until the node says otherwise: it ends the run, no longer names its
+//! lease, or registers anew. A cancelled or expired run therefore blocks its slot until it has stopped.
+//!
+//! **Time.** Leases live in monotonic time that begins with the process, so time the coordinator was
+//! away never counts against one; a loop that stood still is made up for in the same way. The wall
+//! clock is only written down.
+//!
+//! Not here: what the records look like on disk (`store`), who may connect (`admission`), and which
+//! node is best (`schedule`).
+
+mod catalog;
+mod grants;
+mod jobs;
+mod nodes;
+pub mod record;
+mod recovery;
+mod runs;
+mod sessions;
+mod timers;
+mod views;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::message::{
+    CancelRun, CoordinatorMessage, Grant, NodeMessage, Provider, Register, RunEnded, SetDraining,
+};
+use protocol::{
+    BlobRef, JobId, JobState, Lease, LeaseId, PeerId, WorkflowName, WorkflowSelector, WorkflowVersion,
+};
+use time::OffsetDateTime;
+
+use self::catalog::Catalog;
+use self::jobs::{Jobs, Place};
+use self::nodes::Nodes;
+use self::record::{EndedJob, KnownLease, NewJob, Record};
+use self::runs::{Outcome, Run};
+use crate::view::{DeployedWorkflow, FarmEventKind};
+
+/// The time at which something happened, on both clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Since the coordinator started; leases are measured in it.
+    pub monotonic: Duration,
+    /// For records.
+    pub wall: OffsetDateTime,
+}
+
+/// What the machine is told once.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How long a lease lives without a renewal.
+    pub lease_duration: Duration,
+    /// How often nodes renew.
+    pub heartbeat: Duration,
+    /// How long a job waits, after a restart, for the node that was at work on it.
+    pub reattach_grace: Duration,
+    /// The coordinator itself as the last provider of every graph and input.
+    pub provider: Provider,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A version of a workflow is to be deployed; its blobs are stored.
+    Deploy(Arc<DeployedWorkflow>),
+    /// An older version is to be current again.
+    Restore(WorkflowVersion),
+    /// A job is to be taken; its blobs are stored.
+    Submit(Box<NewJob>),
+    /// A job is no longer wanted.
+    Cancel(JobId),
+    /// A node is to drain, or to take runs again.
+    SetDraining(PeerId, bool),
+    /// A node opened a session and registered on it.
+    Registered(Box<Registered>),
+    /// A node said something on a session.
+    Said {
+        /// The node.
+        node: PeerId,
+        /// The session's number.
+        session: u64,
+        /// What it said; a second `Register` is ignored.
+        message: NodeMessage,
+    },
+    /// A session is gone.
+    Disconnected {
+        /// The node.
+        node: PeerId,
+        /// The session's number.
+        session: u64,
+    },
+    /// The outputs of a run are verified in the coordinator's store.
+    OutputsStored {
+        /// The node that made them.
+        node: PeerId,
+        /// The end of the run.
+        ended: Box<RunEnded>,
+    },
+    /// The outputs of a run could not be fetched from its node.
+    CollectFailed {
+        /// The run's lease.
+        lease: LeaseId,
+        /// Why.
+        reason: String,
+    },
+    /// A grant could not be sent, because the job's parameters are not readable.
+    GrantFailed {
+        /// The grant's lease.
+        lease: LeaseId,
+        /// Why.
+        reason: String,
+    },
+    /// Time passed.
+    Tick,
+}
+
+/// A node that opened a session.
+#[derive(Clone, Debug)]
+pub struct Registered {
+    /// The node.
+    pub node: PeerId,
+    /// The session's number; a later session of the same node replaces it.
+    pub session: u64,
+    /// The address that it comes from.
+    pub address: Option<IpAddr>,
+    /// The labels of its certificate.
+    pub labels: BTreeMap<String, String>,
+    /// What it says of itself.
+    pub register: Register,
+}
+
+/// Something to do.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// Write into the journal.
+    Record(Record),
+    /// Write a version of a workflow, with its record.
+    Keep(Arc<DeployedWorkflow>),
+    /// Write the row of an ended job, with its record; its known leases are forgotten.
+    Archive(Box<EndedJob>),
+    /// Remember a lease across a restart, with the batch that grants it.
+    Leased(KnownLease),
+    /// Forget it.
+    Unleased(LeaseId),
+    /// Tell a node.
+    Send(PeerId, CoordinatorMessage),
+    /// Read the parameters, put them into the grant, and tell the node.
+    Grant(Box<GrantOrder>),
+    /// Fetch the outputs of a run from its node, which serves them until the end is recorded.
+    Collect {
+        /// The node.
+        node: PeerId,
+        /// The end of the run.
+        ended: Box<RunEnded>,
+    },
+    /// Tell people of something that is not durable.
+    Notify(FarmEventKind),
+}
+
+/// A grant without the job's parameters, which lie in a blob.
+#[derive(Clone, Debug)]
+pub struct GrantOrder {
+    /// The node.
+    pub node: PeerId,
+    /// The grant, its `parameters` empty.
+    pub grant: Grant,
+    /// Where they lie.
+    pub parameters: BlobRef,
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct State {
+    settings: Settings,
+    epoch: u64,
+    granted: u64,
+    catalog: Catalog,
+    jobs: Jobs,
+    nodes: Nodes,
+    /// Which nodes were told to drain, or to take runs again, by the coordinator.
+    draining: BTreeMap<PeerId, bool>,
+    runs: BTreeMap<LeaseId, Run>,
+    /// Runs of unfinished jobs whose lease expired; their nodes may still be at work.
+    lost: BTreeMap<LeaseId, KnownLease>,
+    last_tick: Duration,
+    /// Whether anything happened since the last plan that could let a job go.
+    plan_due: bool,
+}
+
+/// One event being applied: the time, and what is to be done about it.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    now: Now,
+    actions: Vec<Action>,
+}
+
+impl Turn {
+    fn send(&mut self, node: PeerId, message: CoordinatorMessage) {
+        self.actions.push(Action::Send(node, message));
+    }
+
+    fn notify(&mut self, kind: FarmEventKind) {
+        self.actions.push(Action::Notify(kind));
+    }
+}
+
+impl State {
+    /// Takes in one event and says what is to be done. Grants come from [`State::grant`], which is
+    /// called once for a whole batch of events.
+    pub fn apply(&mut self, event: Event, now: Now) -> Vec<Action> {
+        let mut turn = Turn { now, actions: Vec::new() };
+        let turn_ref = &mut turn;
+        match event {
+            Event::Deploy(workflow) => self.deploy(workflow, turn_ref),
+            Event::Restore(id) => self.record(Record::Restored(id), turn_ref),
+            Event::Submit(job) => self.record(Record::Submitted(job), turn_ref),
+            Event::Cancel(job) => self.end_job(job, Outcome::without_run(JobState::Canceled), turn_ref),
+            Event::SetDraining(node, draining) => self.set_draining(node, draining, turn_ref),
+            Event::Registered(registered) => self.register(*registered, turn_ref),
+            Event::Said { node, session, message } => self.hear(node, session, message, turn_ref),
+            Event::Disconnected { node, session } => self.disconnect(node, session, turn_ref),
+            Event::OutputsStored { node, ended } => self.outputs_stored(node, *ended, turn_ref),
+            Event::CollectFailed { lease, reason } => self.collect_failed(lease, &reason, turn_ref),
+            Event::GrantFailed { lease, reason } => self.grant_failed(lease, reason, turn_ref),
+            Event::Tick => self.tick(turn_ref),
+        }
+        turn.actions
+    }
+
+    /// The version that the next deploy of this name gets.
+    pub fn next_version(&self, name: &WorkflowName) -> u32 {
+        self.catalog.next_version(name)
+    }
+
+    /// The version that a caller means.
+    pub fn workflow(&self, selector: &WorkflowSelector) -> Option<&Arc<DeployedWorkflow>> {
+        self.catalog.select(selector)
+    }
+
+    /// One version.
+    pub fn version(&self, id: &WorkflowVersion) -> Option<&Arc<DeployedWorkflow>> {
+        self.catalog.get(id)
+    }
+
+    /// All versions of all workflows, by name, the current version of each first.
+    pub fn workflows(&self) -> Vec<Arc<DeployedWorkflow>> {
+        self.catalog.list()
+    }
+
+    /// How many jobs wait.
+    pub fn waiting(&self) -> usize {
+        self.jobs.waiting()
+    }
+
+    fn deploy(&mut self, workflow: Arc<DeployedWorkflow>, turn: &mut Turn) {
+        let id = workflow.id.clone();
+        self.catalog.insert(workflow.clone());
+        turn.actions.push(Action::Keep(workflow));
+        self.record(Record::Deployed(id), turn);
+    }
+
+    fn set_draining(&mut self, node: PeerId, draining: bool, turn: &mut Turn) {
+        self.record(Record::Draining { node, draining }, turn);
+        if self.nodes.get(node).is_some_and(|node| node.session.is_some()) {
+            turn.send(node, CoordinatorMessage::SetDraining(SetDraining { draining }));
+        }
+    }
+
+    /// Applies a durable change and has it written.
+    fn record(&mut self, record: Record, turn: &mut Turn) {
+        self.replay(&record);
+        self.plan_due = true;
+        turn.actions.push(Action::Record(record));
+    }
+
+    /// Applies a durable change, which is new or was read from the journal.
+    fn replay(&mut self, record: &Record) {
+        match record {
+            Record::Deployed(id) | Record::Restored(id) => self.catalog.make_current(id),
+            Record::Submitted(job) => self.jobs.submit(NewJob::clone(job)),
+            Record::RunFailed { job, failed } => {
+                if let Some(job) = self.jobs.get_mut(*job) {
+                    job.history_mut().failures.push(failed.clone());
+                }
+            }
+            Record::Ended { job, .. } => {
+                self.jobs.remove(*job);
+            }
+            Record::Draining { node, draining } => {
+                self.draining.insert(*node, *draining);
+            }
+        }
+    }
+
+    /// Ends a job, with all that is known of it written down, and stops its other runs. Does nothing
+    /// to an ended one.
+    fn end_job(&mut self, id: JobId, outcome: Outcome, turn: &mut Turn) {
+        let Some(job) = self.jobs.get(id) else { return };
+        let Outcome { state, taken, outputs, error, fetched } = outcome;
+        let history = job.history().cloned().unwrap_or_default();
+        let ended = EndedJob {
+            job: job.new.clone(),
+            state,
+            started: history.started,
+            ended: turn.now.wall,
+            run: taken.map(|(lease, _)| lease.run),
+            node: taken.map(|(_, node)| node),
+            failures: history.failures,
+            outputs,
+            error,
+            fetched,
+        };
+        let runs: Vec<Run> =
+            self.runs.extract_if(.., |_, run| run.lease.job == id).map(|(_, run)| run).collect();
+        for run in runs {
+            if taken.is_none_or(|(lease, _)| lease.id != run.lease.id) {
+                self.stop(&run, turn);
+            }
+        }
+        self.lost.retain(|_, known| known.lease.job != id);
+        turn.actions.push(Action::Archive(Box::new(ended)));
+        self.record(Record::Ended { job: id, state }, turn);
+    }
+
+    /// Stops a run that is no longer wanted. Its slot stays taken until the node has done so.
+    fn stop(&mut self, run: &Run, turn: &mut Turn) {
+        if run.collecting.is_some() {
+            return self.forget_end(run.node, run.lease, turn);
+        }
+        self.await_slot(run, turn.now.monotonic);
+        turn.send(run.node, CoordinatorMessage::CancelRun(CancelRun { lease: run.lease.id }));
+    }
+
+    /// Takes a running job back into the queue, where it keeps its place.
+    fn queue_again(&mut self, job: JobId, lease: LeaseId, reason: String, turn: &mut Turn) {
+        self.jobs.put(job, Place::Queued);
+        self.plan_due = true;
+        turn.actions.push(Action::Unleased(lease));
+        turn.notify(FarmEventKind::Requeued { job, reason });
+    }
+
+    /// Whether this lease is the one on its job.
+    fn is_current(&self, lease: &Lease) -> bool {
+        match self.jobs.get(lease.job).map(jobs::Job::place) {
+            Some(Place::Running(current)) => current == lease.id,
+            Some(Place::Held { known, .. }) => known.lease.id == lease.id,
+            Some(Place::Queued) | None => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod invariants;
+#[cfg(test)]
+mod stories;

@@ -1,0 +1,62 @@
+//! The deployed workflows: versions that never change, and which one of each name is current.
+//!
+//! Not here: what is in them, and how they are made from a bundle.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use protocol::{WorkflowName, WorkflowSelector, WorkflowVersion};
+
+use crate::view::DeployedWorkflow;
+
+/// All versions of all workflows.
+#[derive(Debug, Default)]
+pub(crate) struct Catalog {
+    versions: BTreeMap<WorkflowVersion, Arc<DeployedWorkflow>>,
+    current: BTreeMap<WorkflowName, u32>,
+}
+
+impl Catalog {
+    /// Keeps a version, without making it current.
+    pub(crate) fn insert(&mut self, workflow: Arc<DeployedWorkflow>) {
+        self.versions.insert(workflow.id.clone(), workflow);
+    }
+
+    /// Makes a version the current one of its name.
+    pub(crate) fn make_current(&mut self, id: &WorkflowVersion) {
+        self.current.insert(id.name.clone(), id.version);
+    }
+
+    /// The current version of each name.
+    pub(crate) fn current(&self) -> &BTreeMap<WorkflowName, u32> {
+        &self.current
+    }
+
+    /// The version that the next deploy of this name gets.
+    pub(crate) fn next_version(&self, name: &WorkflowName) -> u32 {
+        let of_name = |id: &&WorkflowVersion| id.name == *name;
+        self.versions.keys().filter(of_name).map(|id| id.version).max().unwrap_or(0) + 1
+    }
+
+    /// One version.
+    pub(crate) fn get(&self, id: &WorkflowVersion) -> Option<&Arc<DeployedWorkflow>> {
+        self.versions.get(id)
+    }
+
+    /// The version that a caller means.
+    pub(crate) fn select(&self, selector: &WorkflowSelector) -> Option<&Arc<DeployedWorkflow>> {
+        let version = selector.version.or_else(|| self.current.get(&selector.name).copied())?;
+        self.versions.get(&WorkflowVersion { name: selector.name.clone(), version })
+    }
+
+    /// All, by name, the current version of each first and then the newest.
+    pub(crate) fn list(&self) -> Vec<Arc<DeployedWorkflow>> {
+        let mut list: Vec<_> = self.versions.values().cloned().collect();
+        let is_older = |id: &WorkflowVersion| self.current.get(&id.name) != Some(&id.version);
+        list.sort_by(|a, b| {
+            let key = |workflow: &DeployedWorkflow| (is_older(&workflow.id), u32::MAX - workflow.id.version);
+            a.id.name.cmp(&b.id.name).then_with(|| key(a).cmp(&key(b)))
+        });
+        list
+    }
+}

@@ -1,0 +1,295 @@
+//! Ends of runs: what counts as an attempt, which success is taken, when a job has failed for good.
+//!
+//! Not here: sessions, and leases that expire.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use protocol::message::{self, CoordinatorMessage, EndRecorded, RunEnded};
+use protocol::{
+    Fetched, JobState, Lease, LeaseClock, LeaseId, OutputFile, PeerId, Phase, Progress, RunError,
+    RunErrorKind, SlotId,
+};
+
+use super::jobs::Place;
+use super::record::{KnownLease, Record};
+use super::{Action, State, Turn};
+use crate::view::{FailedRun, FarmEventKind, RunView};
+
+/// The most runs of a job that may fail and count.
+pub(crate) const MAX_ATTEMPTS: usize = 3;
+/// The most runs of a job with which nodes may vanish.
+pub(crate) const MAX_LOSSES: u32 = 5;
+/// How often the outputs of one run are asked for before it counts as failed.
+const MAX_COLLECTS: u32 = 5;
+/// The pause after the first failure to fetch outputs; it doubles.
+const COLLECT_PAUSE: Duration = Duration::from_secs(1);
+
+/// A run that is at work, or whose outputs are being collected.
+#[derive(Clone, Debug)]
+pub(crate) struct Run {
+    /// The lease under which it is done.
+    pub(crate) lease: Lease,
+    /// The node.
+    pub(crate) node: PeerId,
+    /// The slot on it.
+    pub(crate) slot: SlotId,
+    /// What it is doing.
+    pub(crate) phase: Phase,
+    /// How far it is.
+    pub(crate) progress: Option<Progress>,
+    /// When its lease ends.
+    pub(crate) clock: LeaseClock,
+    /// Set once it succeeded on the node.
+    pub(crate) collecting: Option<Box<Collecting>>,
+}
+
+/// A run whose outputs are being fetched.
+#[derive(Clone, Debug)]
+pub(crate) struct Collecting {
+    /// The end that the node told.
+    pub(crate) ended: RunEnded,
+    /// How often the fetch has failed.
+    pub(crate) tries: u32,
+    /// When to ask again; `None` while the service is at it.
+    pub(crate) again: Option<Duration>,
+}
+
+impl Run {
+    /// The run as people see it.
+    pub(crate) fn to_view(&self) -> RunView {
+        let progress = self.progress.clone();
+        RunView { id: self.lease.run, node: self.node, slot: self.slot, phase: self.phase, progress }
+    }
+
+    /// What is remembered of its lease across a restart.
+    pub(crate) fn to_known(&self) -> KnownLease {
+        KnownLease { lease: self.lease, node: self.node, slot: self.slot }
+    }
+}
+
+/// How a job ends.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) state: JobState,
+    /// The run whose end was taken, and its node.
+    pub(crate) taken: Option<(Lease, PeerId)>,
+    pub(crate) outputs: Vec<OutputFile>,
+    pub(crate) error: Option<RunError>,
+    pub(crate) fetched: Vec<Fetched>,
+}
+
+impl Outcome {
+    /// An end that no run brought about.
+    pub(crate) fn without_run(state: JobState) -> Self {
+        Self { state, taken: None, outputs: Vec::new(), error: None, fetched: Vec::new() }
+    }
+}
+
+impl State {
+    /// A node told the end of a run, perhaps not for the first time.
+    pub(super) fn run_ended(&mut self, node: PeerId, ended: RunEnded, turn: &mut Turn) {
+        let lease = ended.lease;
+        self.release_slot(node, lease.id, turn);
+        let Some(job) = self.jobs.get(lease.job) else {
+            // The job has ended, by this very run or otherwise: the node may forget.
+            return self.forget_end(node, lease, turn);
+        };
+        let outcome = match &ended.outcome {
+            message::Outcome::Failed(error) => Err(error.clone()),
+            message::Outcome::Succeeded(outputs) => self.check_outputs(&job.new.workflow, outputs),
+        };
+        match outcome {
+            Ok(()) => self.collect(node, ended, turn),
+            Err(error) => self.run_failed(node, lease, error, turn),
+        }
+    }
+
+    /// A success must name outputs that the workflow has, and within limits.
+    fn check_outputs(
+        &self,
+        workflow: &protocol::WorkflowVersion,
+        outputs: &[OutputFile],
+    ) -> Result<(), RunError> {
+        let Some(workflow) = self.catalog.get(workflow) else { return Ok(()) };
+        if outputs.len() > message::MAX_LIST {
+            let detail =
+                format!("the node names {} outputs; at most {} are taken", outputs.len(), message::MAX_LIST);
+            return Err(RunError::new(RunErrorKind::NodeFault, detail));
+        }
+        let declared =
+            |file: &OutputFile| workflow.interface.outputs.iter().any(|output| output.name == file.output);
+        match outputs.iter().find(|file| !declared(file)) {
+            Some(file) => {
+                let detail =
+                    format!("the node names an output `{}`, which the workflow has not", file.output);
+                Err(RunError::new(RunErrorKind::NodeFault, detail))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Has the outputs of a success fetched. It does not matter whether the run is the current one.
+    fn collect(&mut self, node: PeerId, ended: RunEnded, turn: &mut Turn) {
+        let (lease, now) = (ended.lease, turn.now.monotonic);
+        let clock = LeaseClock::renewed(now, self.settings.lease_duration);
+        let slot = self.lost.remove(&lease.id).map_or(SlotId(0), |known| known.slot);
+        let fresh =
+            || Run { lease, node, slot, phase: Phase::Collecting, progress: None, clock, collecting: None };
+        let run = self.runs.entry(lease.id).or_insert_with(fresh);
+        match &mut run.collecting {
+            Some(collecting) => {
+                if collecting.again.take().is_none() {
+                    // The service is at it.
+                    return;
+                }
+            }
+            None => {
+                run.collecting = Some(Box::new(Collecting { ended: ended.clone(), tries: 0, again: None }))
+            }
+        }
+        (run.node, run.phase, run.progress) = (node, Phase::Collecting, None);
+        let view = run.to_view();
+        if matches!(
+            self.jobs.get(lease.job).map(super::jobs::Job::place),
+            Some(Place::Queued | Place::Held { .. })
+        ) {
+            // While its outputs come in, no other run of the job is begun.
+            self.jobs.put(lease.job, Place::Running(lease.id));
+        }
+        turn.notify(FarmEventKind::Progress { job: lease.job, run: view });
+        turn.actions.push(Action::Collect { node, ended: Box::new(ended) });
+    }
+
+    /// The outputs of a run are here: the first of a job's runs to get this far ends the job.
+    pub(super) fn outputs_stored(&mut self, node: PeerId, ended: RunEnded, turn: &mut Turn) {
+        let RunEnded { lease, outcome, fetched, .. } = ended;
+        let message::Outcome::Succeeded(outputs) = outcome else { return };
+        if let Some(job) = self.jobs.get(lease.job) {
+            let workflow = job.new.workflow.clone();
+            if let Some(node) = self.nodes.get_mut(node) {
+                node.note_ran(&workflow);
+            }
+            let blobs =
+                fetched.iter().map(|fetched| fetched.blob).chain(outputs.iter().map(|file| file.blob));
+            self.nodes.note_held(node, blobs.map(|blob| blob.hash));
+            let taken = Some((lease, node));
+            let outcome = Outcome { state: JobState::Succeeded, taken, outputs, error: None, fetched };
+            self.end_job(lease.job, outcome, turn);
+        }
+        self.forget_end(node, lease, turn);
+    }
+
+    /// The outputs of a run could not be fetched: they are asked for again, a few times.
+    pub(super) fn collect_failed(&mut self, lease: LeaseId, reason: &str, turn: &mut Turn) {
+        let Some(run) = self.runs.get_mut(&lease) else { return };
+        let Some(collecting) = &mut run.collecting else { return };
+        collecting.tries += 1;
+        if collecting.tries < MAX_COLLECTS {
+            collecting.again = Some(turn.now.monotonic + COLLECT_PAUSE * 2_u32.pow(collecting.tries - 1));
+            return;
+        }
+        let (node, lease) = (run.node, run.lease);
+        let error =
+            RunError::new(RunErrorKind::MissingBlob, format!("its outputs could not be fetched: {reason}"));
+        if self.is_current(&lease) {
+            self.fail_current(node, lease, error, turn);
+        } else {
+            self.runs.remove(&lease.id);
+        }
+    }
+
+    /// The coordinator could not send a grant.
+    pub(super) fn grant_failed(&mut self, lease: LeaseId, reason: String, turn: &mut Turn) {
+        let Some(run) = self.runs.get(&lease) else { return };
+        let (node, lease) = (run.node, run.lease);
+        self.release_slot(node, lease.id, turn);
+        let detail = format!("the job's parameters could not be read by the coordinator: {reason}");
+        self.fail_current(node, lease, RunError::new(RunErrorKind::MissingBlob, detail), turn);
+    }
+
+    /// A run failed. Only the current run of a job can fail it; the node may forget any.
+    fn run_failed(&mut self, node: PeerId, lease: Lease, error: RunError, turn: &mut Turn) {
+        self.lost.remove(&lease.id);
+        let holder = match self.jobs.get(lease.job).map(super::jobs::Job::place) {
+            Some(Place::Held { known, .. }) => Some(known.node),
+            _ => self.runs.get(&lease.id).map(|run| run.node),
+        };
+        if self.is_current(&lease) && holder == Some(node) {
+            self.fail_current(node, lease, error, turn);
+        }
+        self.forget_end(node, lease, turn);
+    }
+
+    /// Decides what the failure of a job's current run means for the job.
+    fn fail_current(&mut self, node: PeerId, lease: Lease, error: RunError, turn: &mut Turn) {
+        self.runs.remove(&lease.id);
+        let Some(job) = self.jobs.get_mut(lease.job) else { return };
+        if !error.kind.counts_as_attempt() {
+            let reason = format!("{} gave it back: {}", node.fmt_short(), error.detail);
+            return self.queue_again(lease.job, lease.id, reason, turn);
+        }
+        let failed = FailedRun { id: lease.run, node, error: error.clone() };
+        if is_final(job.failures(), &failed) {
+            job.history_mut().failures.push(failed);
+            let taken = Some((lease, node));
+            let outcome = Outcome { taken, error: Some(error), ..Outcome::without_run(JobState::Failed) };
+            return self.end_job(lease.job, outcome, turn);
+        }
+        self.record(Record::RunFailed { job: lease.job, failed }, turn);
+        self.jobs.put(lease.job, Place::Queued);
+        turn.actions.push(Action::Unleased(lease.id));
+    }
+
+    /// A node vanished with a run, or came back without it.
+    pub(super) fn lose_run(&mut self, lease: LeaseId, reason: &str, turn: &mut Turn) {
+        let Some(run) = self.runs.remove(&lease) else { return };
+        self.await_slot(&run, turn.now.monotonic);
+        if !self.is_current(&run.lease) {
+            return;
+        }
+        let Some(job) = self.jobs.get_mut(run.lease.job) else { return };
+        let history = job.history_mut();
+        history.losses += 1;
+        if history.losses >= MAX_LOSSES {
+            let detail = format!("nodes vanished {MAX_LOSSES} times with a run of it, at last: {reason}");
+            let error = Some(RunError::new(RunErrorKind::NodeFault, detail));
+            let outcome = Outcome { error, ..Outcome::without_run(JobState::Failed) };
+            return self.end_job(run.lease.job, outcome, turn);
+        }
+        self.lost.insert(lease, run.to_known());
+        self.queue_again(run.lease.job, lease, reason.to_owned(), turn);
+    }
+
+    /// Tells a node that it may forget the end of a run and its outputs.
+    pub(super) fn forget_end(&mut self, node: PeerId, lease: Lease, turn: &mut Turn) {
+        let recorded = EndRecorded { run: lease.run, job: lease.job };
+        turn.send(node, CoordinatorMessage::EndRecorded(recorded));
+    }
+
+    /// Frees the slot of a lease: its node said that the run is over.
+    pub(super) fn release_slot(&mut self, node: PeerId, lease: LeaseId, turn: &Turn) {
+        if let Some(node) = self.nodes.get_mut(node) {
+            node.release(lease, turn.now.monotonic);
+            self.plan_due = true;
+        }
+    }
+
+    /// From now on the slot of a run that nobody wants is waited for.
+    pub(super) fn await_slot(&mut self, run: &Run, now: Duration) {
+        let slots = self.nodes.get_mut(run.node).map(|node| node.slots.values_mut());
+        for slot in slots.into_iter().flatten().filter(|slot| slot.lease == Some(run.lease.id)) {
+            slot.since = now;
+        }
+    }
+}
+
+/// Whether a job has failed with this failure after the earlier ones.
+fn is_final(earlier: &[FailedRun], failed: &FailedRun) -> bool {
+    let kind = failed.error.kind;
+    // The same on two nodes is the job's fault, and a third would only take longer.
+    let is_jobs_fault = matches!(kind, RunErrorKind::OpFailed | RunErrorKind::NoOutput);
+    let nodes: BTreeSet<PeerId> =
+        earlier.iter().chain([failed]).filter(|run| run.error.kind == kind).map(|run| run.node).collect();
+    !kind.retry_elsewhere() || earlier.len() + 1 >= MAX_ATTEMPTS || (is_jobs_fault && nodes.len() >= 2)
+}

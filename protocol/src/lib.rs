@@ -23,18 +23,24 @@ pub mod codec;
 mod facts;
 
 pub use blob::{BlobHash, BlobRef, GROUP_SIZE, PIECE_SIZE, ParseBlobHashError};
-pub use bundle::*;
+pub use bundle::{
+    Bundle, BundleError, BundleHash, BundleLimits, BundleManifest, Repair, Sink, SnapshotError, read_bundle,
+};
 pub use id::{
     FarmId, JobId, LeaseId, ParseIdError, PeerId, RunId, SlotId, WorkflowName, WorkflowSelector, WorkflowVersion,
 };
 pub use job::{FailedOp, Fetched, JobState, OutputFile, Phase, Progress, RunError, RunErrorKind};
 pub use lease::{HEARTBEAT, LEASE_DURATION, Lease, LeaseClock, REATTACH_GRACE};
-pub use lockfile::*;
+pub use lockfile::{
+    CustomNode, GitCommit, GitPin, HttpsUrl, LockedModel, Lockfile, LockfileError, LockfileHash,
+    MAX_LOCKFILE, ModelPath, PackagePin, ParseTextError, Pin, PublisherKey, PublisherSignature, Sha256,
+    SignatureError, Source, Token,
+};
 pub use offer::{Device, Engine, Offer, SlotOffer};
 pub use parameters::{Argument, MAX_FILE_NAME, Parameters, ParametersError};
 pub use rewrite::{FillError, Filled, Filling, fill};
 pub use schema::{
-    CandidateInput, CandidateOutput, Candidates, ExposeError, ExposedInput, FieldError, Input, InputKind, Interface,
-    Output, OutputKind, ParseExposedInputError, Range, Rule, SchemaError,
+    CandidateInput, CandidateOutput, Candidates, ExposeError, ExposedInput, FieldError, Input, InputKind,
+    Interface, Output, OutputKind, ParseExposedInputError, Range, Rule, SchemaError,
 };
 pub use workflow::{Link, MAX_OP_ID, MAX_OPS, MAX_WORKFLOW, Op, Workflow, WorkflowError, link_of};

@@ -1,0 +1,304 @@
+//! The texts of a lockfile, each a type that only holds what is safe to act on.
+//!
+//! Not here: what a lockfile says with them.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::id::serde_as_text;
+
+/// The longest of these texts, in bytes.
+const MAX_TEXT: usize = 2048;
+
+/// A text that is not what it stands for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is not {expected}")]
+pub struct ParseTextError {
+    /// The text, cut to a length that can be shown.
+    pub text: String,
+    /// What was expected.
+    pub expected: &'static str,
+}
+
+impl ParseTextError {
+    pub(crate) fn new(text: &str, expected: &'static str) -> Self {
+        Self { text: text.chars().take(200).collect(), expected }
+    }
+}
+
+/// Declares a text that is checked, and perhaps normalised, as it is read.
+macro_rules! checked_text {
+    ($(#[$doc:meta])* $name:ident, $check:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// The text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = ParseTextError;
+
+            fn from_str(text: &str) -> Result<Self, ParseTextError> {
+                let check: fn(&str) -> Result<String, &'static str> = $check;
+                check(text).map(Self).map_err(|expected| ParseTextError::new(text, expected))
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = ParseTextError;
+
+            fn try_from(text: String) -> Result<Self, ParseTextError> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(text: $name) -> String {
+                text.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+checked_text!(
+    /// A name or version: letters, digits and `. _ + ! -`, not beginning with a sign, so that it is never
+    /// taken for an option or a path.
+    Token,
+    |text| {
+        let expected = "a name or version: letters, digits and `._+!-`, at most 128";
+        let inner = |byte: u8| byte.is_ascii_alphanumeric() || b"._+!-".contains(&byte);
+        let begins_well = text.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric() || first == b'_');
+        let valid = begins_well && text.len() <= 128 && text.bytes().all(inner);
+        if valid { Ok(text.to_owned()) } else { Err(expected) }
+    }
+);
+
+checked_text!(
+    /// The full hash of a git commit, in lower-case hex.
+    GitCommit,
+    |text| {
+        let hex = text.len() == 40 || text.len() == 64;
+        let hex = hex && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if hex { Ok(text.to_ascii_lowercase()) } else { Err("a commit: 40 hex digits") }
+    }
+);
+
+checked_text!(
+    /// The path of a model in a ComfyUI folder, with `/` between its parts.
+    ModelPath,
+    |text| {
+        let inside = text.starts_with("models/") && relative_path(text).is_ok();
+        if inside { Ok(text.to_owned()) } else { Err("a path below `models/`") }
+    }
+);
+
+checked_text!(
+    /// An address on a public host over https, without a user name in it. Spaces are written `%20`.
+    HttpsUrl,
+    |text| {
+        let rest = text.strip_prefix("https://").ok_or("an https URL")?;
+        let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+        let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+        let port = authority[host.len()..].trim_start_matches(':');
+        if authority.contains('@') {
+            return Err("an https URL without a user name");
+        }
+        if !is_public_host(host) || !port.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err("an https URL of a public host by its name");
+        }
+        if text.len() > MAX_TEXT || path.contains(|c: char| c.is_control() || c == '\\') {
+            return Err("an https URL of harmless characters, at most 2048");
+        }
+        Ok(text.replace(' ', "%20"))
+    }
+);
+
+impl HttpsUrl {
+    /// The host, in lower case and without a port.
+    pub fn host(&self) -> String {
+        let rest = &self.0["https://".len()..];
+        rest.split(['/', '?', '#', ':']).next().unwrap_or_default().to_ascii_lowercase()
+    }
+}
+
+/// A name with a dot that is no address and none that only a home or office network knows.
+fn is_public_host(host: &str) -> bool {
+    let label = |label: &str| {
+        !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    };
+    let last = host.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
+    host.contains('.')
+        && host.split('.').all(label)
+        && last.bytes().any(|byte| byte.is_ascii_alphabetic())
+        && !last.starts_with("0x")
+        && !["local", "localhost", "internal", "lan", "home", "arpa"].contains(&last.as_str())
+}
+
+/// Checks a path of a file below some folder; says what is wrong with it.
+pub(crate) fn relative_path(path: &str) -> Result<(), &'static str> {
+    let bytes = path.as_bytes();
+    if path.is_empty() || path.len() > 512 {
+        return Err("is empty or longer than 512 bytes");
+    }
+    if path.chars().any(char::is_control) {
+        return Err("has control characters");
+    }
+    if path.contains('\\') {
+        return Err("has a backslash");
+    }
+    if path.starts_with('/') {
+        return Err("is absolute");
+    }
+    if bytes.get(1) == Some(&b':') && bytes[0].is_ascii_alphabetic() {
+        return Err("begins with a drive");
+    }
+    if path.split('/').any(|part| part == "..") {
+        return Err("has `..`, which leads outside");
+    }
+    if path.split('/').any(|part| part.is_empty() || part == ".") {
+        return Err("has an empty part");
+    }
+    Ok(())
+}
+
+/// Declares a name of 32 bytes that is written in hex.
+macro_rules! hex_name {
+    ($(#[$doc:meta])* $name:ident, $expected:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(pub [u8; 32]);
+
+        impl FromStr for $name {
+            type Err = ParseTextError;
+
+            fn from_str(text: &str) -> Result<Self, ParseTextError> {
+                let mut bytes = [0; 32];
+                let wrong = |_| ParseTextError::new(text, $expected);
+                hex::decode_to_slice(text, &mut bytes).map_err(wrong)?;
+                Ok(Self(bytes))
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&hex::encode(self.0))
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        serde_as_text!($name);
+    };
+}
+
+hex_name!(
+    /// The SHA-256 of a file.
+    Sha256,
+    "a SHA-256: 64 hex digits"
+);
+hex_name!(
+    /// The ed25519 public key of someone who publishes workflows.
+    PublisherKey,
+    "a publisher's key: 64 hex digits"
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_https_urls_of_public_hosts_are_taken() {
+        let good = [
+            "https://huggingface.co/a/resolve/b/x (1).safetensors?download=true",
+            "https://civitai.com/api/download/models/123",
+            "https://github.com:443/a/b.git",
+            "https://example.org",
+        ];
+        for text in good {
+            assert!(text.parse::<HttpsUrl>().is_ok(), "{text}");
+        }
+        let bad = [
+            "",
+            "http://example.org/x",
+            "file:///etc/passwd",
+            "ext::sh -c id",
+            "https://",
+            "https://huggingface.co@evil.example/x",
+            "https://localhost/x",
+            "https://127.0.0.1/x",
+            "https://0x7f.0.0.0x1/x",
+            "https://2130706433/x",
+            "https://[::1]/x",
+            "https://printer.local/x",
+            "https://exa mple.org/x",
+            "https://example.org/x\ny",
+            "https://example.org:99x/",
+            "https://example.org\\@evil.example/",
+        ];
+        for text in bad {
+            assert!(text.parse::<HttpsUrl>().is_err(), "{text}");
+        }
+        let url: HttpsUrl = good[0].parse().unwrap();
+        assert!(url.as_str().contains("x%20(1)"));
+        assert_eq!("https://HuggingFace.co:443/x".parse::<HttpsUrl>().unwrap().host(), "huggingface.co");
+    }
+
+    #[test]
+    fn paths_of_models_stay_below_models() {
+        assert!("models/checkpoints/a b.safetensors".parse::<ModelPath>().is_ok());
+        let bad = [
+            "",
+            "models",
+            "models/",
+            "/models/x",
+            "models/../x",
+            "../models/x",
+            "models//x",
+            "models/./x",
+            "custom_nodes/x.py",
+            "models\\x",
+            "models/x\0",
+            "C:/models/x",
+        ];
+        for text in bad {
+            assert!(text.parse::<ModelPath>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn tokens_are_never_options_or_paths() {
+        for text in ["torch", "2.6.0+cu124", "1!2.0", "_x", "websocket_image_save.py"] {
+            assert!(text.parse::<Token>().is_ok(), "{text}");
+        }
+        for text in ["", "-r", "--x", "a b", "a/b", "..", ".x", "a;b", &"x".repeat(129)] {
+            assert!(text.parse::<Token>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn commits_are_whole_hashes() {
+        let commit: GitCommit = "CA457F7BA1FF33BD0D724CD7324131509EFCF3EC".parse().unwrap();
+        assert_eq!(commit.as_str(), "ca457f7ba1ff33bd0d724cd7324131509efcf3ec");
+        for text in ["", "main", "ca457f7", "--upload-pack=touch-x-aaaaaaaaaaaaaaaaaaa"] {
+            assert!(text.parse::<GitCommit>().is_err(), "{text}");
+        }
+    }
+}

@@ -40,18 +40,18 @@ pub enum SnapshotError {
         expected: &'static str,
     },
     /// A text in it is not what it stands for, and could do harm.
-    #[error("{place}: {source}")]
+    #[error("{place}: {fault}")]
     Text {
         /// Where.
         place: String,
         /// What it is, and what it should be.
-        source: ParseTextError,
+        fault: ParseTextError,
     },
 }
 
 /// Reads a text of a checked type.
 pub(super) fn checked<T: FromStr<Err = ParseTextError>>(place: &str, text: &str) -> Result<T, SnapshotError> {
-    text.parse().map_err(|source| SnapshotError::Text { place: place.to_owned(), source })
+    text.parse().map_err(|fault| SnapshotError::Text { place: place.to_owned(), fault })
 }
 
 /// Turns a snapshot into a lockfile; `requirements` belongs to the older format.

@@ -12,8 +12,15 @@ const PLACEHOLDER_PAGE: &str =
     "<!doctype html><title>comfy-farm</title><p>This binary was built without the mesh page.\n";
 
 /// What the page is built from. `npm ci` runs again only when the lock file changed.
-const SOURCES: [&str; 6] =
-    ["index.html", "package.json", "package-lock.json", "src", "tsconfig.json", "vite.config.ts"];
+const SOURCES: [&str; 7] = [
+    "index.html",
+    "openapi.json",
+    "package.json",
+    "package-lock.json",
+    "src",
+    "tsconfig.json",
+    "vite.config.ts",
+];
 
 const NO_NPM: &str = "the mesh page is built with npm: install Node.js 20.19 or newer with npm (on Debian 13 or \
     newer: `apt-get install nodejs npm`; elsewhere: https://nodejs.org), or set COMFY_FARM_WEB_PLACEHOLDER=1 \

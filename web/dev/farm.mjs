@@ -3,7 +3,7 @@
 // test relies on it: what the API really answers is `openapi.json`. An argument `empty` makes a farm with nothing.
 
 import { createServer } from "node:http";
-import { jobs, nodes, PICTURE, workflows } from "./sample.mjs";
+import { candidates, jobs, nodes, PICTURE, workflows } from "./sample.mjs";
 
 const EMPTY = process.argv.includes("empty");
 const state = EMPTY ? { nodes: [], jobs: [], workflows: [] } : { nodes, jobs, workflows };
@@ -71,7 +71,15 @@ function submit(workflow, body) {
   return [202, state.jobs[0]];
 }
 
-function answer(method, path, body) {
+function deploy(query) {
+  if (!query.has("output")) return [422, { detail: "the workflow exposes no output", candidates }];
+  const workflow = { ...workflows[0], name: query.get("name"), version: 1, current: true };
+  state.workflows.push(workflow);
+  const lacks = { kind: "model", name: "checkpoints/sdxl.safetensors", detail: "no node lists it and no URL gives it" };
+  return [201, { ...workflow, missing: [lacks] }];
+}
+
+function answer(method, path, body, query) {
   const job = state.jobs.find(({ id }) => path.startsWith(`/v1/jobs/${id}`));
   const node = state.nodes.find(({ peer }) => path.startsWith(`/v1/nodes/${peer}`));
   const count = (word) => state.jobs.filter((job) => job.state === word).length;
@@ -80,6 +88,7 @@ function answer(method, path, body) {
     return [200, { ...farm, queued: count("queued"), running: count("running"), nodes: state.nodes.length, slots: 4 }];
   }
   if (path === "/v1/nodes") return [200, { nodes: state.nodes }];
+  if (path === "/v1/workflows" && method === "POST") return deploy(query);
   if (path === "/v1/workflows") return [200, { workflows: state.workflows }];
   if (path === "/v1/jobs") return [200, { jobs: state.jobs, next: null }];
   if (path === "/v1/assets") return [201, { hash: "cd".repeat(32), size: body.length }];
@@ -102,7 +111,7 @@ function answer(method, path, body) {
 }
 
 createServer(async (request, response) => {
-  const path = new URL(request.url, "http://farm").pathname;
+  const { pathname: path, searchParams } = new URL(request.url, "http://farm");
   if (path.endsWith("/events")) {
     response.writeHead(200, { "content-type": "text/event-stream" });
     response.write(": hello\n\n");
@@ -112,7 +121,7 @@ createServer(async (request, response) => {
   }
   if (path.includes("/outputs/")) return response.writeHead(200, { "content-type": "image/svg+xml" }).end(PICTURE);
   const body = Buffer.concat(await request.toArray()).toString();
-  const [status, json] = answer(request.method, path, body);
+  const [status, json] = answer(request.method, path, body, searchParams);
   return response.writeHead(status, { "content-type": "application/json" }).end(JSON.stringify(json));
 }).listen(8788, "127.0.0.1", () => console.log("a made-up farm at http://127.0.0.1:8788"));
 

@@ -81,6 +81,16 @@ export const workflows = [
   workflow("upscale", 1, true, [picture, steps]),
 ];
 
+export const candidates = {
+  inputs: [
+    { input: "6.text", title: "Positive", value: "a red fox in deep snow, golden hour, 35 mm" },
+    { input: "7.text", title: "Negative", value: "blurry" },
+    { input: "3.seed", title: "KSampler", value: 156680208700286 },
+    { input: "3.steps", title: "KSampler", value: 20 },
+  ],
+  outputs: [{ node: "9", title: "Save Image", class: "SaveImage" }],
+};
+
 function job(index, state, rest) {
   const id = `019abe0${index}-11aa-7c3d-9e10-4b2d7a91c${String(index).padStart(3, "0")}`;
   const urls = { self: `/v1/jobs/${id}`, events: `/v1/jobs/${id}/events`, cancel: `/v1/jobs/${id}/cancel` };

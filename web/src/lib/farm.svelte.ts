@@ -3,8 +3,8 @@
 
 import { type Client, messageOf } from "./api/client";
 import { readStream } from "./api/stream";
-import type { FarmSummary, Job, Jobs, Nodes, Workflows } from "./api/types";
-import { EMPTY, type Farm, type Message, reduce, type Stale } from "./farm";
+import type { FarmEvent, FarmSummary, Job, Jobs, Nodes, Workflows } from "./api/types";
+import { EMPTY, type Farm, FRESH, type Message, reduce, type Stale } from "./farm";
 
 const LISTED_JOBS = 100;
 /** Events come in bursts; what they made out of date is asked for once per burst. */
@@ -21,7 +21,7 @@ export class LiveFarm {
   trouble = $state.raw<string | null>(null);
 
   private readonly stop = new AbortController();
-  private stale: Stale = { everything: false, jobs: [], nodes: false, workflows: false };
+  private stale: Stale = FRESH;
   private settling: ReturnType<typeof setTimeout> | undefined;
   private refreshing: ReturnType<typeof setTimeout> | undefined;
 
@@ -43,6 +43,11 @@ export class LiveFarm {
     const [next, stale] = reduce(this.state, message);
     this.state = next;
     this.settle(stale);
+  }
+
+  /** Asks again for what a component has changed. */
+  changed(part: "nodes" | "workflows"): void {
+    this.settle({ ...FRESH, [part]: true });
   }
 
   /** Gets one job again. */
@@ -69,9 +74,9 @@ export class LiveFarm {
         const answer = await this.client.send("/v1/events", { headers, signal: this.stop.signal });
         backoff = 500;
         this.take({ type: "link", link: "live" });
-        this.settle({ everything: true, jobs: [], nodes: false, workflows: false });
-        for await (const { id, name, data } of readStream(answer)) {
-          this.take({ type: "event", id, name, data: data === "" ? {} : JSON.parse(data) });
+        this.settle({ ...FRESH, everything: true });
+        for await (const { id, data } of readStream(answer)) {
+          if (data !== "") this.take({ type: "event", id, event: JSON.parse(data) as FarmEvent });
         }
       } catch (error) {
         if (this.stop.signal.aborted) return;
@@ -122,7 +127,7 @@ export class LiveFarm {
 
   private async ask(): Promise<void> {
     const { everything, jobs, nodes, workflows } = this.stale;
-    this.stale = { everything: false, jobs: [], nodes: false, workflows: false };
+    this.stale = FRESH;
     this.settling = undefined;
     if (everything || jobs.length > 10) return this.snapshot();
     const asked: Promise<unknown>[] = jobs.map((id) => this.job(id));

@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
-import type { FarmSummary, Job, Node, Run } from "./api/types";
-import { EMPTY, type Farm, KEPT_JOBS, type Message, newestFirst, peerName, reduce } from "./farm";
+import type { FarmEvent, FarmSummary, Job, Node, Run } from "./api/types";
+import { EMPTY, type Farm, FRESH, KEPT_JOBS, type Message, newestFirst, peerName, reduce } from "./farm";
 
 const SUMMARY = { farm: "f", coordinator: "C", epoch: 1, queued: 0, running: 0, nodes: 1, slots: 2 } as FarmSummary;
 const RUN: Run = { id: "r1", node: "N", slot: 1, phase: "executing", progress: { fraction: 0.5, detail: "KSampler" } };
@@ -20,8 +20,8 @@ function farm(...messages: Message[]): Farm {
   return [snapshot, ...messages].reduce((farm, message) => reduce(farm, message)[0], EMPTY);
 }
 
-function event(name: string, data: object, id: string | null = null): Message {
-  return { type: "event", id, name, data };
+function event(event: string, data: object, id: string | null = null): Message {
+  return { type: "event", id, event: { at: "2026-11-24T00:00:00Z", event, ...data } as FarmEvent };
 }
 
 test("a run that moves on is seen at its job and in its slot", () => {
@@ -58,7 +58,7 @@ test("each event names what it made out of date", () => {
   expect(stale("deployed").workflows).toBe(true);
   expect(stale("node").nodes).toBe(true);
   expect(stale("submitted", { job: "b" }).jobs).toEqual(["b"]);
-  expect(stale("something-newer")).toEqual({ everything: false, jobs: [], nodes: false, workflows: false });
+  expect(stale("something-newer")).toEqual(FRESH);
 });
 
 test("old ended jobs are let go of, and waiting ones never", () => {

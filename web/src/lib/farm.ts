@@ -1,7 +1,7 @@
 // What the page knows of the farm, as a pure reducer: a message in, the next state and what has to be asked out.
 // Not here: requests and the event stream (`farm.svelte.ts`).
 
-import type { FarmSummary, Job, JobState, Node, Run, Workflow } from "./api/types";
+import type { FarmEvent, FarmSummary, Job, JobState, Node, Run, Workflow } from "./api/types";
 
 /** How the page hears of changes. */
 export type Link = "connecting" | "live" | "polling" | "lost";
@@ -26,15 +26,7 @@ export type Message =
   | { type: "jobs"; jobs: Job[] }
   | { type: "nodes"; nodes: Node[] }
   | { type: "workflows"; workflows: Workflow[] }
-  | { type: "event"; id: string | null; name: string; data: EventBody };
-
-/** The body of an event; which fields it has depends on its name. */
-export interface EventBody {
-  job?: string;
-  run?: Run;
-  state?: JobState;
-  reason?: string;
-}
+  | { type: "event"; id: string | null; event: FarmEvent };
 
 /** What an event made out of date, to be asked for again. */
 export interface Stale {
@@ -57,7 +49,8 @@ export const EMPTY: Farm = {
   loaded: false,
 };
 
-const FRESH: Stale = { everything: false, jobs: [], nodes: false, workflows: false };
+/** Nothing is out of date. */
+export const FRESH: Stale = { everything: false, jobs: [], nodes: false, workflows: false };
 
 /** Applies a message. */
 export function reduce(farm: Farm, message: Message): [Farm, Stale] {
@@ -76,7 +69,7 @@ export function reduce(farm: Farm, message: Message): [Farm, Stale] {
       return [{ ...farm, workflows: message.workflows }, FRESH];
     case "event": {
       const cursor = message.id ?? farm.cursor;
-      return happened({ ...farm, cursor }, message.name, message.data);
+      return happened({ ...farm, cursor }, message.event);
     }
   }
 }
@@ -97,9 +90,8 @@ export function peerName(farm: Farm, peer: string): string {
   return farm.nodes.find((node) => node.peer === peer)?.host_name ?? `…${peer.slice(-8)}`;
 }
 
-function happened(farm: Farm, name: string, { job, run, state }: EventBody): [Farm, Stale] {
-  const jobs = job === undefined ? [] : [job];
-  switch (name) {
+function happened(farm: Farm, event: FarmEvent): [Farm, Stale] {
+  switch (event.event) {
     case "snapshot":
       return [farm, { ...FRESH, everything: true }];
     case "deployed":
@@ -107,16 +99,17 @@ function happened(farm: Farm, name: string, { job, run, state }: EventBody): [Fa
     case "node":
       return [farm, { ...FRESH, nodes: true }];
     case "submitted":
-      return [farm, { ...FRESH, jobs }];
+      return [farm, { ...FRESH, jobs: [event.job] }];
     case "progress":
-      return [job && run ? atWork(farm, job, run) : farm, FRESH];
+      return [atWork(farm, event.job, event.run), FRESH];
     case "started":
-      return [job && run ? atWork(farm, job, run) : farm, { ...FRESH, jobs }];
+      return [atWork(farm, event.job, event.run), { ...FRESH, jobs: [event.job] }];
     case "requeued":
-      return [job ? atRest(farm, job, "queued") : farm, { ...FRESH, jobs }];
+      return [atRest(farm, event.job, "queued"), { ...FRESH, jobs: [event.job] }];
     case "ended":
-      return [job && state ? atRest(farm, job, state) : farm, { ...FRESH, jobs }];
+      return [atRest(farm, event.job, event.state), { ...FRESH, jobs: [event.job] }];
     default:
+      // A newer coordinator may tell more than this page knows of.
       return [farm, FRESH];
   }
 }

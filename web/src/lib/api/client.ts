@@ -2,7 +2,7 @@
 // Not here: the live state (`farm.svelte.ts`) and the event stream's format (`stream.ts`).
 
 import { parseExact } from "./exact";
-import type { FieldError } from "./types";
+import type { Candidates, FieldError, Problem } from "./types";
 
 /** An answer that is not a success, or none at all (`status` 0). */
 export class ApiError extends Error {
@@ -10,6 +10,8 @@ export class ApiError extends Error {
     readonly status: number,
     message: string,
     readonly fields: FieldError[] = [],
+    /** What a graph to deploy could expose, where it exposes nothing. */
+    readonly candidates: Candidates | null = null,
   ) {
     super(message);
     this.name = "ApiError";
@@ -37,10 +39,15 @@ export class Client {
     return (text === "" ? undefined : parseExact(text)) as T;
   }
 
+  /** Posts a file as it is, and reads JSON. */
+  async postFile<T>(path: string, file: Blob, mediaType: string): Promise<T> {
+    const answer = await this.send(path, { method: "POST", body: file, headers: { "content-type": mediaType } });
+    return parseExact(await answer.text()) as T;
+  }
+
   /** Stores a file as an asset; the answer's hash names it in a job. */
   async upload(file: File): Promise<{ hash: string }> {
-    const headers = { "content-type": file.type || "application/octet-stream" };
-    return (await this.send("/v1/assets", { method: "POST", body: file, headers })).json();
+    return this.postFile("/v1/assets", file, file.type || "application/octet-stream");
   }
 
   /** Gets bytes, such as an output. */
@@ -73,8 +80,8 @@ export function messageOf(error: unknown): string {
 async function problem(answer: Response): Promise<ApiError> {
   const fallback = `The coordinator answered ${answer.status} ${answer.statusText}`.trim();
   try {
-    const body = await answer.json();
-    return new ApiError(answer.status, sentence(body.detail || body.title || fallback), body.errors ?? []);
+    const body = (await answer.json()) as Partial<Problem>;
+    return new ApiError(answer.status, sentence(body.detail || body.title || fallback), body.errors ?? [], body.candidates ?? null);
   } catch {
     return new ApiError(answer.status, fallback);
   }

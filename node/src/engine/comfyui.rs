@@ -1,0 +1,224 @@
+//! A ComfyUI that the node's owner runs, over its HTTP API and WebSocket.
+//!
+//! It is a guest there: it takes part in the queue, never touches a prompt that is not its own, and
+//! leaves none of its own behind. Not here: starting ComfyUI, or installing anything into it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use protocol::{RunError, RunErrorKind, Workflow};
+use serde_json::Value;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::{
+    Description, Engine, EngineError, Execution, ProducedFile, ProgressSink, canceled, safe_file_name,
+};
+use client::{AddressError, Client, RequestError, Submitted};
+use outputs::{Content, Output};
+use session::{Session, Verdict};
+use socket::Socket;
+use watch::{Ended, Watch};
+
+pub mod client;
+mod events;
+mod failure;
+mod models;
+mod outputs;
+mod session;
+mod socket;
+mod watch;
+
+/// How long to wait for a stopped prompt to be gone. An op that does not look is not interrupted.
+const STOP_WITHIN: Duration = Duration::from_secs(60);
+
+/// An attached ComfyUI.
+#[derive(Debug)]
+pub struct ComfyUi {
+    client: Client,
+    options: ComfyUiOptions,
+}
+
+/// How patient the engine is with its ComfyUI.
+#[derive(Clone, Debug)]
+pub struct ComfyUiOptions {
+    /// How long a running prompt may show no progress before it counts as stalled. Time in the queue
+    /// behind prompts of the owner does not count. Defaults to 10 minutes.
+    pub stall_after: Duration,
+    /// How long a ComfyUI that is gone may take to come back before the run is given up. Defaults to 10 s.
+    pub unreachable_after: Duration,
+    /// The most bytes that the outputs of one run may have together. Defaults to 8 GiB.
+    pub max_output: u64,
+}
+
+impl Default for ComfyUiOptions {
+    fn default() -> Self {
+        Self {
+            stall_after: Duration::from_secs(10 * 60),
+            unreachable_after: Duration::from_secs(10),
+            max_output: 8 << 30,
+        }
+    }
+}
+
+impl ComfyUi {
+    /// The ComfyUI at that address, such as `http://127.0.0.1:8188`. Nothing is sent yet.
+    pub fn new(address: &str, options: ComfyUiOptions) -> Result<Self, AddressError> {
+        Ok(Self { client: Client::new(address)?, options })
+    }
+}
+
+#[async_trait]
+impl Engine for ComfyUi {
+    async fn describe(&self) -> Result<Description, EngineError> {
+        let comfyui_version = self.client.version().await?;
+        let classes = self.client.object_info().await?.into_iter().map(|(class, _)| class).collect();
+        let models = self.client.models().await?;
+        Ok(Description { engine: protocol::Engine::Attached { comfyui_version }, classes, models })
+    }
+
+    async fn execute(
+        &self,
+        execution: Execution,
+        progress: &ProgressSink,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<ProducedFile>, RunError> {
+        let prompt = execution.run.to_string();
+        let preparing = async {
+            let workflow = self.prepare(&execution).await?;
+            // Connected before the prompt is queued, so that no event of it is missed.
+            let connected = Socket::connect(&self.client, &prompt).await;
+            Ok((workflow, connected.map_err(|error| watch::unreachable(&error))?))
+        };
+        let (workflow, socket) = cancel.run_until_cancelled(preparing).await.ok_or_else(canceled)??;
+        let ended = async {
+            self.submit(&prompt, &workflow, &execution.outputs).await?;
+            let session = Session::new(&prompt, &workflow, &execution.outputs);
+            let (client, options) = (&self.client, &self.options);
+            let watch = Watch { client, options, prompt: &prompt, workflow: &workflow, session, progress };
+            watch.until_end(socket, cancel).await
+        };
+        let ended = match ended.await {
+            Ok(ended) => ended,
+            Err(error) => {
+                self.stop(&prompt).await;
+                return Err(error);
+            }
+        };
+        let collecting = self.collect(ended, &execution.outputs, &execution.scratch);
+        cancel.run_until_cancelled(collecting).await.ok_or_else(canceled)?
+    }
+}
+
+impl ComfyUi {
+    /// Puts the files of a run where ComfyUI finds them, and checks what it would find out too late.
+    async fn prepare(&self, execution: &Execution) -> Result<Workflow, RunError> {
+        for model in models::named(&execution.workflow) {
+            // A class that is not there is refused by name when the prompt is queued.
+            if let Some(info) = self.client.class_info(model.class).await.map_err(unavailable)? {
+                model.check(&info)?;
+            }
+        }
+        let mut workflow = execution.workflow.clone();
+        for file in &execution.files {
+            let name = self.client.upload(&file.name_in_graph, &file.path).await.map_err(unavailable)?;
+            rename(&mut workflow, &file.name_in_graph, &name);
+        }
+        Ok(workflow)
+    }
+
+    async fn submit(&self, prompt: &str, workflow: &Workflow, outputs: &[String]) -> Result<(), RunError> {
+        let submitted = self.client.submit(prompt, workflow, outputs).await.map_err(unavailable)?;
+        let is_wanted = |op: &Value| op.as_str().is_some_and(|op| outputs.iter().any(|output| output == op));
+        let spoils_a_wanted_one = |node: &Value| {
+            node["dependent_outputs"].as_array().is_some_and(|outputs| outputs.iter().any(is_wanted))
+        };
+        match submitted {
+            // It executes what it can; a part of the outputs is no success.
+            Submitted::Accepted(errors) if errors.node_errors.values().any(spoils_a_wanted_one) => {
+                Err(failure::rejected(&errors, workflow))
+            }
+            Submitted::Accepted(_) => Ok(()),
+            Submitted::Rejected(rejection) => Err(failure::rejected(&rejection, workflow)),
+        }
+    }
+
+    /// Sees to it that nothing of a prompt goes on, as far as ComfyUI lets itself be stopped.
+    async fn stop(&self, prompt: &str) {
+        match timeout(STOP_WITHIN, self.client.stop(prompt)).await {
+            Ok(Ok(())) => {}
+            // Who does not answer at all runs nothing that could still be stopped.
+            Ok(Err(RequestError::Unreachable { .. })) => {}
+            Ok(Err(error)) => tracing::warn!(%prompt, %error, "comfyui did not stop a run"),
+            Err(_) => tracing::warn!(%prompt, "comfyui still executes a run that was stopped"),
+        }
+    }
+
+    async fn collect(
+        &self,
+        ended: Ended,
+        wanted: &[String],
+        scratch: &Path,
+    ) -> Result<Vec<ProducedFile>, RunError> {
+        match ended.verdict {
+            Verdict::Succeeded => {}
+            Verdict::Failed(exception) => return Err(failure::raised(&exception)),
+            Verdict::Interrupted => return Err(failure::interrupted_by_owner()),
+        }
+        let mut produced = Vec::new();
+        let mut budget = self.options.max_output;
+        for (number, output) in outputs::outputs_of(&ended.outputs, wanted)?.into_iter().enumerate() {
+            let (size, file) = self.fetch(number, output, scratch, budget).await.map_err(unavailable)?;
+            budget = budget.saturating_sub(size);
+            produced.push(file);
+        }
+        Ok(produced)
+    }
+
+    async fn fetch(
+        &self,
+        number: usize,
+        Output { op, content }: Output,
+        scratch: &Path,
+        limit: u64,
+    ) -> Result<(u64, ProducedFile), RequestError> {
+        match content {
+            Content::File(served) => {
+                let file_name = safe_file_name(&served.filename);
+                let path = scratch.join(format!("{number}-{file_name}"));
+                let (size, media_type) = self.client.download(&served, &path, limit).await?;
+                Ok((size, ProducedFile { op, file_name, media_type, path }))
+            }
+            Content::Text(text) => {
+                let file_name = format!("text_{:05}.txt", number + 1);
+                let path = scratch.join(format!("{number}-{file_name}"));
+                let written = tokio::fs::write(&path, &text).await;
+                written.map_err(|source| RequestError::File { path: path.clone(), source })?;
+                let media_type = "text/plain; charset=utf-8".to_owned();
+                Ok((text.len() as u64, ProducedFile { op, file_name, media_type, path }))
+            }
+        }
+    }
+}
+
+/// Lets every input that names a file name it as ComfyUI does.
+fn rename(workflow: &mut Workflow, from: &str, to: &str) {
+    let ids: Vec<String> = workflow.iter().map(|(id, _)| id.to_owned()).collect();
+    for id in ids {
+        let op = workflow.get_mut(&id).expect("the ids are the workflow's own");
+        for value in op.inputs.values_mut().filter(|value| value.as_str() == Some(from)) {
+            *value = Value::from(to);
+        }
+    }
+}
+
+fn unavailable(error: RequestError) -> RunError {
+    match error {
+        RequestError::TooLarge { request, limit, .. } if request == "view" => {
+            let detail = format!("the outputs are larger than the {limit} bytes that were left for them");
+            RunError::new(RunErrorKind::NodeFault, detail)
+        }
+        error => failure::unavailable(&error),
+    }
+}

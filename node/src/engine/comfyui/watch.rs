@@ -1,0 +1,157 @@
+//! Following a queued prompt to its end: over the WebSocket, and over the queue and history wherever
+//! the WebSocket says nothing.
+//!
+//! ComfyUI can be up and dead, so progress is watched and not the port. Not here: what the end means
+//! (`failure.rs`, `outputs.rs`).
+
+use std::time::Duration;
+
+use protocol::{RunError, RunErrorKind, Workflow};
+use serde_json::{Map, Value};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::client::{Client, HistoryEntry, Position, RequestError};
+use super::session::{Happened, Session, Verdict};
+use super::socket::{ConnectError, Socket};
+use super::{ComfyUiOptions, failure};
+use crate::engine::{ProgressSink, canceled};
+
+/// How often the queue is looked at.
+const POLL: Duration = Duration::from_secs(5);
+/// How soon, once the end is decided; the history follows it within milliseconds.
+const POLL_AT_END: Duration = Duration::from_millis(100);
+/// How long between two attempts to connect again.
+const RECONNECT: Duration = Duration::from_millis(500);
+
+/// A prompt that is followed.
+pub(super) struct Watch<'a> {
+    pub(super) client: &'a Client,
+    pub(super) options: &'a ComfyUiOptions,
+    pub(super) prompt: &'a str,
+    pub(super) workflow: &'a Workflow,
+    pub(super) session: Session,
+    pub(super) progress: &'a ProgressSink,
+}
+
+/// How a prompt ended.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) verdict: Verdict,
+    /// What each output op reported.
+    pub(super) outputs: Map<String, Value>,
+}
+
+impl Watch<'_> {
+    /// Returns when ComfyUI has nothing left to do for the prompt. After an error it may have.
+    pub(super) async fn until_end(
+        mut self,
+        mut socket: Socket,
+        cancel: &CancellationToken,
+    ) -> Result<Ended, RunError> {
+        let mut poll = interval(POLL);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        poll.reset();
+        let mut moved = Instant::now();
+        loop {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return Err(canceled()),
+                message = socket.next() => match message.map(|message| self.session.apply(message)) {
+                    Some(Happened::Nothing) => {}
+                    Some(Happened::Moved) => {
+                        moved = Instant::now();
+                        self.tell();
+                    }
+                    Some(Happened::Decided) => poll.reset_after(POLL_AT_END),
+                    Some(Happened::Ended) => poll.reset_immediately(),
+                    None => {
+                        let connecting = self.connect_again();
+                        socket = cancel.run_until_cancelled(connecting).await.ok_or_else(canceled)??;
+                        poll.reset_immediately();
+                    }
+                },
+                _ = poll.tick() => match self.look().await {
+                    Ok(Look::Ended(entry)) => return Ok(self.conclude(entry)),
+                    Ok(Look::Pending) => moved = Instant::now(),
+                    Ok(Look::Running) => {}
+                    Ok(Look::Gone) => return Err(self.gone()),
+                    // The WebSocket notices a dead connection, and the watchdog below a dead process.
+                    Err(error) => tracing::debug!(%error, "comfyui did not tell its queue"),
+                },
+            }
+            if moved.elapsed() >= self.options.stall_after {
+                return Err(self.stalled());
+            }
+        }
+    }
+
+    fn tell(&self) {
+        let op = self.session.current().and_then(|id| self.workflow.get(id));
+        self.progress.executing(self.session.fraction(), op.map(|op| op.class_type.as_str()));
+    }
+
+    /// Asks the queue and the history, in this order: ComfyUI moves a prompt from the one to the other
+    /// at once.
+    async fn look(&self) -> Result<Look, RequestError> {
+        match self.client.position(self.prompt).await? {
+            Position::Pending => Ok(Look::Pending),
+            Position::Running => Ok(Look::Running),
+            Position::Absent => Ok(self.client.history(self.prompt).await?.map_or(Look::Gone, Look::Ended)),
+        }
+    }
+
+    async fn connect_again(&self) -> Result<Socket, RunError> {
+        let lost = Instant::now();
+        loop {
+            match Socket::connect(self.client, self.prompt).await {
+                Ok(socket) => return Ok(socket),
+                Err(error) if lost.elapsed() >= self.options.unreachable_after => {
+                    return Err(unreachable(&error));
+                }
+                Err(_) => sleep(RECONNECT).await,
+            }
+        }
+    }
+
+    fn conclude(self, entry: HistoryEntry) -> Ended {
+        let (told, mut outputs) = self.session.into_parts();
+        outputs.extend(entry.outputs);
+        let verdict = failure::verdict(&entry.status).or(told).unwrap_or(Verdict::Succeeded);
+        Ended { verdict, outputs }
+    }
+
+    fn gone(&self) -> RunError {
+        let detail = format!(
+            "ComfyUI at `{}` no longer knows the prompt: it was restarted, or its owner cleared its queue",
+            self.client.address()
+        );
+        RunError::new(RunErrorKind::EngineUnavailable, detail)
+    }
+
+    fn stalled(&self) -> RunError {
+        let at = match self.session.current() {
+            Some(op) => format!(" at op `{op}`"),
+            None => String::new(),
+        };
+        let detail = format!(
+            "ComfyUI at `{}` made no progress{at} for {:?}: look at its log, and restart it if it hangs",
+            self.client.address(),
+            self.options.stall_after
+        );
+        RunError::new(RunErrorKind::Stalled, detail)
+    }
+}
+
+/// What the queue and the history say of a prompt.
+enum Look {
+    Pending,
+    Running,
+    Ended(HistoryEntry),
+    Gone,
+}
+
+/// The error of a run whose ComfyUI cannot be connected to.
+pub(super) fn unreachable(error: &ConnectError) -> RunError {
+    RunError::new(RunErrorKind::EngineUnavailable, failure::chain(error))
+}

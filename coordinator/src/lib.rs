@@ -6,6 +6,9 @@
 pub mod state;
 pub mod schedule;
 pub mod store;
+mod admission;
+mod net;
+pub mod service;
 pub mod api;
 pub mod handle;
 pub mod view;

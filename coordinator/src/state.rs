@@ -276,6 +276,17 @@ impl State {
         self.catalog.list()
     }
 
+    /// Whether a run is still wanted under this lease.
+    pub fn is_at_work(&self, lease: LeaseId) -> bool {
+        self.runs.contains_key(&lease)
+    }
+
+    /// How a node's blobs are fetched.
+    pub fn provider(&self, peer: PeerId) -> Provider {
+        let addresses = self.nodes.get(peer).map(|node| node.data_addresses.clone()).unwrap_or_default();
+        Provider { peer, addresses }
+    }
+
     /// How many jobs wait.
     pub fn waiting(&self) -> usize {
         self.jobs.waiting()
@@ -327,13 +338,17 @@ impl State {
         let Some(job) = self.jobs.get(id) else { return };
         let Outcome { state, taken, outputs, error, fetched } = outcome;
         let history = job.history().cloned().unwrap_or_default();
+        let current = match job.place() {
+            Place::Running(lease) => self.runs.get(&lease).map(|run| self.ended_run(run.node, run.lease)),
+            Place::Queued | Place::Held { .. } => None,
+        };
+        let run = taken.or(current);
         let ended = EndedJob {
             job: job.new.clone(),
             state,
             started: history.started,
             ended: turn.now.wall,
-            run: taken.map(|(lease, _)| lease.run),
-            node: taken.map(|(_, node)| node),
+            run,
             failures: history.failures,
             outputs,
             error,
@@ -342,7 +357,7 @@ impl State {
         let runs: Vec<Run> =
             self.runs.extract_if(.., |_, run| run.lease.job == id).map(|(_, run)| run).collect();
         for run in runs {
-            if taken.is_none_or(|(lease, _)| lease.id != run.lease.id) {
+            if taken.is_none_or(|taken| taken.id != run.lease.run) {
                 self.stop(&run, turn);
             }
         }

@@ -2,6 +2,8 @@
 //!
 //! Not here: the choice itself, which is `schedule`'s.
 
+use std::collections::BTreeSet;
+
 use protocol::message::{BlobProviders, Grant, Provider};
 use protocol::{BlobHash, Lease, LeaseClock, LeaseId, PeerId, Phase, RunId};
 use uuid::Builder;
@@ -71,9 +73,14 @@ impl State {
         let Some(job) = self.jobs.get(id) else { return };
         let Some(workflow) = self.catalog.get(&job.new.workflow).cloned() else { return };
         let parameters = job.new.parameters;
-        let needed =
-            [workflow.graph.hash, workflow.interface_blob.hash].into_iter().chain(job.new.inputs.clone());
-        let providers = needed.map(|hash| self.providers(hash, peer)).collect();
+        let bundled = workflow.inputs.values().map(|blob| blob.hash);
+        let bundled = workflow.inputs.values().map(|blob| blob.hash);
+        let needed: BTreeSet<BlobHash> = [workflow.graph.hash, workflow.interface_blob.hash]
+            .into_iter()
+            .chain(bundled)
+            .chain(job.new.inputs.iter().copied())
+            .collect();
+        let providers = needed.into_iter().map(|hash| self.providers(hash, peer)).collect();
 
         self.granted += 1;
         let lease_id = LeaseId { epoch: self.epoch, counter: self.granted };
@@ -100,6 +107,7 @@ impl State {
             workflow: workflow.id.clone(),
             graph,
             interface,
+            inputs: workflow.inputs.clone(),
             parameters: Vec::new(),
             providers,
         };

@@ -8,13 +8,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use protocol::{
-    BlobHash, BlobRef, Fetched, JobId, JobState, Lease, OutputFile, PeerId, RunError, RunId, SlotId,
+    BlobHash, BlobRef, Fetched, JobId, JobState, Lease, OutputFile, PeerId, Phase, RunError, RunId, SlotId,
     WorkflowName, WorkflowVersion,
 };
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use crate::view::{DeployedWorkflow, FailedRun, FarmEventKind, JobView};
+use crate::view::{DeployedWorkflow, FailedRun, FarmEventKind, JobView, RunView};
 
 /// One durable change. Applying all of them in their order gives the durable part of the state.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -106,10 +106,8 @@ pub struct EndedJob {
     /// When it ended.
     #[serde(with = "time::serde::rfc3339")]
     pub ended: OffsetDateTime,
-    /// The run whose end was taken.
-    pub run: Option<RunId>,
-    /// The node that did it.
-    pub node: Option<PeerId>,
+    /// Its latest run: the one that ended it, or that was at work as it ended.
+    pub run: Option<EndedRun>,
     /// Runs that ended without success, oldest first.
     pub failures: Vec<FailedRun>,
     /// What it made.
@@ -118,6 +116,25 @@ pub struct EndedJob {
     pub error: Option<RunError>,
     /// What the run that was taken fetched, and from whom.
     pub fetched: Vec<Fetched>,
+}
+
+/// The latest run of a job that ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndedRun {
+    /// Its id.
+    pub id: RunId,
+    /// The node.
+    pub node: PeerId,
+    /// The slot on it.
+    pub slot: SlotId,
+    /// How far it came.
+    pub phase: Phase,
+}
+
+impl EndedRun {
+    fn into_view(self) -> RunView {
+        RunView { id: self.id, node: self.node, slot: self.slot, phase: self.phase, progress: None }
+    }
 }
 
 impl EndedJob {
@@ -134,7 +151,7 @@ impl EndedJob {
             ended: Some(self.ended),
             queue_position: None,
             waits: Vec::new(),
-            run: None,
+            run: self.run.map(EndedRun::into_view),
             failures: self.failures,
             outputs: self.outputs,
             error: self.error,

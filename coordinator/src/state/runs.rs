@@ -12,7 +12,7 @@ use protocol::{
 };
 
 use super::jobs::Place;
-use super::record::{KnownLease, Record};
+use super::record::{EndedRun, KnownLease, Record};
 use super::{Action, State, Turn};
 use crate::view::{FailedRun, FarmEventKind, RunView};
 
@@ -72,8 +72,8 @@ impl Run {
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) state: JobState,
-    /// The run whose end was taken, and its node.
-    pub(crate) taken: Option<(Lease, PeerId)>,
+    /// The run whose end was taken; `None` for whichever is current.
+    pub(crate) taken: Option<EndedRun>,
     pub(crate) outputs: Vec<OutputFile>,
     pub(crate) error: Option<RunError>,
     pub(crate) fetched: Vec<Fetched>,
@@ -173,7 +173,7 @@ impl State {
             let blobs =
                 fetched.iter().map(|fetched| fetched.blob).chain(outputs.iter().map(|file| file.blob));
             self.nodes.note_held(node, blobs.map(|blob| blob.hash));
-            let taken = Some((lease, node));
+            let taken = Some(self.ended_run(node, lease));
             let outcome = Outcome { state: JobState::Succeeded, taken, outputs, error: None, fetched };
             self.end_job(lease.job, outcome, turn);
         }
@@ -223,6 +223,7 @@ impl State {
 
     /// Decides what the failure of a job's current run means for the job.
     fn fail_current(&mut self, node: PeerId, lease: Lease, error: RunError, turn: &mut Turn) {
+        let taken = Some(self.ended_run(node, lease));
         self.runs.remove(&lease.id);
         let Some(job) = self.jobs.get_mut(lease.job) else { return };
         if !error.kind.counts_as_attempt() {
@@ -232,7 +233,6 @@ impl State {
         let failed = FailedRun { id: lease.run, node, error: error.clone() };
         if is_final(job.failures(), &failed) {
             job.history_mut().failures.push(failed);
-            let taken = Some((lease, node));
             let outcome = Outcome { taken, error: Some(error), ..Outcome::without_run(JobState::Failed) };
             return self.end_job(lease.job, outcome, turn);
         }
@@ -259,6 +259,14 @@ impl State {
         }
         self.lost.insert(lease, run.to_known());
         self.queue_again(run.lease.job, lease, reason.to_owned(), turn);
+    }
+
+    /// A run as it is written down with the end of its job.
+    pub(super) fn ended_run(&self, node: PeerId, lease: Lease) -> EndedRun {
+        let run = self.runs.get(&lease.id).map(|run| (run.slot, run.phase));
+        let lost = || self.lost.get(&lease.id).map(|known| (known.slot, Phase::Collecting));
+        let (slot, phase) = run.or_else(lost).unwrap_or((SlotId(0), Phase::Collecting));
+        EndedRun { id: lease.run, node, slot, phase }
     }
 
     /// Tells a node that it may forget the end of a run and its outputs.

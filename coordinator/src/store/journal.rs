@@ -3,13 +3,12 @@
 
 use std::sync::Arc;
 
-use protocol::LeaseId;
 use sqlx::{Sqlite, Transaction};
 use time::OffsetDateTime;
 
 use super::{Store, StoreError, database, from_json, to_json};
 use crate::state::Action;
-use crate::state::record::{EndedJob, Entry, Found, KnownLease, Snapshot};
+use crate::state::record::{Entry, Found, KnownLease, Snapshot};
 use crate::view::DeployedWorkflow;
 
 /// How many records are kept behind a snapshot, for callers that resume their events.
@@ -17,43 +16,31 @@ const KEPT_BEHIND_SNAPSHOT: u64 = 10_000;
 /// The most events that one answer gives to a caller that resumes.
 const MAX_MISSED: i64 = 10_000;
 
-/// What one transaction writes.
-#[derive(Debug, Default)]
-pub struct Batch {
-    entries: Vec<Entry>,
-    kept: Vec<Arc<DeployedWorkflow>>,
-    archived: Vec<EndedJob>,
-    leases: Vec<LeaseChange>,
-}
-
+/// The durable part of what a batch of events came to, written in one transaction.
 #[derive(Debug)]
-enum LeaseChange {
-    Leased(KnownLease),
-    Unleased(LeaseId),
+pub struct Batch<'a> {
+    /// What the state machine answered; only what is durable in it is written.
+    pub actions: &'a [Action],
+    /// When.
+    pub at: OffsetDateTime,
+    /// Which start of the coordinator it is.
+    pub epoch: u64,
+    /// The number of the newest record before it.
+    pub newest: u64,
 }
 
-impl Batch {
-    /// Takes the durable part of an action, or gives the action back if it has none.
-    pub fn take(&mut self, action: Action, at: OffsetDateTime) -> Option<Action> {
-        match action {
-            Action::Record(record) => self.entries.push(Entry { at, record }),
-            Action::Keep(workflow) => self.kept.push(workflow),
-            Action::Archive(job) => self.archived.push(*job),
-            Action::Leased(known) => self.leases.push(LeaseChange::Leased(known)),
-            Action::Unleased(lease) => self.leases.push(LeaseChange::Unleased(lease)),
-            other => return Some(other),
-        }
-        None
-    }
-
+impl Batch<'_> {
     /// Whether there is nothing to write.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty() && self.kept.is_empty() && self.archived.is_empty() && self.leases.is_empty()
-    }
-
-    /// The records in their order.
-    pub fn entries(&self) -> &[Entry] {
-        &self.entries
+        let is_durable = |action: &Action| match action {
+            Action::Record(_)
+            | Action::Keep(_)
+            | Action::Archive(_)
+            | Action::Leased(_)
+            | Action::Unleased(_) => true,
+            Action::Send(..) | Action::Grant(_) | Action::Collect { .. } | Action::Notify(_) => false,
+        };
+        !self.actions.iter().any(is_durable)
     }
 }
 
@@ -67,34 +54,32 @@ pub enum Missed {
 }
 
 impl Store {
-    /// Writes a batch in one transaction; its records are numbered from `newest + 1`.
-    pub async fn commit(&self, epoch: u64, newest: u64, batch: &Batch) -> Result<(), StoreError> {
-        let doing = "commit a batch";
+    /// Writes a batch; its records are numbered from the one after `newest`.
+    pub async fn commit(&self, batch: &Batch<'_>) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
-        for workflow in &batch.kept {
-            insert_workflow(&mut transaction, workflow).await?;
+        let mut seq = batch.newest;
+        for action in batch.actions {
+            match action {
+                Action::Record(record) => {
+                    seq += 1;
+                    let entry = Entry { at: batch.at, record: record.clone() };
+                    insert_entry(&mut transaction, seq, batch.epoch, &entry).await?;
+                }
+                Action::Keep(workflow) => insert_workflow(&mut transaction, workflow).await?,
+                Action::Archive(job) => {
+                    Self::insert_ended(&mut transaction, job).await?;
+                    let query = sqlx::query("DELETE FROM leases WHERE job = ?").bind(job.job.id.to_string());
+                    query.execute(&mut *transaction).await.map_err(database("forget leases"))?;
+                }
+                Action::Leased(known) => insert_lease(&mut transaction, known).await?,
+                Action::Unleased(lease) => {
+                    let query = sqlx::query("DELETE FROM leases WHERE lease = ?").bind(lease.to_string());
+                    query.execute(&mut *transaction).await.map_err(database("forget a lease"))?;
+                }
+                Action::Send(..) | Action::Grant(_) | Action::Collect { .. } | Action::Notify(_) => {}
+            }
         }
-        for (seq, entry) in (newest + 1..).zip(&batch.entries) {
-            sqlx::query("INSERT INTO journal VALUES (?, ?, ?)")
-                .bind(column(seq))
-                .bind(column(epoch))
-                .bind(to_json(entry, "a record")?)
-                .execute(&mut *transaction)
-                .await
-                .map_err(database(doing))?;
-        }
-        for change in &batch.leases {
-            write_lease(&mut transaction, change).await?;
-        }
-        for job in &batch.archived {
-            Self::insert_ended(&mut transaction, job).await?;
-            sqlx::query("DELETE FROM leases WHERE job = ?")
-                .bind(job.job.id.to_string())
-                .execute(&mut *transaction)
-                .await
-                .map_err(database(doing))?;
-        }
-        transaction.commit().await.map_err(database(doing))
+        transaction.commit().await.map_err(database("commit a batch"))
     }
 
     /// Writes a snapshot of the state after record `seq` and drops what it replaces.
@@ -177,6 +162,22 @@ impl Store {
     }
 }
 
+async fn insert_entry(
+    transaction: &mut Transaction<'static, Sqlite>,
+    seq: u64,
+    epoch: u64,
+    entry: &Entry,
+) -> Result<(), StoreError> {
+    sqlx::query("INSERT INTO journal VALUES (?, ?, ?)")
+        .bind(column(seq))
+        .bind(column(epoch))
+        .bind(to_json(entry, "a record")?)
+        .execute(&mut **transaction)
+        .await
+        .map_err(database("write a record"))?;
+    Ok(())
+}
+
 async fn insert_workflow(
     transaction: &mut Transaction<'static, Sqlite>,
     workflow: &DeployedWorkflow,
@@ -191,20 +192,17 @@ async fn insert_workflow(
     Ok(())
 }
 
-async fn write_lease(
+async fn insert_lease(
     transaction: &mut Transaction<'static, Sqlite>,
-    change: &LeaseChange,
+    known: &KnownLease,
 ) -> Result<(), StoreError> {
-    let query = match change {
-        LeaseChange::Leased(known) => sqlx::query("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)")
-            .bind(known.lease.id.to_string())
-            .bind(known.lease.job.to_string())
-            .bind(to_json(known, "a lease")?),
-        LeaseChange::Unleased(lease) => {
-            sqlx::query("DELETE FROM leases WHERE lease = ?").bind(lease.to_string())
-        }
-    };
-    query.execute(&mut **transaction).await.map_err(database("note a lease"))?;
+    sqlx::query("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)")
+        .bind(known.lease.id.to_string())
+        .bind(known.lease.job.to_string())
+        .bind(to_json(known, "a lease")?)
+        .execute(&mut **transaction)
+        .await
+        .map_err(database("note a lease"))?;
     Ok(())
 }
 

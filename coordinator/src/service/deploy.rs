@@ -1,0 +1,106 @@
+//! From a deployment to a version of a workflow: what its nodes must have, and the blobs that they get.
+//!
+//! Not here: which number the version gets; the loop gives it when the deploy is applied.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use mesh::store::{BlobStore, StoreError};
+use protocol::{
+    Argument, BlobRef, Bundle, Filling, Input, Interface, Parameters, Workflow, WorkflowVersion, fill,
+};
+use serde_json::Value;
+use time::OffsetDateTime;
+
+use crate::handle::Deployment;
+use crate::view::{DeployedWorkflow, Requirements};
+
+/// Prepares a version; its number is filled in later.
+pub(super) async fn prepare(
+    deployment: Deployment,
+    blobs: &BlobStore,
+    deployed: OffsetDateTime,
+) -> Result<DeployedWorkflow, StoreError> {
+    let Deployment { name, bundle, interface, accept_attached, notes } = deployment;
+    let document = serde_json::to_vec(&interface).expect("an interface has only text keys");
+    let interface_blob = blobs.import_bytes(&document).await?;
+    Ok(DeployedWorkflow {
+        id: WorkflowVersion { name, version: 0 },
+        bundle: bundle.hash(),
+        lockfile: bundle.lockfile.hash(),
+        graph: bundle.manifest.workflow,
+        interface_blob,
+        inputs: bundle.manifest.inputs.clone(),
+        requirements: requirements(&bundle, &interface, accept_attached),
+        interface: Arc::new(interface),
+        notes,
+        deployed,
+    })
+}
+
+/// What a node must have: the classes of the filled graph, which are not those of the deployed one
+/// where ops are replaced, and the models of the lockfile that the graph names.
+fn requirements(bundle: &Bundle, interface: &Interface, accept_attached: bool) -> Requirements {
+    let parameters: Parameters = interface.inputs.iter().map(stand_in).collect();
+    let filling = Filling { output_prefix: String::new(), inputs: bundle.manifest.inputs.clone() };
+    let filled = fill(&bundle.workflow, interface, &parameters, &filling).map(|filled| filled.workflow);
+    // A graph that cannot be filled is told by its first run; its own classes are the best guess.
+    let filled = filled.unwrap_or_else(|_| bundle.workflow.clone());
+    Requirements { classes: filled.classes(), models: models(bundle, &filled), accept_attached }
+}
+
+/// Any value for an input: only the graph's classes are looked at.
+fn stand_in(input: &Input) -> (String, Argument) {
+    let argument = match input.takes_file() {
+        true => Argument::file(BlobRef::of(b""), "file"),
+        false => Argument::Value(input.default.clone().unwrap_or(Value::Null)),
+    };
+    (input.name.clone(), argument)
+}
+
+/// The models that are in the lockfile and in the graph, as `folder/name`. A lockfile often lists all
+/// that lay in its author's folders.
+fn models(bundle: &Bundle, workflow: &Workflow) -> BTreeSet<String> {
+    let values = workflow.iter().flat_map(|(_, op)| op.inputs.values());
+    let named: BTreeSet<&str> = values.filter_map(Value::as_str).collect();
+    let enabled = bundle.lockfile.models.iter().filter(|model| !model.disabled);
+    let paths = enabled.filter_map(|model| model.path.as_str().strip_prefix("models/"));
+    paths
+        .filter(|path| path.split_once('/').is_some_and(|(_, name)| named.contains(name)))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(names: &[&str]) -> BTreeSet<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn nodes_need_what_the_filled_graph_uses_and_not_what_was_replaced() {
+        let graph = br#"{
+            "1": {"class_type": "CPackInputImage", "_meta": {"title": "picture"}, "inputs": {"image": "cat.png"}},
+            "2": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}},
+            "3": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd/a.safetensors"}},
+            "9": {"class_type": "CPackOutputImage", "_meta": {"title": "out"}, "inputs": {"images": ["2", 0]}}
+        }"#;
+        let mut bundle = Bundle::from_workflow(graph, &mut |_, reader| {
+            let mut bytes = Vec::new();
+            reader.read_to_end(&mut bytes)?;
+            Ok(BlobRef::of(&bytes))
+        })
+        .expect("a good graph");
+        for path in ["models/checkpoints/sd/a.safetensors", "models/loras/unused.safetensors"] {
+            let model = serde_json::json!({"path": path, "size": 1, "sources": [], "disabled": false});
+            bundle.lockfile.models.push(serde_json::from_value(model).expect("a good model"));
+        }
+        let interface = Interface::of(&bundle.workflow).expect("has inputs and outputs");
+        let found = requirements(&bundle, &interface, true);
+        let classes = names(&["CheckpointLoaderSimple", "ImageInvert", "LoadImage", "SaveImage"]);
+        let models = names(&["checkpoints/sd/a.safetensors"]);
+        assert_eq!(found, Requirements { classes, models, accept_attached: true });
+    }
+}

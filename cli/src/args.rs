@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use protocol::ExposedInput;
 
 use crate::{environment, failure};
 
@@ -206,7 +205,7 @@ pub(crate) struct DeployArguments {
 pub(crate) struct ExposeArguments {
     /// Make an op's input a parameter, such as prompt=6.text. Repeatable.
     #[arg(long, value_name = "NAME=NODE.FIELD")]
-    pub(crate) input: Vec<ExposedInput>,
+    pub(crate) input: Vec<String>,
     /// Make what an op saves an output, by the op's id. Repeatable.
     #[arg(long, value_name = "NODE")]
     pub(crate) output: Vec<String>,

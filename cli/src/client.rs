@@ -86,8 +86,10 @@ impl Client {
     /// Deploys a file; the farm tells a bundle from a workflow by the media type.
     pub(crate) async fn deploy(&self, file: &Path, query: &[(&str, String)]) -> Result<Value, ClientError> {
         let is_json = file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
-        let media_type = HeaderValue::from_static(if is_json { "application/json" } else { "application/zip" });
-        let request = self.request(Method::POST, "/v1/workflows").query(query).header(CONTENT_TYPE, media_type);
+        let media_type =
+            HeaderValue::from_static(if is_json { "application/json" } else { "application/zip" });
+        let request =
+            self.request(Method::POST, "/v1/workflows").query(query).header(CONTENT_TYPE, media_type);
         let (body, _) = file_body(file).await?;
         self.json(request.body(body)).await
     }
@@ -114,7 +116,11 @@ impl Client {
     }
 
     /// Follows a job until its end; `each` sees what happens. Reconnects where the stream breaks.
-    pub(crate) async fn follow(&self, job: &str, mut each: impl FnMut(&JobEvent)) -> Result<Value, ClientError> {
+    pub(crate) async fn follow(
+        &self,
+        job: &str,
+        mut each: impl FnMut(&JobEvent),
+    ) -> Result<Value, ClientError> {
         loop {
             let response = self.send(self.request(Method::GET, &format!("/v1/jobs/{job}/events"))).await?;
             let mut chunks = response.bytes_stream();

@@ -32,4 +32,5 @@ pub(crate) const XDG_DATA_HOME: &str = "XDG_DATA_HOME";
 pub(crate) const HOME: &str = "HOME";
 
 /// Those that set how a role runs; the demo's processes do not inherit them.
-pub(crate) const ALL: [&str; 10] = [URL, KEY, CONFIG, DATA, HTTP, LISTEN, DATA_LISTEN, ANNOUNCE, JOIN, COMFYUI];
+pub(crate) const ALL: [&str; 10] =
+    [URL, KEY, CONFIG, DATA, HTTP, LISTEN, DATA_LISTEN, ANNOUNCE, JOIN, COMFYUI];

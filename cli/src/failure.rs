@@ -78,12 +78,18 @@ fn classify(error: &anyhow::Error) -> (u8, Option<&'static str>) {
         }
         if let Some(error) = cause.downcast_ref::<ClientError>() {
             return match error {
-                ClientError::Unreachable { .. } => {
-                    (4, Some("start it with `comfy-farm coordinator`, or name another with `--url` or COMFY_FARM_URL"))
-                }
-                ClientError::Refused { status: 401 | 403, .. } => {
-                    (5, Some("give a key with `--key` or COMFY_FARM_KEY; the coordinator printed one when it first started"))
-                }
+                ClientError::Unreachable { .. } => (
+                    4,
+                    Some(
+                        "start it with `comfy-farm coordinator`, or name another with `--url` or COMFY_FARM_URL",
+                    ),
+                ),
+                ClientError::Refused { status: 401 | 403, .. } => (
+                    5,
+                    Some(
+                        "give a key with `--key` or COMFY_FARM_KEY; the coordinator printed one when it first started",
+                    ),
+                ),
                 ClientError::Refused { status: 404, .. } => (6, None),
                 ClientError::Refused { status: 400..=499, .. } => (7, None),
                 _ => (1, None),
@@ -95,7 +101,9 @@ fn classify(error: &anyhow::Error) -> (u8, Option<&'static str>) {
         if let Some(error) = cause.downcast_ref::<NodeStartError>() {
             match error {
                 NodeStartError::InUse(_) | NodeStartError::Bind(_) => return (11, None),
-                NodeStartError::Belong(BelongError::NoTicket | BelongError::OtherFarm { .. }) => return (10, None),
+                NodeStartError::Belong(BelongError::NoTicket | BelongError::OtherFarm { .. }) => {
+                    return (10, None);
+                }
                 _ => {}
             }
         }

@@ -13,7 +13,11 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<RgbaImage, image::ImageError> {
 pub(crate) fn compare(saved: &Path, expected: &RgbaImage) -> anyhow::Result<Result<(), String>> {
     let saved = decode(&std::fs::read(saved)?)?;
     if saved.dimensions() != expected.dimensions() {
-        return Ok(Err(format!("it is {:?} and not {:?} pixels large", saved.dimensions(), expected.dimensions())));
+        return Ok(Err(format!(
+            "it is {:?} and not {:?} pixels large",
+            saved.dimensions(),
+            expected.dimensions()
+        )));
     }
     let difference = saved.enumerate_pixels().find(|(x, y, pixel)| expected.get_pixel(*x, *y) != *pixel);
     Ok(match difference {

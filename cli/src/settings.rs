@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use coordinator::api::TlsFiles;
 use protocol::LEASE_DURATION;
 use serde::Deserialize;
 
@@ -232,18 +233,23 @@ pub(crate) struct CoordinatorSettings {
     pub(crate) announce: Vec<String>,
     pub(crate) allow_host: Vec<String>,
     pub(crate) allow_origin: Vec<String>,
-    pub(crate) tls: Option<(PathBuf, PathBuf)>,
+    pub(crate) tls: Option<TlsFiles>,
     pub(crate) insecure_http: bool,
     pub(crate) lease: Duration,
     pub(crate) json: bool,
 }
 
 impl CoordinatorSettings {
-    pub(crate) fn resolve(arguments: CoordinatorArguments, file: SettingsFile) -> Result<Self, SettingsError> {
+    pub(crate) fn resolve(
+        arguments: CoordinatorArguments,
+        file: SettingsFile,
+    ) -> Result<Self, SettingsError> {
         let table = file.coordinator;
         let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, HTTP_PORT));
-        let tls = arguments.tls_cert.or(table.tls_cert).zip(arguments.tls_key.or(table.tls_key));
+        let certificate = arguments.tls_cert.or(table.tls_cert);
+        let tls = certificate.zip(arguments.tls_key.or(table.tls_key));
+        let tls = tls.map(|(certificate, key)| TlsFiles { certificate, key });
         Ok(Self {
             data: data_folder(arguments.data.or(table.data), "coordinator")?,
             http: arguments.http.or(table.http).unwrap_or(loopback),
@@ -279,7 +285,8 @@ impl NodeSettings {
         let comfyui = arguments.comfyui.or(table.comfyui);
         let comfyui = match (arguments.engine.or(table.engine), comfyui) {
             (Some(EngineChoice::Comfyui), None) => {
-                let text = "engine `comfyui` needs the address of one that runs: `--comfyui http://127.0.0.1:8188`";
+                let text =
+                    "engine `comfyui` needs the address of one that runs: `--comfyui http://127.0.0.1:8188`";
                 return Err(SettingsError::Flag(text.to_owned()));
             }
             (Some(EngineChoice::Builtin), _) => None,

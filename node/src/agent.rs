@@ -15,7 +15,7 @@ use std::sync::Arc;
 use mesh::fetch::{Exchange, ExchangeConfig};
 use mesh::gate::Credentials;
 use mesh::identity::{Identity, IdentityError};
-use mesh::plane::quinn::{BindError, QuinnPlane};
+use mesh::plane::{BindError, QuinnPlane};
 use mesh::store::{BlobStore, StoreError};
 use mesh::swarm::{Mesh, MeshConfig, MeshError};
 use protocol::ticket::Ticket;
@@ -93,7 +93,7 @@ pub struct Agent {
     tools: Arc<Tools>,
     devices: Vec<Device>,
     /// Held while the process lives.
-    _lock: File,
+    lock: File,
 }
 
 impl Agent {
@@ -113,15 +113,16 @@ impl Agent {
         mesh.set_credentials(credentials.clone());
 
         let blobs = BlobStore::open(&data.join("blobs")).await?;
-        let plane = bind_data_plane(config.data_listen, &identity)?;
-        let exchange = Exchange::start(ExchangeConfig::new(blobs.clone(), Arc::new(plane), credentials.clone()));
+        let plane = bind_data_plane(config.data_listen, &identity).await?;
+        let exchange =
+            Exchange::start(ExchangeConfig::new(blobs.clone(), Arc::new(plane), credentials.clone()));
         let ends = Ends::open(&data.join("ends"), blobs.clone()).await?;
         let scratch = empty_folder(&data.join("scratch"))?;
         info!(%peer, coordinator = %belonging.coordinator, "node is up");
 
         let tools = Arc::new(Tools { engine: config.engine, exchange, blobs, ends, scratch });
         let devices = config.devices;
-        Ok(Self { peer, mesh, credentials, belonging, belonging_path, tools, devices, _lock: lock })
+        Ok(Self { peer, mesh, credentials, belonging, belonging_path, tools, devices, lock })
     }
 
     /// Who this node is.
@@ -137,7 +138,8 @@ impl Agent {
     /// Serves the coordinator until `stop`; then gives back every lease and ends.
     pub async fn serve(self, stop: CancellationToken) {
         let exchange = self.tools.exchange.clone();
-        duty::Duty::new(self).serve(stop).await;
+        let (duty, session_events) = duty::Duty::new(self);
+        duty.serve(session_events, stop).await;
         exchange.shutdown().await;
     }
 }
@@ -165,11 +167,14 @@ fn empty_folder(path: &Path) -> Result<PathBuf, StartError> {
     Ok(path.to_owned())
 }
 
-fn bind_data_plane(listen: Option<SocketAddr>, identity: &Identity) -> Result<QuinnPlane, StartError> {
+async fn bind_data_plane(listen: Option<SocketAddr>, identity: &Identity) -> Result<QuinnPlane, BindError> {
     if let Some(address) = listen {
-        return Ok(QuinnPlane::bind(address, identity)?);
+        return QuinnPlane::bind(identity, address).await;
     }
     let any = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port);
-    // Several nodes may run on one machine; only the first gets the usual port.
-    QuinnPlane::bind(any(DEFAULT_DATA_PORT), identity).or_else(|_| Ok(QuinnPlane::bind(any(0), identity)?))
+    match QuinnPlane::bind(identity, any(DEFAULT_DATA_PORT)).await {
+        Ok(plane) => Ok(plane),
+        // Several nodes may run on one machine; only the first gets the usual port.
+        Err(_) => QuinnPlane::bind(identity, any(0)).await,
+    }
 }

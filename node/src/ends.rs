@@ -58,18 +58,26 @@ impl Ends {
         let mut entries = tokio::fs::read_dir(folder).await.map_err(error)?;
         while let Some(entry) = entries.next_entry().await.map_err(error)? {
             let path = entry.path();
-            let bytes = tokio::fs::read(&path).await.map_err(|source| KeepError::File { path: path.clone(), source })?;
+            let bytes = tokio::fs::read(&path)
+                .await
+                .map_err(|source| KeepError::File { path: path.clone(), source })?;
             // A file that a crash cut short was never told to anybody; its run is done again.
             match serde_json::from_slice::<RunEnded>(&bytes) {
                 Ok(ended) => drop(kept.insert(ended.lease.run, ended)),
-                Err(_) => tokio::fs::remove_file(&path).await.map_err(|source| KeepError::File { path, source })?,
+                Err(_) => {
+                    tokio::fs::remove_file(&path).await.map_err(|source| KeepError::File { path, source })?
+                }
             }
         }
         Ok(Self { folder: folder.to_owned(), blobs, kept: Mutex::new(kept) })
     }
 
     /// Stores the outputs of a run and keeps its end; from then on it survives this process.
-    pub async fn keep_success(&self, mut ended: RunEnded, outputs: Vec<NewOutput>) -> Result<RunEnded, KeepError> {
+    pub async fn keep_success(
+        &self,
+        mut ended: RunEnded,
+        outputs: Vec<NewOutput>,
+    ) -> Result<RunEnded, KeepError> {
         // The lock is held over the import, so that `forget` cannot remove an equal output of another run.
         let mut kept = self.kept.lock().await;
         let mut files = Vec::with_capacity(outputs.len());
@@ -172,9 +180,9 @@ mod tests {
         let ends = Ends::open(&folder.path().join("ends"), blobs.clone()).await.expect("opens again");
         assert_eq!(ends.kept().await.len(), 2);
         ends.forget(first.lease.run).await.expect("forgets");
-        assert!(blobs.contains(blob).await, "the second end has the same output");
+        assert!(blobs.contains(blob), "the second end has the same output");
         ends.forget(second.lease.run).await.expect("forgets");
-        assert!(!blobs.contains(blob).await);
+        assert!(!blobs.contains(blob));
         assert_eq!(std::fs::read_dir(folder.path().join("ends")).expect("reads").count(), 0);
     }
 }

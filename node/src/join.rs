@@ -33,7 +33,9 @@ pub enum BelongError {
     #[error("this machine has joined no farm yet: give it a ticket (`comfy-farm node --join TICKET`)")]
     NoTicket,
     /// It belongs to another farm than the ticket's.
-    #[error("this data folder belongs to farm `{joined}`, the ticket is for `{ticket}`: give another `--data` folder")]
+    #[error(
+        "this data folder belongs to farm `{joined}`, the ticket is for `{ticket}`: give another `--data` folder"
+    )]
     OtherFarm {
         /// Where it belongs.
         joined: FarmId,
@@ -98,8 +100,10 @@ impl Belonging {
             (None, None) => return Err(BelongError::NoTicket),
             (None, Some(ticket)) => ticket,
         };
-        let request = JoinRequest { farm: ticket.farm, secret: Some(ticket.secret()), role: Role::Node, labels };
-        let accepted = mesh.join(ticket.coordinator, &ticket.addresses, request).await.map_err(BelongError::Join)?;
+        let request =
+            JoinRequest { farm: ticket.farm, secret: Some(ticket.secret()), role: Role::Node, labels };
+        let accepted =
+            mesh.join(ticket.coordinator, &ticket.addresses, request).await.map_err(BelongError::Join)?;
         let Ticket { farm, coordinator, addresses, .. } = ticket.clone();
         let belonging = Self { farm, coordinator, addresses, membership: accepted.membership };
         belonging.save(path)?;
@@ -113,7 +117,8 @@ impl Belonging {
         }
         let labels = self.membership.member.body.labels.clone();
         let request = JoinRequest { farm: self.farm, secret: None, role: Role::Node, labels };
-        let accepted = mesh.join(self.coordinator, &self.addresses, request).await.map_err(BelongError::Join)?;
+        let accepted =
+            mesh.join(self.coordinator, &self.addresses, request).await.map_err(BelongError::Join)?;
         self.membership = accepted.membership;
         self.save(path)?;
         Ok(true)

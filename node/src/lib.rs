@@ -3,12 +3,12 @@
 //! Read `run`, then `agent`. Not here: what a lease is (`protocol`) and how bytes cross the network
 //! (`mesh`).
 
+pub mod agent;
+pub mod ends;
+pub mod engine;
+pub mod gpu;
+pub mod join;
+mod os;
 pub mod run;
 pub mod slots;
-pub mod ends;
-pub mod agent;
-pub mod join;
 pub mod terms;
-pub mod gpu;
-pub mod engine;
-mod os;

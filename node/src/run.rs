@@ -10,7 +10,8 @@ use mesh::fetch::{Exchange, FetchError};
 use mesh::store::{BlobStore, StoreError};
 use protocol::message::{BlobProviders, Grant, Outcome, Provider, RunEnded};
 use protocol::{
-    BlobRef, Fetched, Filled, Filling, Interface, Parameters, Phase, Progress, RunError, RunErrorKind, Workflow, fill,
+    BlobRef, Fetched, Filled, Filling, Interface, Parameters, Phase, Progress, RunError, RunErrorKind,
+    Workflow, fill,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -42,7 +43,7 @@ pub struct Telling {
     /// Each phase that it enters.
     pub phases: mpsc::Sender<(protocol::LeaseId, Phase)>,
     /// How far it is; the latest wins.
-    pub progress: watch::Sender<Option<Progress>>,
+    pub progress: ProgressSink,
 }
 
 /// Does the run of a grant, and keeps its end. `None` where even that failed: nothing will be
@@ -61,10 +62,11 @@ pub async fn run_task(
     info!(workflow = %grant.workflow, "run begins");
     let result = run_impl(&grant, &tools, &telling, &cancel, &folder, &mut record).await;
     let kept = keep_end(&grant, &tools, record, result).await;
-    if let Err(error) = tokio::fs::remove_dir_all(&folder).await {
-        if error.kind() != std::io::ErrorKind::NotFound {
+    match tokio::fs::remove_dir_all(&folder).await {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             warn!(folder = %folder.display(), %error, "scratch folder stays behind");
         }
+        _ => {}
     }
     kept
 }
@@ -98,20 +100,26 @@ async fn run_impl(
     tell(telling, grant, Phase::Preparing).await;
     let output_prefix = format!("comfy-farm/{}", grant.lease.run);
     let Filled { workflow, files, outputs } =
-        fill(&graph, &interface, &parameters, &Filling { output_prefix }).map_err(invalid)?;
+        fill(&graph, &interface, &parameters, &Filling { output_prefix, inputs: grant.inputs.clone() })
+            .map_err(invalid)?;
     let mut inputs = Vec::with_capacity(files.len());
     for (name_in_graph, blob) in files {
-        let path = tools.blobs.path_of(blob.hash).await.ok_or_else(|| lost(blob))?;
+        let path = tools.blobs.path_of(blob.hash).ok_or_else(|| lost(blob))?;
         inputs.push(InputFile { name_in_graph, path });
     }
     tokio::fs::create_dir_all(folder).await.map_err(disk)?;
 
     tell(telling, grant, Phase::Executing).await;
     let wanted = outputs.iter().map(|(_, op)| op.clone()).collect();
-    let execution =
-        Execution { run: grant.lease.run, workflow, files: inputs, outputs: wanted, scratch: folder.to_owned() };
+    let execution = Execution {
+        run: grant.lease.run,
+        workflow,
+        files: inputs,
+        outputs: wanted,
+        scratch: folder.to_owned(),
+    };
     let begun = Instant::now();
-    let produced = tools.engine.execute(execution, &ProgressSink::new(telling.progress.clone()), cancel).await;
+    let produced = tools.engine.execute(execution, &telling.progress, cancel).await;
     record.executed = begun.elapsed();
     let produced = produced?;
 
@@ -124,7 +132,7 @@ struct Needs<'a> {
     grant: &'a Grant,
     tools: &'a Tools,
     cancel: &'a CancellationToken,
-    progress: &'a watch::Sender<Option<Progress>>,
+    progress: &'a ProgressSink,
 }
 
 impl Needs<'_> {
@@ -162,7 +170,7 @@ impl Needs<'_> {
     fn tell_received(&self, blob: BlobRef, bytes: u64) {
         let fraction = bytes as f32 / blob.size.max(1) as f32;
         let detail = Some(blob.hash.fmt_short());
-        self.progress.send_replace(Some(Progress { phase: Phase::Fetching, fraction, detail }));
+        self.progress.tell(Progress { phase: Phase::Fetching, fraction, detail });
     }
 }
 
@@ -172,7 +180,10 @@ async fn tell(telling: &Telling, grant: &Grant, phase: Phase) {
 }
 
 /// Gives each file the name of its output in the interface, and its place among the output's files.
-fn name_outputs(outputs: &[(String, String)], produced: Vec<ProducedFile>) -> Result<Vec<NewOutput>, RunError> {
+fn name_outputs(
+    outputs: &[(String, String)],
+    produced: Vec<ProducedFile>,
+) -> Result<Vec<NewOutput>, RunError> {
     let mut named = Vec::with_capacity(produced.len());
     for (output, op) in outputs {
         let files = produced.iter().filter(|file| file.op == *op);

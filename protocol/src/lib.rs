@@ -27,7 +27,8 @@ pub use bundle::{
     Bundle, BundleError, BundleHash, BundleLimits, BundleManifest, Repair, Sink, SnapshotError, read_bundle,
 };
 pub use id::{
-    FarmId, JobId, LeaseId, ParseIdError, PeerId, RunId, SlotId, WorkflowName, WorkflowSelector, WorkflowVersion,
+    FarmId, JobId, LeaseId, ParseIdError, PeerId, RunId, SlotId, WorkflowName, WorkflowSelector,
+    WorkflowVersion,
 };
 pub use job::{FailedOp, Fetched, JobState, OutputFile, Phase, Progress, RunError, RunErrorKind};
 pub use lease::{HEARTBEAT, LEASE_DURATION, Lease, LeaseClock, REATTACH_GRACE};

@@ -59,7 +59,9 @@ pub(super) async fn coordinator(arguments: CoordinatorArguments, file: SettingsF
         }
         println!("join with      comfy-farm node --join {ticket}");
         if ticket.is_loopback_only() {
-            println!("               this ticket works on this machine only; `--announce ADDR` is for others");
+            println!(
+                "               this ticket works on this machine only; `--announce ADDR` is for others"
+            );
         }
         if settings.insecure_http && !settings.http.ip().is_loopback() {
             println!("warning        HTTP without encryption: keys and pictures can be read on the way");

@@ -67,7 +67,8 @@ async fn tell(arguments: &DemoArguments, farm: &mut Farm, folder: &Path, out: &P
     client.post(&format!("/v1/nodes/{}/drain", first.node), &json!({})).await?;
     let second = one_job(&client, &input, out).await?;
     ensure!(second.node != first.node, "the second job ran on node {}, which was drained", first.node);
-    let (from_peer, from_coordinator) = bytes_by_source(&second.job, &protocol::BlobHash::of(PICTURE).to_string());
+    let (from_peer, from_coordinator) =
+        bytes_by_source(&second.job, &protocol::BlobHash::of(PICTURE).to_string());
     eprintln!(
         "node {} took the picture from node {}: {from_peer} bytes from the peer, {from_coordinator} from the coordinator",
         short(&second.node),
@@ -127,20 +128,27 @@ async fn wait_for_nodes(client: &Client, farm: &mut Farm, wanted: usize) -> anyh
     let deadline = Instant::now() + JOIN_TIMEOUT;
     loop {
         let answer = client.get("/v1/nodes").await?;
-        let ready = |node: &&Value| node["connected"] == true && node["slots"].as_array().is_some_and(|slots| !slots.is_empty());
+        let ready = |node: &&Value| {
+            node["connected"] == true && node["slots"].as_array().is_some_and(|slots| !slots.is_empty())
+        };
         let ready = answer["nodes"].as_array().map_or(0, |nodes| nodes.iter().filter(ready).count());
         if ready == wanted {
             return Ok(());
         }
         farm.check_alive().context("while the nodes were joining")?;
-        ensure!(Instant::now() < deadline, "{ready} of {wanted} nodes are ready after {JOIN_TIMEOUT:?}: {}", farm.logs());
+        ensure!(
+            Instant::now() < deadline,
+            "{ready} of {wanted} nodes are ready after {JOIN_TIMEOUT:?}: {}",
+            farm.logs()
+        );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
 /// How many bytes of a blob a job's run took from other nodes, and from the coordinator.
 fn bytes_by_source(job: &Value, blob: &str) -> (u64, u64) {
-    let fetched = job["fetched"].as_array().into_iter().flatten().filter(|fetched| text(fetched, "blob") == blob);
+    let fetched =
+        job["fetched"].as_array().into_iter().flatten().filter(|fetched| text(fetched, "blob") == blob);
     let (mut from_peer, mut from_coordinator) = (0, 0);
     for fetched in fetched {
         let bytes = fetched["bytes"].as_u64().unwrap_or_default();

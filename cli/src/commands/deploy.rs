@@ -19,7 +19,7 @@ pub(super) async fn deploy(arguments: &DeployArguments, file: &SettingsFile) -> 
         None => name_of(&arguments.file)?,
     };
     let mut query = vec![("name", name)];
-    query.extend(arguments.expose.input.iter().map(|input| ("input", input.to_string())));
+    query.extend(arguments.expose.input.iter().map(|input| ("input", input.clone())));
     query.extend(arguments.expose.output.iter().map(|output| ("output", output.clone())));
     if arguments.accept_attached {
         query.push(("accept_attached", "true".to_owned()));
@@ -37,7 +37,9 @@ pub(super) async fn deploy(arguments: &DeployArguments, file: &SettingsFile) -> 
     println!("deployed {}@{}", text(&deployed, "name"), deployed["version"]);
     println!("  call      {}", text(&deployed, "url"));
     println!("  OpenAPI   {}", text(&deployed, "openapi_url"));
-    for (title, list) in [("input", "inputs"), ("output", "outputs"), ("missing", "missing"), ("note", "notes")] {
+    for (title, list) in
+        [("input", "inputs"), ("output", "outputs"), ("missing", "missing"), ("note", "notes")]
+    {
         for entry in deployed[list].as_array().into_iter().flatten() {
             println!("  {title:8}  {}", one_line(entry));
         }
@@ -71,7 +73,11 @@ fn candidates(problem: &Value) -> String {
     let mut words = format!("{}; choose with:", text(problem, "detail"));
     for input in problem["candidates"]["inputs"].as_array().into_iter().flatten() {
         let (node, field) = (text(input, "op"), text(input, "field"));
-        words.push_str(&format!("\n  --input {field}={node}.{field}  ({}, now {})", text(input, "class"), input["value"]));
+        words.push_str(&format!(
+            "\n  --input {field}={node}.{field}  ({}, now {})",
+            text(input, "class"),
+            input["value"]
+        ));
     }
     for output in problem["candidates"]["outputs"].as_array().into_iter().flatten() {
         words.push_str(&format!("\n  --output {}  ({})", text(output, "op"), text(output, "class")));

@@ -9,7 +9,11 @@ use crate::failure::Failure;
 use crate::settings::SettingsFile;
 use crate::show;
 
-pub(super) async fn set_draining(arguments: &DrainArguments, file: &SettingsFile, draining: bool) -> anyhow::Result<()> {
+pub(super) async fn set_draining(
+    arguments: &DrainArguments,
+    file: &SettingsFile,
+    draining: bool,
+) -> anyhow::Result<()> {
     let (client, json) = connect(&arguments.tool, file);
     let peer = find_node(&client, &arguments.node).await?;
     let verb = if draining { "drain" } else { "undrain" };
@@ -35,7 +39,13 @@ async fn find_node(client: &Client, word: &str) -> anyhow::Result<String> {
     let found: Vec<_> = nodes.iter().filter(means).collect();
     match found.as_slice() {
         [node] => Ok(text(node, "peer").to_owned()),
-        [] => Err(Failure::NotFound(format!("no node is called `{word}`; `comfy-farm nodes` lists them")).into()),
-        _ => Err(Failure::Input(format!("{} nodes are called `{word}`: name one by its peer id", found.len())).into()),
+        [] => {
+            Err(Failure::NotFound(format!("no node is called `{word}`; `comfy-farm nodes` lists them"))
+                .into())
+        }
+        _ => {
+            Err(Failure::Input(format!("{} nodes are called `{word}`: name one by its peer id", found.len()))
+                .into())
+        }
     }
 }

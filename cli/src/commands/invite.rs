@@ -17,7 +17,9 @@ pub(super) async fn invite(arguments: &InviteArguments, file: &SettingsFile) -> 
     }
     println!("{}", text(&answer, "ticket"));
     if answer["loopback_only"] == true {
-        eprintln!("note: this ticket works on this machine only; start the coordinator with `--announce ADDR` for others");
+        eprintln!(
+            "note: this ticket works on this machine only; start the coordinator with `--announce ADDR` for others"
+        );
     }
     Ok(())
 }

@@ -39,5 +39,7 @@ fn row(job: &Value) -> Vec<String> {
     };
     let submitted = text(job, "submitted").split('.').next().unwrap_or_default();
     let remark = remark.lines().next().unwrap_or_default();
-    [text(job, "id"), text(job, "workflow"), text(job, "state"), submitted, remark].map(str::to_owned).to_vec()
+    [text(job, "id"), text(job, "workflow"), text(job, "state"), submitted, remark]
+        .map(str::to_owned)
+        .to_vec()
 }

@@ -23,13 +23,14 @@ pub(super) async fn node(arguments: NodeArguments, file: SettingsFile) -> anyhow
     agree(&settings)?;
 
     let probe = system_probe();
+    let builtin = BuiltinOptions { pause_per_op: settings.builtin_pause, ..BuiltinOptions::default() };
     let (engine, device): (Arc<dyn Engine>, _) = match &settings.comfyui {
         // One ComfyUI runs one prompt at a time, on the first card unless its owner chose otherwise.
         Some(url) => {
             let gpu = probe.gpus().ok().and_then(|gpus| gpus.into_iter().next());
             (Arc::new(Comfyui::attach(url)?), gpu.unwrap_or_else(cpu))
         }
-        None => (Arc::new(Builtin::new(BuiltinOptions { pause_per_op: settings.builtin_pause })), cpu()),
+        None => (Arc::new(Builtin::new(builtin)), cpu()),
     };
     let agent = Agent::start(AgentConfig {
         data: settings.data,

@@ -16,7 +16,9 @@ pub(super) async fn nodes(arguments: &ToolArguments, file: &SettingsFile) -> any
     }
     let nodes = answer["nodes"].as_array().map(Vec::as_slice).unwrap_or_default();
     if nodes.is_empty() {
-        println!("no nodes; make a ticket with `comfy-farm invite` and join with `comfy-farm node --join TICKET`");
+        println!(
+            "no nodes; make a ticket with `comfy-farm invite` and join with `comfy-farm node --join TICKET`"
+        );
         return Ok(());
     }
     let rows: Vec<_> = nodes.iter().map(row).collect();

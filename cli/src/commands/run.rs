@@ -16,7 +16,11 @@ pub(super) async fn run(arguments: &RunArguments, file: &SettingsFile) -> anyhow
     let (texts, files) = parse(&arguments.parameters)?;
     let job = client.submit(&arguments.workflow, &texts, &files, arguments.priority).await?;
     if arguments.detach {
-        if as_json { show::json(&job) } else { println!("{}", text(&job, "id")) }
+        if as_json {
+            show::json(&job)
+        } else {
+            println!("{}", text(&job, "id"))
+        }
         return Ok(());
     }
     let id = text(&job, "id").to_owned();
@@ -71,12 +75,17 @@ pub(super) async fn follow(client: &Client, id: &str) -> anyhow::Result<Value> {
 }
 
 /// Saves every output of a job as `JOB-OUTPUT-INDEX.ext`, which no other job overwrites.
-pub(super) async fn save_outputs(client: &Client, job: &Value, folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+pub(super) async fn save_outputs(
+    client: &Client,
+    job: &Value,
+    folder: &Path,
+) -> anyhow::Result<Vec<PathBuf>> {
     let id = text(job, "id");
     let short = &id[id.len().saturating_sub(10)..];
     let mut saved = Vec::new();
     for output in job["outputs"].as_array().into_iter().flatten() {
-        let extension = Path::new(text(output, "file_name")).extension().unwrap_or_default().to_string_lossy();
+        let extension =
+            Path::new(text(output, "file_name")).extension().unwrap_or_default().to_string_lossy();
         let extension: String = extension.chars().filter(char::is_ascii_alphanumeric).take(8).collect();
         let extension = if extension.is_empty() { "bin" } else { &extension };
         let name = format!("{short}-{}-{}.{extension}", text(output, "output"), output["index"]);

@@ -4,12 +4,15 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
 
-use protocol::{BlobRef, Bundle, BundleLimits, Interface, read_bundle};
+use protocol::{BlobRef, Bundle, BundleLimits, ExposedInput, Input, InputKind, Interface, read_bundle};
 use serde_json::json;
 
 use crate::args::{ExposeArguments, SchemaArguments};
 use crate::failure::Failure;
 use crate::show;
+
+/// More than the largest workflow that is read, so that a larger one is refused for its size.
+const MAX_WORKFLOW: u64 = 32 << 20;
 
 pub(super) fn schema(arguments: &SchemaArguments) -> anyhow::Result<()> {
     let bundle = read(&arguments.file)?;
@@ -24,13 +27,14 @@ pub(super) fn schema(arguments: &SchemaArguments) -> anyhow::Result<()> {
     }
     let rows = interface.inputs.iter().map(|input| {
         let default = input.default.as_ref().map_or_else(|| "required".to_owned(), |value| value.to_string());
-        vec![input.name.clone(), input.kind.to_string(), default, input.op.clone()]
+        vec![input.name.clone(), type_of(input), default, input.op.clone()]
     });
     show::table(&["INPUT", "TYPE", "DEFAULT", "NODE"], &rows.collect::<Vec<_>>());
     println!();
-    let rows = interface.outputs.iter().map(|output| {
-        vec![output.name.clone(), output.kind.media_type().to_owned(), output.op.clone()]
-    });
+    let rows = interface
+        .outputs
+        .iter()
+        .map(|output| vec![output.name.clone(), output.kind.media_type().to_owned(), output.op.clone()]);
     show::table(&["OUTPUT", "MEDIA TYPE", "NODE"], &rows.collect::<Vec<_>>());
     for repair in &bundle.repairs {
         eprintln!("note: {repair}");
@@ -40,28 +44,58 @@ pub(super) fn schema(arguments: &SchemaArguments) -> anyhow::Result<()> {
 
 fn read(path: &Path) -> anyhow::Result<Bundle> {
     let shown = path.display();
-    let file = File::open(path).map_err(|error| Failure::Input(format!("`{shown}` cannot be read: {error}")))?;
+    let file =
+        File::open(path).map_err(|error| Failure::Input(format!("`{shown}` cannot be read: {error}")))?;
     let wrong = |error: &dyn std::fmt::Display| Failure::Input(format!("`{shown}`: {error}"));
-    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json")) {
+    // Only the interface is wanted, so the parts are named and not kept.
+    let mut name = |_: &str, part: &mut dyn Read| {
         let mut bytes = Vec::new();
-        file.take(protocol::MAX_WORKFLOW_BYTES as u64 + 1).read_to_end(&mut bytes)?;
-        return Ok(Bundle::from_workflow(&bytes).map_err(|error| wrong(&error))?);
-    }
-    // Only the interface is wanted, so the inputs are read past.
-    let mut count = |_: &str, entry: &mut dyn Read| {
-        let mut bytes = Vec::new();
-        entry.read_to_end(&mut bytes)?;
+        part.read_to_end(&mut bytes)?;
         Ok(BlobRef::of(&bytes))
     };
-    let bundle = read_bundle(BufReader::new(file), &BundleLimits::default(), &mut count);
+    let is_json = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
+    let bundle = if is_json {
+        let mut bytes = Vec::new();
+        file.take(MAX_WORKFLOW).read_to_end(&mut bytes)?;
+        Bundle::from_workflow(&bytes, &mut name)
+    } else {
+        read_bundle(BufReader::new(file), &BundleLimits::default(), &mut name)
+    };
     Ok(bundle.map_err(|error| wrong(&error))?)
 }
 
 fn interface(bundle: &Bundle, expose: &ExposeArguments) -> anyhow::Result<Interface> {
     let made = if expose.input.is_empty() && expose.output.is_empty() {
-        Interface::of(&bundle.workflow)
+        Interface::of(&bundle.workflow).map_err(|error| error.to_string())
     } else {
-        Interface::expose(&bundle.workflow, &expose.input, &expose.output, None)
+        let inputs: Result<Vec<ExposedInput>, _> = expose.input.iter().map(|input| input.parse()).collect();
+        let inputs = inputs.map_err(|error| Failure::Input(format!("{error}")))?;
+        Interface::expose(&bundle.workflow, &inputs, &expose.output, None).map_err(|error| error.to_string())
     };
-    Ok(made.map_err(|error| Failure::Input(error.to_string()))?)
+    Ok(made.map_err(Failure::Input)?)
+}
+
+/// The type of an input in words, with its limits.
+fn type_of(input: &Input) -> String {
+    let range = |word: &str, range: &protocol::Range| match (&range.minimum, &range.maximum) {
+        (None, None) => word.to_owned(),
+        (Some(least), None) => format!("{word} from {least}"),
+        (None, Some(most)) => format!("{word} to {most}"),
+        (Some(least), Some(most)) => format!("{word} {least} to {most}"),
+    };
+    match &input.kind {
+        InputKind::Text => "text".to_owned(),
+        InputKind::Integer(limits) => range("integer", limits),
+        InputKind::Number(limits) => range("number", limits),
+        InputKind::Boolean => "true or false".to_owned(),
+        InputKind::Choice { values } => {
+            let values: Vec<_> = values.iter().map(ToString::to_string).collect();
+            format!("one of {}", values.join(", "))
+        }
+        InputKind::Null => "null".to_owned(),
+        InputKind::List => "list".to_owned(),
+        InputKind::Object => "object".to_owned(),
+        InputKind::Image => "picture".to_owned(),
+        InputKind::File => "file".to_owned(),
+    }
 }

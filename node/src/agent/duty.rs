@@ -4,6 +4,7 @@
 //! a run (`run`), and the rules of the slots (`slots`).
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,19 +12,20 @@ use std::time::Duration;
 use mesh::gate::Credentials;
 use mesh::swarm::Mesh;
 use protocol::message::{
-    CoordinatorMessage, Grant, Heartbeat, Inventory, Leave, MAX_LIST, NodeMessage, Outcome, PhaseChanged, Refused,
-    Register, RunEnded, RunProgress, Welcome,
+    CoordinatorMessage, Grant, Heartbeat, Inventory, Leave, MAX_LIST, NodeMessage, Outcome, PhaseChanged,
+    Refused, Register, RunEnded, RunProgress, Welcome,
 };
 use protocol::{BlobRef, Device, HEARTBEAT, LeaseId, Offer, PIECE_SIZE, Phase, Progress, RunId, SlotId};
 use tokio::sync::{mpsc, watch};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
 
+use super::Agent;
 use super::offer::offer;
 use super::session::{OpenSession, SessionEvent, Writer, dial_task, read_task};
-use super::Agent;
+use crate::engine::ProgressSink;
 use crate::join::Belonging;
 use crate::run::{Telling, Tools, run_task};
 use crate::slots::Slots;
@@ -51,9 +53,10 @@ pub(super) struct Duty {
     running: BTreeMap<LeaseId, Running>,
     writer: Option<Writer>,
     tasks: JoinSet<()>,
-    link: Option<AbortHandle>,
     heartbeat: Interval,
     events: mpsc::Sender<SessionEvent>,
+    /// On the data folder, for as long as anything is written into it.
+    _lock: File,
 }
 
 /// A run at work.
@@ -64,11 +67,12 @@ struct Running {
 }
 
 impl Duty {
-    /// A node that has not dialled yet.
-    pub(super) fn new(agent: Agent) -> Self {
-        let Agent { mesh, credentials, belonging, belonging_path, tools, devices, .. } = agent;
+    /// A node that has not dialled yet, and what its sessions will tell.
+    pub(super) fn new(agent: Agent) -> (Self, mpsc::Receiver<SessionEvent>) {
+        let Agent { peer: _, mesh, credentials, belonging, belonging_path, tools, devices, lock } = agent;
         let ids = (0..devices.len()).filter_map(|index| u16::try_from(index).ok().map(SlotId));
-        Self {
+        let (events, session_events) = mpsc::channel(64);
+        let duty = Self {
             slots: Slots::new(ids),
             mesh,
             credentials,
@@ -81,18 +85,20 @@ impl Duty {
             running: BTreeMap::new(),
             writer: None,
             tasks: JoinSet::new(),
-            link: None,
             heartbeat: ticks(HEARTBEAT),
-            // Replaced by the real one as soon as the loop begins.
-            events: mpsc::channel(1).0,
-        }
+            events,
+            _lock: lock,
+        };
+        (duty, session_events)
     }
 
     /// Serves until `stop`, then gives back every lease.
-    pub(super) async fn serve(mut self, stop: CancellationToken) {
-        let (events, mut session_events) = mpsc::channel(64);
+    pub(super) async fn serve(
+        mut self,
+        mut session_events: mpsc::Receiver<SessionEvent>,
+        stop: CancellationToken,
+    ) {
         let (phases, mut entered) = mpsc::channel(64);
-        self.events = events;
         self.dial();
         let (mut progress, mut describe, mut renew) = (ticks(PROGRESS), ticks(DESCRIBE), ticks(RENEW));
         loop {
@@ -174,18 +180,14 @@ impl Duty {
         for lease in welcome.unwanted {
             self.cancel(lease);
         }
-        if let Some(link) = self.link.take() {
-            link.abort();
-        }
-        let (exchange, coordinator) = (self.tools.exchange.clone(), self.belonging.coordinator);
-        let keep = async move { exchange.keep_link(coordinator, welcome.data_addresses).await };
-        self.link = Some(self.tasks.spawn(keep));
+        // Over this link the coordinator takes outputs, also from a node that nobody can dial.
+        self.tools.exchange.keep_link(self.belonging.coordinator, welcome.data_addresses);
         self.send_inventory().await;
     }
 
     /// Tells which large blobs this node holds; small ones are told by the runs that fetched them.
     async fn send_inventory(&mut self) {
-        let held: Vec<BlobRef> = self.tools.blobs.complete().await;
+        let held: Vec<BlobRef> = self.tools.blobs.complete();
         let large: Vec<BlobRef> = held.into_iter().filter(|blob| blob.size >= PIECE_SIZE).collect();
         let mut complete = true;
         let mut chunks = large.chunks(MAX_LIST);
@@ -210,7 +212,7 @@ impl Duty {
             self.send(NodeMessage::Refused(Refused { lease, refusal })).await;
             return;
         }
-        let (progress, watched) = watch::channel(None);
+        let (progress, watched) = ProgressSink::new();
         let cancel = CancellationToken::new();
         let telling = Telling { phases: phases.clone(), progress };
         let running = Running { run: lease.run, cancel: cancel.clone(), progress: watched };
@@ -305,10 +307,11 @@ impl Duty {
         let stopped = async {
             while let Some(done) = self.runs.join_next().await {
                 // What a given-back run came to is nobody's business any more, unless it succeeded.
-                if let Ok((_, Some(RunEnded { lease, outcome: Outcome::Failed(_), .. }))) = done {
-                    if let Err(error) = self.tools.ends.forget(lease.run).await {
-                        warn!(%error, "end of a given-back run stays on disk");
-                    }
+                let Ok((_, Some(RunEnded { lease, outcome: Outcome::Failed(_), .. }))) = done else {
+                    continue;
+                };
+                if let Err(error) = self.tools.ends.forget(lease.run).await {
+                    warn!(%error, "end of a given-back run stays on disk");
                 }
             }
         };

@@ -13,7 +13,12 @@ pub(crate) async fn offer(engine: &dyn Engine, devices: &[Device]) -> Offer {
         Ok(description) => (description.engine, description.classes, description.models, devices),
         Err(error) => {
             warn!(%error, "engine does not answer; this node offers no slots");
-            (EngineKind::Attached { comfyui_version: String::new() }, Default::default(), Default::default(), &[][..])
+            (
+                EngineKind::Attached { comfyui_version: String::new() },
+                Default::default(),
+                Default::default(),
+                &[][..],
+            )
         }
     };
     let slot = |(index, device): (usize, &Device)| {

@@ -47,13 +47,20 @@ impl Farm {
         let mut lines = BufReader::new(stdout).lines();
         let line = tokio::time::timeout(START_TIMEOUT, lines.next_line()).await;
         match line {
-            Ok(Ok(Some(line))) => serde_json::from_str(&line).context("the coordinator's first line is no JSON"),
+            Ok(Ok(Some(line))) => {
+                serde_json::from_str(&line).context("the coordinator's first line is no JSON")
+            }
             _ => bail!("the coordinator did not come up: {}", self.logs()),
         }
     }
 
     /// Starts a node that joins with the ticket in a file.
-    pub(super) fn start_node(&mut self, number: u16, ticket: &Path, comfyui: Option<&str>) -> anyhow::Result<()> {
+    pub(super) fn start_node(
+        &mut self,
+        number: u16,
+        ticket: &Path,
+        comfyui: Option<&str>,
+    ) -> anyhow::Result<()> {
         let name = format!("node-{number}");
         let mut command = self.command(&name)?;
         command.args(["node", "--yes", "--data-listen", "127.0.0.1:0", "--join"]);

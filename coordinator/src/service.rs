@@ -10,7 +10,7 @@ mod folder;
 mod work;
 
 use std::fs::File;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +35,10 @@ use crate::net;
 use crate::state::{Settings, State};
 use crate::store::{Store, StoreError};
 
+/// The port of the control plane, UDP and TCP.
+pub const DEFAULT_MESH_PORT: u16 = 4288;
+/// The port of the data plane, UDP.
+pub const DEFAULT_DATA_PORT: u16 = 4289;
 /// How many commands wait for the loop.
 const COMMANDS: usize = 1024;
 /// How many events of nodes wait for it.
@@ -45,9 +49,10 @@ const EVENTS: usize = 4096;
 pub struct CoordinatorConfig {
     /// The folder of all that it keeps.
     pub data: PathBuf,
-    /// Where the control plane listens, UDP and TCP each.
+    /// Where the control plane listens, UDP and TCP each. Defaults to all interfaces at
+    /// [`DEFAULT_MESH_PORT`].
     pub mesh_listen: Vec<SocketAddr>,
-    /// Where the data plane listens, UDP.
+    /// Where the data plane listens, UDP. Defaults to all interfaces at [`DEFAULT_DATA_PORT`].
     pub data_listen: SocketAddr,
     /// Further addresses under which it is reached: `HOST:PORT`, or multiaddresses. They stand first in
     /// tickets. Defaults to none.
@@ -63,12 +68,13 @@ pub struct CoordinatorConfig {
 }
 
 impl CoordinatorConfig {
-    /// The defaults for a data folder and two places to listen.
-    pub fn new(data: PathBuf, mesh_listen: Vec<SocketAddr>, data_listen: SocketAddr) -> Self {
+    /// The defaults for a data folder.
+    pub fn new(data: PathBuf) -> Self {
+        let any = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port);
         Self {
             data,
-            mesh_listen,
-            data_listen,
+            mesh_listen: vec![any(DEFAULT_MESH_PORT)],
+            data_listen: any(DEFAULT_DATA_PORT),
             announce: Vec::new(),
             lease_duration: LEASE_DURATION,
             heartbeat: HEARTBEAT,

@@ -74,7 +74,6 @@ impl State {
         let Some(workflow) = self.catalog.get(&job.new.workflow).cloned() else { return };
         let parameters = job.new.parameters;
         let bundled = workflow.inputs.values().map(|blob| blob.hash);
-        let bundled = workflow.inputs.values().map(|blob| blob.hash);
         let needed: BTreeSet<BlobHash> = [workflow.graph.hash, workflow.interface_blob.hash]
             .into_iter()
             .chain(bundled)

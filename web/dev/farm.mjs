@@ -126,3 +126,4 @@ createServer(async (request, response) => {
 }).listen(8788, "127.0.0.1", () => console.log("a made-up farm at http://127.0.0.1:8788"));
 
 setInterval(step, 700);
+setInterval(() => listeners.forEach((listener) => listener.write(": alive\n\n")), 15_000);

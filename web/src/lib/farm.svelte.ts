@@ -82,15 +82,20 @@ export class LiveFarm {
         if (this.stop.signal.aborted) return;
         console.warn("the event stream broke off:", messageOf(error));
       }
-      this.take({ type: "link", link: "polling" });
+      if (this.state.link === "live") {
+        this.take({ type: "link", link: "polling" });
+        void this.refresh();
+      }
       await new Promise((resume) => setTimeout(resume, backoff));
       backoff = Math.min(backoff * 2, LONGEST_BACKOFF_MS);
     }
   }
 
   private async refresh(): Promise<void> {
+    clearTimeout(this.refreshing);
     if (document.visibilityState === "visible" || !this.state.loaded) await this.snapshot();
     if (this.stop.signal.aborted) return;
+    clearTimeout(this.refreshing);
     const pause = this.state.link === "live" ? REFRESH_MS : REFRESH_WITHOUT_STREAM_MS;
     this.refreshing = setTimeout(() => void this.refresh(), pause);
   }
@@ -105,7 +110,7 @@ export class LiveFarm {
       ]);
       this.take({ type: "snapshot", summary, ...nodes, ...workflows, jobs: jobs.jobs });
       this.trouble = null;
-      if (this.state.link === "lost") this.take({ type: "link", link: "polling" });
+      if (this.state.link !== "live") this.take({ type: "link", link: "polling" });
     } catch (error) {
       this.trouble = messageOf(error);
       if (this.state.link !== "live") this.take({ type: "link", link: "lost" });

@@ -20,17 +20,33 @@ export class StreamParser {
   }
 }
 
-/** Reads the events of an answer until it ends. */
+/** The coordinator says something every 15 s; after this long without a word the connection is dead. */
+const LONGEST_SILENCE_MS = 40_000;
+
+/** Reads the events of an answer until it ends. Fails when nothing at all comes for too long. */
 export async function* readStream(answer: Response): AsyncGenerator<StreamEvent> {
   if (!answer.body) return;
   const parser = new StreamParser();
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   try {
-    for (let read = await reader.read(); !read.done; read = await reader.read()) {
+    for (let read = await orSilence(reader.read()); !read.done; read = await orSilence(reader.read())) {
       yield* parser.push(read.value);
     }
   } finally {
+    // It may have failed already, which is what ended the loop.
     reader.cancel().catch(() => {});
+  }
+}
+
+async function orSilence<T>(read: Promise<T>): Promise<T> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const silence = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new Error("nothing came for too long")), LONGEST_SILENCE_MS);
+  });
+  try {
+    return await Promise.race([read, silence]);
+  } finally {
+    clearTimeout(timer);
   }
 }
 

@@ -57,12 +57,12 @@ export class LiveFarm {
     return job;
   }
 
-  /** Asks for jobs that the snapshot does not hold; says whether there may be more. */
-  async more(query: { before?: string; state?: string }): Promise<boolean> {
+  /** Asks for a page of jobs, newest first; says before which job the next page begins, if there is one. */
+  async page(query: { before?: string; state?: string }): Promise<string | null> {
     const parameters = new URLSearchParams({ limit: String(LISTED_JOBS), ...query });
     const { jobs, next } = await this.client.get<Jobs>(`/v1/jobs?${parameters}`);
     this.take({ type: "jobs", jobs });
-    return next !== null;
+    return next;
   }
 
   private async follow(): Promise<void> {

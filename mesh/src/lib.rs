@@ -4,14 +4,14 @@
 //! The only crate that names libp2p, quinn and rustls. Not here: what peers say over a session; that
 //! is `protocol::message`; and the words of the blob wire, `protocol::wire`.
 
-pub mod fetch;
-pub mod frames;
-pub mod gate;
 pub mod identity;
+pub mod gate;
+pub mod frames;
 pub mod interfaces;
-pub mod links;
-pub mod plane;
-mod serve;
-pub mod store;
 pub mod swarm;
 pub mod tree;
+pub mod store;
+pub mod plane;
+pub mod links;
+mod serve;
+pub mod fetch;

@@ -157,6 +157,7 @@ pub struct Session<Out, In> {
 
 /// What peers want of a process that accepts.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there are few of them, each moved once")]
 pub enum Incoming {
     /// Somebody wants to become a member, or to renew.
     Join {
@@ -336,9 +337,14 @@ impl Mesh {
         self.shared.control.clone().open_stream(peer, StreamProtocol::new(protocol)).await
     }
 
-    /// Closes every connection and stops listening.
+    /// Begins to close every connection and stops listening; see [`stopped`](Self::stopped).
     pub fn shutdown(&self) {
         self.shared.stop.cancel();
+    }
+
+    /// Waits until every connection is closed after `shutdown`, so that peers know at once.
+    pub async fn stopped(&self) {
+        self.shared.commands.closed().await;
     }
 }
 

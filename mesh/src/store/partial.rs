@@ -70,10 +70,12 @@ impl PartialBlob {
         }
         let Ok(tree) = verifier.finish() else { return Ok(()) };
         self.take_tree(tree)?;
-        let mut marked = vec![0; self.blob.pieces().div_ceil(8) as usize];
-        if self.marks.read_exact_at(&mut marked, 0).is_err() {
-            return Ok(());
-        }
+        let path = self.store.partial_path(self.blob.hash, "pieces");
+        // A file that is too short misses only marks that were never set.
+        let length = self.blob.pieces().div_ceil(8);
+        self.marks.set_len(length).map_err(failure("writing", &path))?;
+        let mut marked = vec![0; length as usize];
+        self.marks.read_exact_at(&mut marked, 0).map_err(failure("reading", &path))?;
         let Some(marked) = Pieces::from_bits(self.blob.pieces(), marked) else { return Ok(()) };
         for piece in (0..self.blob.pieces()).filter(|piece| marked.contains(*piece)) {
             let tree = self.tree.get().expect("it was taken above");

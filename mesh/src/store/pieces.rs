@@ -26,7 +26,8 @@ impl Pieces {
 
     /// The set in this bitmap; `None` if it is not one of `count` pieces.
     pub fn from_bits(count: u64, bits: Vec<u8>) -> Option<Self> {
-        let is_tail_clear = count % 8 == 0 || bits.last().is_some_and(|last| last >> (count % 8) == 0);
+        let is_tail_clear =
+            count.is_multiple_of(8) || bits.last().is_some_and(|last| last >> (count % 8) == 0);
         (bits.len() as u64 == count.div_ceil(8) && is_tail_clear).then_some(Self { count, bits })
     }
 

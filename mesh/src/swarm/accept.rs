@@ -65,15 +65,11 @@ impl Acceptor {
         while let Some((peer, stream)) = streams.next().await {
             let Some(peer) = from_libp2p(peer) else { continue };
             let Ok(permit) = Arc::clone(&self.at_gate).try_acquire_owned() else { continue };
-            let is_first = self.joining.lock().expect("nothing panics while it holds them").insert(peer);
-            let is_busy = !is_first || !bucket.take(start.elapsed());
+            let is_busy = !bucket.take(start.elapsed());
             let acceptor = self.clone();
             let join = async move {
                 if timeout(HELLO_TIMEOUT * 2, acceptor.join(peer, stream, is_busy)).await.is_err() {
                     debug!("join took too long");
-                }
-                if is_first {
-                    acceptor.joining.lock().expect("nothing panics while it holds them").remove(&peer);
                 }
                 drop(permit);
             };
@@ -85,21 +81,11 @@ impl Acceptor {
         let (reader, writer) = split(stream);
         let mut sender = FrameSender::with_limit(writer, MAX_HELLO);
         let mut receiver = FrameReceiver::with_limit(reader, MAX_HELLO);
-        let answer = if is_busy {
-            JoinMessage::Refused(JoinRefusal::Busy)
-        } else {
-            let Ok(Ok(Some(JoinMessage::Request(request)))) = timeout(HELLO_TIMEOUT, receiver.recv()).await
-            else {
-                debug!("stream of joining holds no request");
-                return;
-            };
-            let (answer, answered) = oneshot::channel();
-            if self.incoming.send(Incoming::Join { peer, request, answer }).await.is_err() {
-                return;
-            }
-            let Ok(answer) = answered.await else { return };
-            answer
+        let answer = match Joining::begin(&self.joining, peer).filter(|_| !is_busy) {
+            None => Some(JoinMessage::Refused(JoinRefusal::Busy)),
+            Some(joining) => self.answer(&joining, &mut receiver).await,
         };
+        let Some(answer) = answer else { return };
         if matches!(answer, JoinMessage::Accepted(_)) {
             self.admit(peer).await;
         }
@@ -111,6 +97,23 @@ impl Acceptor {
         if sender.finish().await.is_ok() {
             let _ = receiver.recv().await;
         }
+    }
+
+    async fn answer(
+        &self,
+        joining: &Joining,
+        receiver: &mut FrameReceiver<JoinMessage>,
+    ) -> Option<JoinMessage> {
+        let Ok(Ok(Some(JoinMessage::Request(request)))) = timeout(HELLO_TIMEOUT, receiver.recv()).await
+        else {
+            debug!("stream of joining holds no request");
+            return None;
+        };
+        let (answer, answered) = oneshot::channel();
+        let join = Incoming::Join { peer: joining.peer, request, answer };
+        // Nobody takes joins any more when the process stops.
+        self.incoming.send(join).await.ok()?;
+        answered.await.ok()
     }
 
     async fn take_sessions(self, streams: IncomingStreams) {
@@ -156,5 +159,25 @@ impl Acceptor {
         let command = Command::Admit { peer: to_libp2p(peer)?, answer };
         self.shared.commands.send(command).await.ok()?;
         remote.await.ok()?
+    }
+}
+
+/// A peer whose join request is under way; it ends when this is dropped.
+struct Joining {
+    peer: PeerId,
+    peers: Arc<Mutex<HashSet<PeerId>>>,
+}
+
+impl Joining {
+    /// `None` while another request of the peer is under way.
+    fn begin(peers: &Arc<Mutex<HashSet<PeerId>>>, peer: PeerId) -> Option<Self> {
+        let is_first = peers.lock().expect("nothing panics while it holds them").insert(peer);
+        is_first.then(|| Self { peer, peers: Arc::clone(peers) })
+    }
+}
+
+impl Drop for Joining {
+    fn drop(&mut self) {
+        self.peers.lock().expect("nothing panics while it holds them").remove(&self.peer);
     }
 }

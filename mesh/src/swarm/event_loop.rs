@@ -11,11 +11,11 @@ use libp2p::core::ConnectedPoint;
 use libp2p::core::transport::ListenerId;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, DialError, NetworkBehaviour, SwarmEvent};
-use libp2p::{Multiaddr, PeerId, Swarm, SwarmBuilder, noise, ping, tcp, yamux};
+use libp2p::{Multiaddr, PeerId, Swarm, SwarmBuilder, TransportError, noise, ping, tcp, yamux};
 use libp2p_connection_limits::ConnectionLimits;
 use libp2p_stream::Control;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info_span, trace};
 
@@ -59,22 +59,44 @@ pub(super) enum Command {
     Admit { peer: PeerId, answer: oneshot::Sender<Option<IpAddr>> },
 }
 
-/// What a process listens on.
+/// What a process listens on, QUIC before TCP.
 #[derive(Debug, Clone)]
-pub(super) struct Listeners(Vec<(SocketAddr, fn(SocketAddr) -> Multiaddr)>);
+pub(super) struct Listeners(Vec<Listener>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Transport {
+    Quic,
+    Tcp,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Listener {
+    address: SocketAddr,
+    transport: Transport,
+}
 
 impl Listeners {
+    /// Where they are reached from outside, the loopback last.
     pub(super) fn addresses(&self) -> Vec<String> {
-        let expanded = self
-            .0
-            .iter()
-            .flat_map(|(address, form)| expand(*address).into_iter().zip(std::iter::repeat(*form)));
-        let mut addresses: Vec<_> = expanded.collect();
-        // The sort is stable: each listener's QUIC stays before its TCP.
-        addresses.sort_by_key(|(address, form)| {
-            (address.ip().is_loopback(), form(*address).to_string().contains("/tcp/"))
+        let expanded = self.0.iter().flat_map(|listener| {
+            expand(listener.address).into_iter().map(|address| Listener { address, ..*listener })
         });
-        addresses.into_iter().map(|(address, form)| form(address).to_string()).collect()
+        let mut expanded: Vec<_> = expanded.collect();
+        expanded.sort_by_key(|listener| (listener.address.ip().is_loopback(), listener.transport));
+        expanded.iter().map(|listener| listener.multiaddress().to_string()).collect()
+    }
+}
+
+impl Listener {
+    fn multiaddress(&self) -> Multiaddr {
+        match self.transport {
+            Transport::Quic => address::quic(self.address),
+            Transport::Tcp => address::tcp(self.address),
+        }
+    }
+
+    fn failure(&self, source: io::Error) -> MeshError {
+        MeshError::Listen { address: address::describe(&self.multiaddress().to_string()), source }
     }
 }
 
@@ -134,47 +156,35 @@ impl EventLoop {
 
     /// Listens, waits until each port is known, and runs from then on.
     pub(super) async fn listen(mut self, listen: &[SocketAddr]) -> Result<Listeners, MeshError> {
-        let mut waiting: HashMap<ListenerId, usize> = HashMap::new();
+        let mut waiting: HashMap<ListenerId, Listener> = HashMap::new();
         let mut listeners = Vec::new();
         for address in listen {
-            for form in [address::quic as fn(SocketAddr) -> Multiaddr, address::tcp] {
-                let multiaddress = form(*address);
-                let failure = |source| MeshError::Listen {
-                    address: address::describe(&multiaddress.to_string()),
-                    source,
-                };
-                let id = self.swarm.listen_on(multiaddress.clone()).map_err(|error| match error {
-                    libp2p::TransportError::Other(source) => failure(source),
-                    error => failure(io::Error::other(error)),
+            for transport in [Transport::Quic, Transport::Tcp] {
+                let listener = Listener { address: *address, transport };
+                let id = self.swarm.listen_on(listener.multiaddress()).map_err(|error| match error {
+                    TransportError::Other(source) => listener.failure(source),
+                    error => listener.failure(io::Error::other(error)),
                 })?;
-                waiting.insert(id, listeners.len());
-                listeners.push((*address, form));
+                waiting.insert(id, listener);
             }
         }
         let deadline = Instant::now() + LISTEN_TIMEOUT;
-        while !waiting.is_empty() {
-            let event = tokio::time::timeout_at(deadline, self.swarm.select_next_some()).await;
-            let failed = |index: usize, source| {
-                let (address, form): (SocketAddr, fn(SocketAddr) -> Multiaddr) = listeners[index];
-                MeshError::Listen { address: address::describe(&form(address).to_string()), source }
-            };
-            match event {
-                Ok(SwarmEvent::NewListenAddr { listener_id, address }) => {
-                    if let Some(index) = waiting.remove(&listener_id) {
-                        listeners[index].0.set_port(address::port_of(&address).unwrap_or_default());
+        while let Some(late) = waiting.values().next().copied() {
+            let event = timeout_at(deadline, self.swarm.select_next_some()).await;
+            match event.map_err(|_| late.failure(io::ErrorKind::TimedOut.into()))? {
+                SwarmEvent::NewListenAddr { listener_id, address } => {
+                    if let Some(mut listener) = waiting.remove(&listener_id) {
+                        listener.address.set_port(address::port_of(&address).unwrap_or_default());
+                        listeners.push(listener);
                     }
                 }
-                Ok(SwarmEvent::ListenerClosed { listener_id, reason, .. }) => {
-                    if let Some(index) = waiting.remove(&listener_id) {
+                SwarmEvent::ListenerClosed { listener_id, reason, .. } => {
+                    if let Some(listener) = waiting.remove(&listener_id) {
                         let closed = io::Error::from(io::ErrorKind::AddrNotAvailable);
-                        return Err(failed(index, reason.err().unwrap_or(closed)));
+                        return Err(listener.failure(reason.err().unwrap_or(closed)));
                     }
                 }
-                Ok(event) => self.on_event(event),
-                Err(_) => {
-                    let index = waiting.values().min().copied().unwrap_or_default();
-                    return Err(failed(index, io::ErrorKind::TimedOut.into()));
-                }
+                event => self.on_event(event),
             }
         }
         let span = info_span!("swarm", peer = %self.swarm.local_peer_id());
@@ -207,7 +217,7 @@ impl EventLoop {
                 self.swarm.select_next_some().await;
             }
         };
-        if tokio::time::timeout(Duration::from_secs(1), farewell).await.is_err() {
+        if timeout(Duration::from_secs(1), farewell).await.is_err() {
             debug!("connections did not close in time");
         }
     }

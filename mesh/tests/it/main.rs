@@ -1,0 +1,7 @@
+//! The mesh over real sockets on the loopback: joining, sessions, links and blobs.
+
+mod cut;
+mod exchange;
+mod farm;
+mod gate;
+mod session;

@@ -8,6 +8,7 @@ mod faults;
 mod transfer;
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
@@ -177,7 +178,7 @@ impl Exchange {
         let turn = self.turn(blob.hash);
         let _turn = turn.lock().await;
         let store = self.store();
-        if let Some(found) = store.get(blob.hash) {
+        if let Some(found) = store.check(blob.hash).await? {
             return if found == blob { Ok(Vec::new()) } else { Err(FetchError::Size(blob)) };
         }
         let partial = store.partial(blob).await?;
@@ -221,7 +222,7 @@ impl Exchange {
                             busy.push(provider);
                         }
                         tried.retain(|(peer, _)| *peer != provider.peer);
-                        tried.push((provider.peer, error.to_string()));
+                        tried.push((provider.peer, chain(&error)));
                     }
                 }
             }
@@ -256,7 +257,7 @@ impl Exchange {
             && error.is_fault()
         {
             warn!(provider = %peer.fmt_short(), %error, "provider sent wrong bytes, not asked for this blob again");
-            self.lock_faults().add(peer, hash, error.to_string());
+            self.lock_faults().add(peer, hash, chain(error));
         }
         Ok(result?)
     }
@@ -298,6 +299,17 @@ impl Exchange {
         fetching.insert(hash, Arc::downgrade(&turn));
         turn
     }
+}
+
+/// An error and its causes, for people who see only this.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 fn is_complete(partial: &PartialBlob) -> bool {

@@ -99,7 +99,7 @@ impl Credentials {
 pub enum GateError {
     /// It presents no valid membership of our farm.
     #[error("the peer presents a {0}")]
-    Membership(#[source] MembershipError),
+    Membership(MembershipError),
     /// It closed the stream without a Hello. A member does so when our own membership is not valid for it.
     #[error("the peer closed the connection without a Hello: it may not accept our membership")]
     Closed,

@@ -15,6 +15,7 @@
 //! worth keeping, and how they cross between peers.
 
 mod draft;
+mod files;
 mod in_place;
 mod partial;
 mod pieces;
@@ -36,6 +37,7 @@ use protocol::{BlobHash, BlobRef};
 use tracing::warn;
 
 use crate::store::draft::Draft;
+use crate::store::files::read_parts;
 use crate::store::in_place::{InPlaceFile, InPlaceIndex};
 use crate::tree::{MAX_BLOB_SIZE, TreeHasher};
 
@@ -154,6 +156,12 @@ impl BlobStore {
         Ok(opened.map(|(file, blob)| (tokio::fs::File::from_std(file), blob)))
     }
 
+    /// The blob's reference, if it is whole here and its file neither went away nor changed.
+    pub async fn check(&self, hash: BlobHash) -> Result<Option<BlobRef>, StoreError> {
+        let store = self.clone();
+        Ok(blocking(move || store.open_whole(hash)).await?.map(|(_, blob)| blob))
+    }
+
     /// All bytes of a whole blob of at most `limit` bytes.
     pub async fn read_all(&self, hash: BlobHash, limit: u64) -> Result<Vec<u8>, StoreError> {
         let store = self.clone();
@@ -176,45 +184,6 @@ impl BlobStore {
             let mut draft = Draft::new(&store, MAX_BLOB_SIZE)?;
             draft.write(&bytes)?;
             draft.finish(&store)
-        })
-        .await
-    }
-
-    /// Stores a copy of this file.
-    pub async fn import_file(&self, path: impl AsRef<Path>) -> Result<BlobRef, StoreError> {
-        let (store, path) = (self.clone(), path.as_ref().to_owned());
-        blocking(move || {
-            let mut file = fs::File::open(&path).map_err(failure("opening", &path))?;
-            let mut draft = Draft::new(&store, MAX_BLOB_SIZE)?;
-            read_parts(&mut file, &path, |part| draft.write(part))?;
-            draft.finish(&store)
-        })
-        .await
-    }
-
-    /// Makes this file a blob where it lies. It is never written to, and no longer served once it changed.
-    pub async fn import_in_place(&self, path: impl AsRef<Path>) -> Result<BlobRef, StoreError> {
-        let (store, path) = (self.clone(), path.as_ref().to_owned());
-        blocking(move || {
-            let path = fs::canonicalize(&path).map_err(failure("finding", &path))?;
-            let mut file = fs::File::open(&path).map_err(failure("opening", &path))?;
-            let before = file.metadata().map_err(failure("reading", &path))?;
-            let mut hasher = TreeHasher::default();
-            read_parts(&mut file, &path, |part| {
-                hasher.update(part);
-                Ok(())
-            })?;
-            let (blob, outboard) = hasher.finish();
-            let in_place = InPlaceFile::new(path.clone(), blob, &before);
-            if !in_place.is_unchanged() {
-                return Err(StoreError::Changed(path));
-            }
-            store.save_outboard(blob.hash, &outboard)?;
-            let mut index = store.index();
-            let held = Held { size: blob.size, in_place: Some(in_place) };
-            index.whole.entry(blob.hash).or_insert(held);
-            store.save_in_place(&index)?;
-            Ok(blob)
         })
         .await
     }
@@ -257,25 +226,6 @@ impl BlobStore {
             let partial = ["data", "outboard", "pieces"].map(|part| store.partial_path(hash, part));
             let whole = [store.blob_path(hash), store.outboard_path(hash)];
             whole.iter().chain(&partial).try_for_each(|path| remove_file(path))
-        })
-        .await
-    }
-
-    /// Writes a whole blob to this path, by way of a temporary file beside it. It is a copy (a cheap one
-    /// where the file system can), so that whoever changes it does not change the blob.
-    pub async fn export(&self, hash: BlobHash, destination: impl AsRef<Path>) -> Result<(), StoreError> {
-        let (store, destination) = (self.clone(), destination.as_ref().to_owned());
-        blocking(move || {
-            let (mut file, _) = store.open_whole(hash)?.ok_or(StoreError::Missing(hash))?;
-            let folder = destination.parent().filter(|folder| !folder.as_os_str().is_empty());
-            let mut temporary = tempfile::Builder::new()
-                .prefix(".comfy-farm-")
-                .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
-                .tempfile_in(folder.unwrap_or(Path::new(".")))
-                .map_err(failure("writing beside", &destination))?;
-            io::copy(&mut file, temporary.as_file_mut()).map_err(failure("writing", &destination))?;
-            temporary.persist(&destination).map_err(|error| failure("writing", &destination)(error.error))?;
-            Ok(())
         })
         .await
     }
@@ -388,23 +338,6 @@ fn scan(folder: &Path) -> Result<HashMap<BlobHash, Held>, StoreError> {
     Ok(whole)
 }
 
-/// Reads a file to its end in parts of 1 MiB.
-fn read_parts(
-    file: &mut fs::File,
-    path: &Path,
-    mut take: impl FnMut(&[u8]) -> Result<(), StoreError>,
-) -> Result<(), StoreError> {
-    let mut part = vec![0; protocol::PIECE_SIZE as usize];
-    loop {
-        match io::Read::read(file, &mut part) {
-            Ok(0) => return Ok(()),
-            Ok(length) => take(&part[..length])?,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(failure("reading", path)(error)),
-        }
-    }
-}
-
 fn remove_file(path: &Path) -> Result<(), StoreError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failure("removing", path)(error)),
@@ -472,39 +405,6 @@ mod tests {
         let over = writer.write(&[5]).await;
         assert!(matches!(over, Err(StoreError::TooLarge { limit }) if limit == 3 << 20), "{over:?}");
         assert_eq!(writer.finish().await.expect("there is room"), BlobRef::of(&[5; 3 << 20]));
-    }
-
-    #[tokio::test]
-    async fn exported_file_is_a_copy() {
-        let (folder, store) = store().await;
-        let blob = store.import_bytes(b"a picture").await.expect("there is room");
-        let path = folder.path().join("out.png");
-        fs::write(&path, b"an older one").expect("own folder");
-        store.export(blob.hash, &path).await.expect("there is room");
-        assert_eq!(fs::read(&path).expect("own file"), b"a picture");
-        fs::write(&path, b"painted over").expect("it may be written to");
-        assert_eq!(store.read_all(blob.hash, 100).await.expect("it is whole"), b"a picture");
-        let unknown = store.export(BlobHash([1; 32]), &path).await;
-        assert!(matches!(unknown, Err(StoreError::Missing(_))), "{unknown:?}");
-    }
-
-    #[tokio::test]
-    async fn changed_file_in_place_is_forgotten_and_never_written_to() {
-        let (folder, store) = store().await;
-        let path = folder.path().join("model.safetensors");
-        fs::write(&path, vec![1; 50_000]).expect("own folder");
-        let blob = store.import_in_place(&path).await.expect("it is a file");
-        let store = BlobStore::open(folder.path()).await.expect("the store again");
-        assert_eq!(store.path_of(blob.hash), Some(fs::canonicalize(&path).expect("it exists")));
-        fs::write(&path, vec![2; 50_000]).expect("own folder");
-        assert!(store.open_blob(blob.hash).await.expect("no error").is_none());
-        assert!(!store.contains(blob.hash));
-
-        let changed = store.import_in_place(&path).await.expect("it is a file");
-        store.remove(changed.hash).await.expect("own folder");
-        assert_eq!(fs::read(&path).expect("the file stays").len(), 50_000);
-        let store = BlobStore::open(folder.path()).await.expect("the store again");
-        assert_eq!(store.complete(), []);
     }
 
     #[tokio::test]

@@ -30,9 +30,9 @@ const OUTBOARD_PART: usize = 1024 * PAIR;
 /// Why a provider did not give all that is missing.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TransferError {
-    #[error("the link broke: {0}")]
+    #[error("the link broke")]
     Link(#[from] io::Error),
-    #[error("the conversation broke: {0}")]
+    #[error("the conversation broke")]
     Frame(#[from] FrameError),
     #[error("it ended the conversation")]
     Ended,

@@ -92,7 +92,8 @@ impl Draft {
 
     pub(super) fn finish(self, store: &BlobStore) -> Result<BlobRef, StoreError> {
         let (blob, outboard) = self.hasher.finish();
-        if store.contains(blob.hash) {
+        // Looked at on the disk, where somebody may have removed it.
+        if store.open_whole(blob.hash)?.is_some() {
             return Ok(blob);
         }
         let path = store.blob_path(blob.hash);

@@ -200,6 +200,8 @@ async fn file_served_in_place_is_not_served_once_it_changed() {
     asker.exchange.fetch(blob, &[holder.provider()], None).await.expect("it is served where it lies");
     asker.store.remove(blob.hash).await.expect("own file");
     fs::write(&path, vec![0; 100_000]).expect("own folder");
+    let own = holder.exchange.fetch(blob, &[], None).await.expect_err("the holder lost it as well");
+    assert!(own.to_string().contains("no peer is known"), "{own}");
     let error = asker.exchange.fetch(blob, &[holder.provider()], None).await.expect_err("it changed");
     assert!(error.to_string().contains("does not hold the blob"), "{error}");
     assert!(!holder.store.contains(blob.hash));

@@ -56,6 +56,20 @@ pub struct ApiConfig {
     pub upload_limit: u64,
 }
 
+impl Default for ApiConfig {
+    /// On loopback, at the port that tools look at first; uploads of up to 4 GiB.
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8288)),
+            allowed_hosts: Vec::new(),
+            allowed_origins: Vec::new(),
+            tls: None,
+            insecure_http: false,
+            upload_limit: 4 << 30,
+        }
+    }
+}
+
 /// Where the certificate for HTTPS is.
 #[derive(Debug, Clone)]
 pub struct TlsFiles {
@@ -71,7 +85,7 @@ pub enum ServeError {
     /// Keys would cross the network in the clear.
     #[error(
         "`{0}` can be reached from other machines, and keys would cross the network in the clear: pass \
-         `--tls-certificate` and `--tls-key`, or `--insecure-http` if another layer protects it"
+         `--tls-cert` and `--tls-key`, or `--insecure-http` if another layer protects it"
     )]
     Insecure(SocketAddr),
     /// The address cannot be listened at.
@@ -200,4 +214,69 @@ fn router(
         .layer(CatchPanicLayer::custom(|_| ApiError::Panic.into_response()))
         .layer(from_fn_with_state(Arc::new(guard), guard::check_source))
         .with_state(api)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::api::testing::{KEY, TestFarm};
+
+    async fn serve_at(
+        listen: &str,
+        farm: &TestFarm,
+        stopping: &CancellationToken,
+    ) -> Result<ApiServer, ServeError> {
+        let config = ApiConfig { listen: listen.parse().unwrap(), ..ApiConfig::default() };
+        serve(config, farm.handle.clone(), stopping.clone()).await
+    }
+
+    #[tokio::test]
+    async fn address_that_others_reach_needs_encryption_or_the_word_for_it() {
+        let farm = TestFarm::start().await;
+        let stopping = CancellationToken::new();
+        let refused = serve_at("0.0.0.0:0", &farm, &stopping).await.unwrap_err();
+        assert!(matches!(refused, ServeError::Insecure(_)));
+        assert!(refused.to_string().contains("--insecure-http"));
+        let listen = "0.0.0.0:0".parse().unwrap();
+        let config = ApiConfig { listen, insecure_http: true, ..ApiConfig::default() };
+        let server = serve(config, farm.handle.clone(), stopping.clone()).await.unwrap();
+        assert_eq!(server.url, format!("http://127.0.0.1:{}", server.address.port()));
+        stopping.cancel();
+        server.stopped().await;
+    }
+
+    #[tokio::test]
+    async fn taken_port_is_named() {
+        let farm = TestFarm::start().await;
+        let stopping = CancellationToken::new();
+        let first = serve_at("127.0.0.1:0", &farm, &stopping).await.unwrap();
+        let refused = serve_at(&first.address.to_string(), &farm, &stopping).await.unwrap_err();
+        assert!(refused.to_string().contains(&first.address.to_string()));
+        stopping.cancel();
+        first.stopped().await;
+    }
+
+    #[tokio::test]
+    async fn stopping_server_ends_its_event_streams() {
+        let farm = TestFarm::start().await;
+        let stopping = CancellationToken::new();
+        let server = serve_at("127.0.0.1:0", &farm, &stopping).await.unwrap();
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        let request = format!(
+            "GET /v1/events HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {KEY}\r\n\r\n",
+            server.address
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        while !String::from_utf8_lossy(&answer).contains("event: snapshot") {
+            assert_ne!(stream.read_buf(&mut answer).await.unwrap(), 0, "it ended too early");
+        }
+        stopping.cancel();
+        stream.read_to_end(&mut answer).await.unwrap();
+        assert!(answer.starts_with(b"HTTP/1.1 200 OK"));
+        server.stopped().await;
+    }
 }

@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use mesh::store::StoreError;
-use protocol::{Candidates, FieldError, Rule};
+use protocol::{FieldError, Rule};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -33,7 +33,7 @@ pub(crate) enum ApiError {
         "this workflow has no output: name at least one with `output=NODE`, and inputs with \
          `input=NAME=NODE.FIELD`; `candidates` lists what there is"
     )]
-    NothingExposed(Box<Candidates>),
+    NothingExposed(Box<DeployCandidates>),
     /// There is no key, or a wrong one.
     #[error("{0}")]
     Unauthorized(&'static str),
@@ -229,7 +229,7 @@ impl IntoResponse for ApiError {
         }
         let (errors, candidates) = match self {
             Self::Invalid { errors, .. } => (errors, None),
-            Self::NothingExposed(candidates) => (Vec::new(), Some(DeployCandidates::from(*candidates))),
+            Self::NothingExposed(candidates) => (Vec::new(), Some(*candidates)),
             _ => (Vec::new(), None),
         };
         let r#type = format!("urn:comfy-farm:problem:{kind}");

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
 use crate::api::error::ApiError;
-use crate::api::upload::{Allowance, read_body};
+use crate::api::upload::read_body;
 
 /// The longest JSON body of a command, in bytes.
 pub(crate) const MAX_JSON: u64 = 1 << 20;
@@ -72,8 +72,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
         if media_type(&request) != "application/json" {
             return Err(ApiError::UnsupportedMediaType("the body must be `application/json`".to_owned()));
         }
-        let allowance = Allowance::for_request(MAX_JSON, request.headers())?;
-        parse_json(&read_body(request.into_body(), allowance).await?).map(Self)
+        parse_json(&read_body(request, MAX_JSON).await?).map(Self)
     }
 }
 

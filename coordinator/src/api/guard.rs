@@ -191,7 +191,10 @@ fn preflight() -> Response {
 
 #[cfg(test)]
 mod tests {
+    use axum::body::Body;
+
     use super::*;
+    use crate::api::testing::{KEY, TestFarm, request};
 
     fn guard(bound: &str) -> Guard {
         let bound = bound.parse().unwrap();
@@ -229,5 +232,81 @@ mod tests {
         assert!(guard.is_listed("https://studio.example"));
         assert!(!guard.is_listed("http://studio.example"));
         assert!(!guard.is_listed("null"));
+    }
+
+    async fn status(farm: &TestFarm, request: axum::http::request::Builder) -> StatusCode {
+        farm.send(request.body(Body::empty()).unwrap()).await.status()
+    }
+
+    fn bare(method: Method, path: &str) -> axum::http::request::Builder {
+        Request::builder().method(method).uri(path).header(header::HOST, "127.0.0.1:8288")
+    }
+
+    #[tokio::test]
+    async fn cross_site_post_is_refused_even_with_a_key() {
+        let farm = TestFarm::start().await;
+        let post = || request(Method::POST, "/v1/invites").header(header::CONTENT_TYPE, "text/plain");
+        for origin in ["https://evil.example", "null", "http://localhost.evil.example", "http://127.0.0.1:1"]
+        {
+            assert_eq!(status(&farm, post().header(header::ORIGIN, origin)).await, 403, "{origin}");
+        }
+        assert_eq!(status(&farm, post().header(SEC_FETCH_SITE, "cross-site")).await, 403);
+        assert_eq!(status(&farm, post().header(SEC_FETCH_SITE, "same-site")).await, 403);
+        let own = request(Method::GET, "/v1/farm").header(header::ORIGIN, "http://127.0.0.1:8288");
+        assert_eq!(status(&farm, own.header(SEC_FETCH_SITE, "same-origin")).await, 200);
+    }
+
+    #[tokio::test]
+    async fn foreign_host_is_refused_on_every_surface() {
+        let farm = TestFarm::start().await;
+        for path in ["/v1/farm", "/", "/healthz", "/docs/", "/v1/openapi.json", "/nothing"] {
+            let foreign = Request::builder().uri(path).header(header::HOST, "rebound.example:8288");
+            let response = farm.send(foreign.body(Body::empty()).unwrap()).await;
+            assert_eq!(response.status(), StatusCode::MISDIRECTED_REQUEST, "{path}");
+            assert_eq!(response.headers()[header::CONTENT_TYPE], "application/problem+json");
+        }
+        assert_eq!(status(&farm, Request::builder().uri("/healthz")).await, 400);
+        let listed = Request::builder().uri("/healthz").header(header::HOST, "farm.example");
+        assert_eq!(status(&farm, listed).await, 200);
+    }
+
+    #[tokio::test]
+    async fn key_is_needed_and_taken_only_from_the_header() {
+        let farm = TestFarm::start().await;
+        let response = farm.send(bare(Method::GET, "/v1/farm").body(Body::empty()).unwrap()).await;
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+        assert!(response.headers()[header::WWW_AUTHENTICATE].to_str().unwrap().starts_with("Bearer"));
+        let wrong = bare(Method::GET, "/v1/farm").header(header::AUTHORIZATION, "Bearer cfk_wrong");
+        assert_eq!(status(&farm, wrong).await, 401);
+        let basic = bare(Method::GET, "/v1/farm").header(header::AUTHORIZATION, format!("Basic {KEY}"));
+        assert_eq!(status(&farm, basic).await, 401);
+        assert_eq!(status(&farm, bare(Method::GET, &format!("/v1/farm?key={KEY}"))).await, 401);
+        for open in ["/healthz", "/readyz", "/v1/openapi.json", "/docs/"] {
+            assert_eq!(status(&farm, bare(Method::GET, open)).await, 200, "{open}");
+        }
+    }
+
+    #[tokio::test]
+    async fn only_listed_origins_get_cors_headers() {
+        let farm = TestFarm::start().await;
+        let preflight = |origin: &'static str| {
+            let request = bare(Method::OPTIONS, "/v1/jobs").header(header::ORIGIN, origin);
+            request.header(header::ACCESS_CONTROL_REQUEST_METHOD, "GET").body(Body::empty()).unwrap()
+        };
+        let allowed = farm.send(preflight("https://studio.example")).await;
+        assert_eq!(allowed.status(), StatusCode::NO_CONTENT);
+        assert_eq!(allowed.headers()[header::ACCESS_CONTROL_ALLOW_ORIGIN], "https://studio.example");
+        let refused = farm.send(preflight("https://evil.example")).await;
+        assert_eq!(refused.status(), StatusCode::FORBIDDEN);
+        assert!(!refused.headers().contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN));
+        let plain = farm.send(request(Method::GET, "/v1/jobs").body(Body::empty()).unwrap()).await;
+        assert!(!plain.headers().contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN));
+        assert_eq!(plain.headers()[header::X_CONTENT_TYPE_OPTIONS], "nosniff");
+        assert!(
+            plain.headers()[header::CONTENT_SECURITY_POLICY]
+                .to_str()
+                .unwrap()
+                .contains("frame-ancestors 'none'")
+        );
     }
 }

@@ -51,7 +51,7 @@ fn page_file(path: &str) -> Response {
         return ApiError::NotFound(format!("the page has no file `{path}`")).into_response();
     };
     let caching = if asset.immutable { "public, max-age=31536000, immutable" } else { "no-cache" };
-    let media_type = HeaderValue::try_from(asset.media_type.to_string());
+    let media_type = HeaderValue::try_from(asset.media_type);
     let media_type = media_type.unwrap_or(HeaderValue::from_static("application/octet-stream"));
     let headers =
         [(header::CONTENT_TYPE, media_type), (header::CACHE_CONTROL, HeaderValue::from_static(caching))];

@@ -1,20 +1,28 @@
-//! Bytes that a caller sends, streamed into the blob store or a temporary file under a limit.
+//! Bytes that a caller sends, streamed into the blob store, a temporary file or a short buffer, under a
+//! limit.
 //!
-//! Nothing is kept in memory but the chunk at hand, and nothing stays on disk of what was too long or
-//! was broken off. Not here: what the bytes mean.
+//! Nothing stays on disk of what was too long or was broken off. Not here: what the bytes mean.
 
 use std::fs::File;
-use std::io::{Seek, Write};
+use std::io::{self, Seek};
+use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::BodyDataStream;
+use axum::extract::Request;
 use axum::extract::multipart::Field;
 use axum::http::{HeaderMap, header};
 use bytes::Bytes;
-use futures::{Stream, StreamExt};
+use futures::StreamExt;
 use mesh::store::BlobStore;
 use protocol::BlobRef;
+use tokio::io::AsyncWriteExt;
 
 use crate::api::error::ApiError;
+
+/// How much of a refused body is still read, and for how long: a caller that only writes until it is
+/// done would otherwise see a broken connection in place of the refusal.
+const DRAINED: u64 = 64 << 20;
+const DRAIN_TIME: Duration = Duration::from_secs(5);
 
 /// How many bytes may still come.
 #[derive(Debug)]
@@ -29,97 +37,130 @@ impl Allowance {
         Self { limit, left: limit }
     }
 
-    /// The same, for a request whose announced length is refused before its first byte is read.
-    pub(crate) fn for_request(limit: u64, headers: &HeaderMap) -> Result<Self, ApiError> {
-        let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-        match announced.and_then(|length| length.parse::<u64>().ok()) {
-            Some(length) if length > limit => Err(ApiError::TooLarge { limit }),
-            _ => Ok(Self::new(limit)),
-        }
-    }
-
-    /// Counts a chunk that has come.
-    pub(crate) fn take(&mut self, chunk: &[u8]) -> Result<(), ApiError> {
-        self.left =
-            self.left.checked_sub(chunk.len() as u64).ok_or(ApiError::TooLarge { limit: self.limit })?;
+    fn take(&mut self, chunk: &[u8]) -> Result<(), ApiError> {
+        let left = self.left.checked_sub(chunk.len() as u64);
+        self.left = left.ok_or(ApiError::TooLarge { limit: self.limit })?;
         Ok(())
     }
 }
 
+/// A body as it comes.
+struct Upload {
+    chunks: BodyDataStream,
+    allowance: Allowance,
+    announced: Option<u64>,
+}
+
+impl Upload {
+    fn begin(request: Request, limit: u64) -> Self {
+        let announced = announced(request.headers());
+        Self { chunks: request.into_body().into_data_stream(), allowance: Allowance::new(limit), announced }
+    }
+
+    /// The next chunk; `None` at the end.
+    async fn next(&mut self) -> Result<Option<Bytes>, ApiError> {
+        let limit = self.allowance.limit;
+        if self.announced.is_some_and(|length| length > limit) {
+            drain(&mut self.chunks).await;
+            return Err(ApiError::TooLarge { limit });
+        }
+        let Some(chunk) = self.chunks.next().await else { return Ok(None) };
+        let chunk = chunk.map_err(|error| ApiError::Malformed(format!("the body broke off: {error}")))?;
+        if let Err(error) = self.allowance.take(&chunk) {
+            drain(&mut self.chunks).await;
+            return Err(error);
+        }
+        Ok(Some(chunk))
+    }
+}
+
+fn announced(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+async fn drain(chunks: &mut BodyDataStream) {
+    let draining = async {
+        let mut left = DRAINED;
+        while let Some(Ok(chunk)) = chunks.next().await {
+            match left.checked_sub(chunk.len() as u64) {
+                Some(less) => left = less,
+                None => break,
+            }
+        }
+    };
+    // Whether all of it came or not, it is not wanted.
+    let _ = tokio::time::timeout(DRAIN_TIME, draining).await;
+}
+
+/// Refuses a request whose announced length is beyond the limit, before its parts are looked at.
+pub(crate) async fn refuse_announced(request: Request, limit: u64) -> Result<Request, ApiError> {
+    if announced(request.headers()).is_some_and(|length| length > limit) {
+        drain(&mut request.into_body().into_data_stream()).await;
+        return Err(ApiError::TooLarge { limit });
+    }
+    Ok(request)
+}
+
 /// Stores a body as a blob.
-pub(crate) async fn store_body(
-    body: Body,
-    mut allowance: Allowance,
-    store: &BlobStore,
-) -> Result<BlobRef, ApiError> {
-    let chunks = body.into_data_stream().map(|chunk| chunk.map_err(|error| broken_off(&error)));
-    store_chunks(chunks, &mut allowance, store).await
-}
-
-/// Stores one part of a form as a blob.
-pub(crate) async fn store_field(
-    field: Field<'_>,
-    allowance: &mut Allowance,
-    store: &BlobStore,
-) -> Result<BlobRef, ApiError> {
-    let chunks = field.map(|chunk| chunk.map_err(|error| ApiError::Malformed(error.body_text())));
-    store_chunks(chunks, allowance, store).await
-}
-
-async fn store_chunks(
-    chunks: impl Stream<Item = Result<Bytes, ApiError>>,
-    allowance: &mut Allowance,
-    store: &BlobStore,
-) -> Result<BlobRef, ApiError> {
-    let mut writer = store.writer(allowance.left).await?;
-    let mut chunks = std::pin::pin!(chunks);
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk?;
-        allowance.take(&chunk)?;
+pub(crate) async fn store_body(request: Request, limit: u64, store: &BlobStore) -> Result<BlobRef, ApiError> {
+    let mut upload = Upload::begin(request, limit);
+    let mut writer = store.writer(limit).await?;
+    while let Some(chunk) = upload.next().await? {
         writer.write(&chunk).await?;
     }
     Ok(writer.finish().await?)
 }
 
 /// Reads a short body into memory.
-pub(crate) async fn read_body(body: Body, mut allowance: Allowance) -> Result<Vec<u8>, ApiError> {
-    let mut chunks = body.into_data_stream();
+pub(crate) async fn read_body(request: Request, limit: u64) -> Result<Vec<u8>, ApiError> {
+    let mut upload = Upload::begin(request, limit);
     let mut bytes = Vec::new();
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|error| broken_off(&error))?;
-        allowance.take(&chunk)?;
-        bytes.extend_from_slice(&chunk);
-    }
-    Ok(bytes)
-}
-
-/// Reads a short text part of a form into memory.
-pub(crate) async fn read_field(mut field: Field<'_>, allowance: &mut Allowance) -> Result<Vec<u8>, ApiError> {
-    let mut bytes = Vec::new();
-    while let Some(chunk) = field.chunk().await.map_err(|error| ApiError::Malformed(error.body_text()))? {
-        allowance.take(&chunk)?;
+    while let Some(chunk) = upload.next().await? {
         bytes.extend_from_slice(&chunk);
     }
     Ok(bytes)
 }
 
 /// Writes a body to a file without a name, which is gone when it is closed, and rewinds it.
-pub(crate) async fn spool_body(body: Body, mut allowance: Allowance) -> Result<File, ApiError> {
-    let io = |source| ApiError::Io { attempt: "writing the upload to a temporary file", source };
-    let mut file = tempfile::tempfile().map_err(io)?;
-    let mut chunks = body.into_data_stream();
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|error| broken_off(&error))?;
-        allowance.take(&chunk)?;
-        file = tokio::task::spawn_blocking(move || file.write_all(&chunk).map(|()| file))
-            .await
-            .expect("writing a chunk does not panic")
-            .map_err(io)?;
+pub(crate) async fn spool_body(request: Request, limit: u64) -> Result<File, ApiError> {
+    let io = |source: io::Error| ApiError::Io { attempt: "writing the upload to a temporary file", source };
+    let mut upload = Upload::begin(request, limit);
+    let mut file = tokio::fs::File::from_std(tempfile::tempfile().map_err(io)?);
+    while let Some(chunk) = upload.next().await? {
+        file.write_all(&chunk).await.map_err(io)?;
     }
+    file.flush().await.map_err(io)?;
+    let mut file = file.into_std().await;
     file.rewind().map_err(io)?;
     Ok(file)
 }
 
-fn broken_off(error: &axum::Error) -> ApiError {
-    ApiError::Malformed(format!("the body broke off: {error}"))
+/// Stores one part of a form as a blob.
+pub(crate) async fn store_field(
+    mut field: Field<'_>,
+    allowance: &mut Allowance,
+    store: &BlobStore,
+) -> Result<BlobRef, ApiError> {
+    let mut writer = store.writer(allowance.left).await?;
+    while let Some(chunk) = next_of(&mut field, allowance).await? {
+        writer.write(&chunk).await?;
+    }
+    Ok(writer.finish().await?)
+}
+
+/// Reads a short text part of a form into memory.
+pub(crate) async fn read_field(mut field: Field<'_>, allowance: &mut Allowance) -> Result<Vec<u8>, ApiError> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = next_of(&mut field, allowance).await? {
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes)
+}
+
+async fn next_of(field: &mut Field<'_>, allowance: &mut Allowance) -> Result<Option<Bytes>, ApiError> {
+    let chunk = field.chunk().await.map_err(|error| ApiError::Malformed(error.body_text()))?;
+    if let Some(chunk) = &chunk {
+        allowance.take(chunk)?;
+    }
+    Ok(chunk)
 }

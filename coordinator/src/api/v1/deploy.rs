@@ -20,8 +20,10 @@ use crate::api::Api;
 use crate::api::error::{ApiError, FieldProblem};
 use crate::api::extract::media_type;
 use crate::api::openapi::Binary;
-use crate::api::upload::{Allowance, spool_body};
-use crate::api::v1::model::workflow::{DeployedAnswer, Missing, MissingKind, Workflow, workflow_path};
+use crate::api::upload::spool_body;
+use crate::api::v1::model::workflow::{
+    DeployCandidates, DeployedAnswer, Missing, MissingKind, Workflow, workflow_path,
+};
 use crate::handle::Deployment;
 use crate::view::{DeployedWorkflow, NodeView};
 
@@ -62,14 +64,11 @@ pub(super) async fn deploy_workflow(
     })?;
     let bundle = match media_type(&request).as_str() {
         "application/zip" | "application/x-zip-compressed" => {
-            let allowance = Allowance::for_request(api.upload_limit, request.headers())?;
-            let file = spool_body(request.into_body(), allowance).await?;
+            let file = spool_body(request, api.upload_limit).await?;
             in_background(&api, move |store| bundle_of_zip(file, store)).await?
         }
         "application/json" => {
-            let limit = api.upload_limit.min(MAX_WORKFLOW as u64);
-            let allowance = Allowance::for_request(limit, request.headers())?;
-            let file = spool_body(request.into_body(), allowance).await?;
+            let file = spool_body(request, api.upload_limit.min(MAX_WORKFLOW as u64)).await?;
             in_background(&api, move |store| bundle_of_graph(file, store)).await?
         }
         _ => {
@@ -129,7 +128,7 @@ impl DeployQuery {
                 .map_err(|error| ApiError::field("input", "interface", error.to_string()))?
         };
         if interface.outputs.is_empty() {
-            return Err(ApiError::NothingExposed(Box::new(Interface::candidates(graph))));
+            return Err(ApiError::NothingExposed(Box::new(DeployCandidates::of(graph))));
         }
         Ok(interface)
     }
@@ -208,4 +207,97 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::http::Method;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::api::testing::{TestFarm, UPLOAD_LIMIT, graph, json_of, request};
+
+    async fn deploy(farm: &TestFarm, query: &str, media_type: &str, body: Vec<u8>) -> (StatusCode, Value) {
+        let request =
+            request(Method::POST, &format!("/v1/workflows{query}")).header(header::CONTENT_TYPE, media_type);
+        let response = farm.send(request.body(Body::from(body)).unwrap()).await;
+        (response.status(), json_of(response).await)
+    }
+
+    fn plain_graph() -> Vec<u8> {
+        let graph = json!({
+            "1": { "class_type": "EmptyImage", "inputs": { "width": 64, "height": 64 } },
+            "2": { "class_type": "SaveImage", "inputs": { "images": ["1", 0], "filename_prefix": "x" } },
+        });
+        graph.to_string().into_bytes()
+    }
+
+    #[tokio::test]
+    async fn graph_becomes_the_next_version_with_its_interface() {
+        let farm = TestFarm::start().await;
+        let bytes = graph().to_string().into_bytes();
+        let (status, answer) = deploy(&farm, "?name=paint", "application/json", bytes).await;
+        assert_eq!(status, StatusCode::CREATED, "{answer}");
+        assert_eq!(
+            (&answer["version"], &answer["openapi_url"]),
+            (&json!(2), &json!("/v1/workflows/paint@2/openapi.json"))
+        );
+        assert_eq!(
+            answer["outputs"][0],
+            json!({ "name": "image", "kind": "image", "media_type": "image/png", "many": true })
+        );
+        assert_eq!(answer["missing"][0]["name"], "SaveImage", "no node has it");
+    }
+
+    #[tokio::test]
+    async fn graph_that_exposes_nothing_is_answered_with_candidates() {
+        let farm = TestFarm::start().await;
+        let (status, problem) = deploy(&farm, "?name=plain", "application/json", plain_graph()).await;
+        assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+        let candidates = &problem["candidates"];
+        assert!(
+            candidates["inputs"].as_array().unwrap().iter().any(|one| one["input"] == "1.width"),
+            "{candidates}"
+        );
+        assert_eq!(
+            (&candidates["outputs"][0]["node"], &candidates["outputs"][0]["class"]),
+            (&json!("2"), &json!("SaveImage"))
+        );
+        let query = "?name=plain&input=width%3D1.width&output=2&accept_attached=true";
+        let (status, answer) = deploy(&farm, query, "application/json", plain_graph()).await;
+        assert_eq!(status, StatusCode::CREATED, "{answer}");
+        assert_eq!(answer["inputs"][0]["name"], "width");
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_deployed_is_refused_with_the_reason() {
+        let farm = TestFarm::start().await;
+        let check = async |query: &str, media_type: &str, body: &[u8], status: u16| {
+            let (got, problem) = deploy(&farm, query, media_type, body.to_vec()).await;
+            assert_eq!(got.as_u16(), status, "{query} {media_type}: {problem}");
+            assert!(!problem["detail"].as_str().unwrap().is_empty());
+        };
+        check("", "application/json", &plain_graph(), 422).await;
+        check("?name=UPPER", "application/json", &plain_graph(), 422).await;
+        check("?name=x&colour=red", "application/json", &plain_graph(), 422).await;
+        check("?name=x&input=width", "application/json", &plain_graph(), 422).await;
+        check("?name=x", "application/json", b"not json", 422).await;
+        check("?name=x", "application/zip", b"not a zip", 422).await;
+        check("?name=x", "text/plain", &plain_graph(), 415).await;
+        check("?name=x", "application/zip", &vec![0; UPLOAD_LIMIT as usize + 1], 413).await;
+        assert!(farm.store.complete().is_empty());
+        check("?name=x&output=77", "application/json", &plain_graph(), 422).await;
+    }
+
+    #[tokio::test]
+    async fn bundle_of_comfy_pack_is_deployed() {
+        let farm = TestFarm::start().await;
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../../shared/facts/comfy-pack/cpack/tiny.cpack.zip");
+        let (status, answer) =
+            deploy(&farm, "?name=tiny", "application/zip", std::fs::read(path).unwrap()).await;
+        assert_eq!(status, StatusCode::CREATED, "{answer}");
+        assert!(!answer["inputs"].as_array().unwrap().is_empty());
+    }
 }

@@ -244,3 +244,101 @@ impl Outgoing {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::http::Method;
+    use futures::StreamExt;
+    use protocol::{Phase, Progress, RunId, SlotId};
+
+    use super::*;
+    use crate::api::testing::{COORDINATOR, TestFarm, bytes_of, request};
+    use crate::view::RunView;
+
+    /// The ids and names of the events in a stream.
+    fn parse(stream: &[u8]) -> Vec<(Option<u64>, String)> {
+        let text = std::str::from_utf8(stream).unwrap();
+        let field = |event: &str, name: &str| {
+            event.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned())
+        };
+        let event = |event| {
+            let id = field(event, "id:").map(|id| id.parse().unwrap());
+            Some((id, field(event, "event:")?))
+        };
+        text.split("\n\n").filter_map(event).collect()
+    }
+
+    async fn stream_of(farm: &TestFarm, path: &str, after: Option<u64>) -> Vec<(Option<u64>, String)> {
+        let mut request = request(Method::GET, path);
+        if let Some(after) = after {
+            request = request.header("last-event-id", after);
+        }
+        parse(&bytes_of(farm.send(request.body(Body::empty()).unwrap()).await).await)
+    }
+
+    fn named(events: &[(Option<u64>, &str)]) -> Vec<(Option<u64>, String)> {
+        events.iter().map(|(id, name)| (*id, (*name).to_owned())).collect()
+    }
+
+    fn run(fraction: f32) -> RunView {
+        let progress = Progress { phase: Phase::Executing, fraction, detail: None };
+        let id = RunId(uuid::Uuid::nil());
+        RunView { id, node: COORDINATOR, slot: SlotId(0), phase: Phase::Executing, progress: Some(progress) }
+    }
+
+    #[tokio::test]
+    async fn stream_of_a_job_resumes_after_a_number_and_ends_with_the_job() {
+        let farm = TestFarm::start().await;
+        let (job, _other) = (farm.submit().await, farm.submit().await);
+        farm.tables().succeed(job, Vec::new());
+        let path = format!("/v1/jobs/{job}/events");
+        assert_eq!(
+            stream_of(&farm, &path, Some(0)).await,
+            named(&[(Some(1), "submitted"), (Some(3), "ended")])
+        );
+        assert_eq!(stream_of(&farm, &path, Some(1)).await, named(&[(Some(3), "ended")]));
+        let from_now = named(&[(Some(3), "snapshot"), (Some(3), "ended")]);
+        assert_eq!(stream_of(&farm, &path, None).await, from_now);
+        assert_eq!(stream_of(&farm, &path, Some(3)).await, named(&[(Some(3), "ended")]));
+        farm.tables().forgotten = 2;
+        assert_eq!(stream_of(&farm, &path, Some(1)).await, from_now, "a gap begins from a snapshot");
+        assert_eq!(farm.get("/v1/jobs/00000000-0000-7000-8000-000000000000/events").await.0, 404);
+    }
+
+    #[tokio::test]
+    async fn only_the_latest_progress_is_told_and_it_has_no_number() {
+        let farm = TestFarm::start().await;
+        let job = farm.submit().await;
+        let path = format!("/v1/jobs/{job}/events");
+        let response = farm.send(request(Method::GET, &path).body(Body::empty()).unwrap()).await;
+        for fraction in [0.1, 0.2, 0.3] {
+            farm.tables().happen(false, FarmEventKind::Progress { job, run: run(fraction) });
+        }
+        farm.tables().succeed(job, Vec::new());
+        let stream = bytes_of(response).await;
+        let expected = named(&[(Some(1), "snapshot"), (None, "progress"), (Some(2), "ended")]);
+        assert_eq!(parse(&stream), expected);
+        assert!(std::str::from_utf8(&stream).unwrap().contains("\"fraction\":0.3"));
+    }
+
+    #[tokio::test]
+    async fn reader_that_lags_goes_on_from_a_snapshot() {
+        let farm = TestFarm::start().await;
+        let response = farm.send(request(Method::GET, "/v1/events").body(Body::empty()).unwrap()).await;
+        let mut body = response.into_body().into_data_stream();
+        let first = body.next().await.unwrap().unwrap();
+        assert_eq!(parse(&first), named(&[(Some(0), "snapshot")]));
+        // More than the channel holds, before the reader takes any of it.
+        for _ in 0..20 {
+            let happened = FarmEventKind::NodeChanged(COORDINATOR);
+            farm.tables().happen(false, happened);
+        }
+        let next = body.next().await.unwrap().unwrap();
+        assert_eq!(parse(&next), named(&[(Some(0), "snapshot")]));
+        let job = farm.submit().await;
+        let next = body.next().await.unwrap().unwrap();
+        assert_eq!(parse(&next), named(&[(Some(1), "submitted")]));
+        assert!(std::str::from_utf8(&next).unwrap().contains(&job.to_string()));
+    }
+}

@@ -46,3 +46,27 @@ pub(super) async fn create_invite(
     let ticket = api.coordinator.invite(Invitation { uses: request.uses, lifetime }).await?;
     Ok((StatusCode::CREATED, Json(ticket.into())))
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::http::StatusCode;
+    use serde_json::json;
+
+    use crate::api::testing::{COORDINATOR, TestFarm};
+
+    #[tokio::test]
+    async fn invitation_has_defaults_and_limits() {
+        let farm = TestFarm::start().await;
+        let (status, invite) = farm.post("/v1/invites", json!({})).await;
+        assert_eq!(status, StatusCode::CREATED);
+        assert_eq!(invite["expires"], "2027-01-16T08:00:00Z");
+        assert_eq!(invite["loopback_only"], true);
+        let check = async |body| farm.post("/v1/invites", body).await.0;
+        assert_eq!(check(json!({ "uses": 0 })).await, StatusCode::UNPROCESSABLE_ENTITY);
+        assert_eq!(check(json!({ "uses": 1001 })).await, StatusCode::UNPROCESSABLE_ENTITY);
+        assert_eq!(check(json!({ "lifetime_seconds": 2_592_001 })).await, StatusCode::UNPROCESSABLE_ENTITY);
+        assert_eq!(check(json!({ "lifetime": 1 })).await, StatusCode::UNPROCESSABLE_ENTITY);
+        let (_, shown) = farm.get("/v1/farm").await;
+        assert_eq!(shown["coordinator"], COORDINATOR.to_string());
+    }
+}

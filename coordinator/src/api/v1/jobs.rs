@@ -118,3 +118,65 @@ pub(super) async fn find(api: &Api, id: JobId) -> Result<JobView, ApiError> {
 fn unknown(id: JobId) -> ApiError {
     ApiError::NotFound(format!("there is no job `{id}`"))
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::http::StatusCode;
+    use serde_json::{Value, json};
+
+    use crate::api::testing::{COORDINATOR, TestFarm};
+
+    #[tokio::test]
+    async fn pages_of_jobs_join_without_gap_or_repeat() {
+        let farm = TestFarm::start().await;
+        let mut ids = Vec::new();
+        for _ in 0..5 {
+            ids.insert(0, farm.submit().await.to_string());
+        }
+        let mut seen = Vec::new();
+        let mut path = "/v1/jobs?limit=2".to_owned();
+        loop {
+            let (_, page) = farm.get(&path).await;
+            seen.extend(
+                page["jobs"].as_array().unwrap().iter().map(|job| job["id"].as_str().unwrap().to_owned()),
+            );
+            let Some(next) = page["next"].as_str() else { break };
+            path = format!("/v1/jobs?limit=2&before={next}");
+        }
+        assert_eq!(seen, ids);
+        let (_, none) = farm.get("/v1/jobs?state=running").await;
+        assert_eq!(none, json!({ "jobs": [], "next": null }));
+    }
+
+    #[tokio::test]
+    async fn wrong_filters_and_unknown_jobs_are_refused() {
+        let farm = TestFarm::start().await;
+        for query in ["state=done", "limit=0", "limit=501", "limit=x", "workflow=A!", "before=x", "order=up"]
+        {
+            let (status, problem) = farm.get(&format!("/v1/jobs?{query}")).await;
+            assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{query}: {problem}");
+        }
+        for path in ["/v1/jobs/x", "/v1/jobs/00000000-0000-7000-8000-000000000000"] {
+            assert_eq!(farm.get(path).await.0, StatusCode::NOT_FOUND, "{path}");
+        }
+        let (status, problem) = farm.get(&format!("/v1/jobs/{}?wait=6m", farm.submit().await)).await;
+        assert_eq!(
+            (status, &problem["errors"][0]["rule"]),
+            (StatusCode::UNPROCESSABLE_ENTITY, &json!("maximum"))
+        );
+    }
+
+    #[tokio::test]
+    async fn job_is_shown_with_where_to_ask_and_is_cancelled() {
+        let farm = TestFarm::start().await;
+        let id = farm.submit().await;
+        let (_, job) = farm.get(&format!("/v1/jobs/{id}")).await;
+        assert_eq!(job["coordinator"], COORDINATOR.to_string());
+        assert_eq!(
+            (&job["workflow"], &job["run"], &job["error"]),
+            (&json!("paint@1"), &Value::Null, &Value::Null)
+        );
+        let (status, canceled) = farm.post(job["urls"]["cancel"].as_str().unwrap(), json!({})).await;
+        assert_eq!((status, &canceled["state"]), (StatusCode::OK, &json!("canceled")));
+    }
+}

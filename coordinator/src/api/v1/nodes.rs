@@ -81,3 +81,71 @@ fn parse_peer(text: &str) -> Result<PeerId, ApiError> {
 fn unknown(peer: PeerId) -> ApiError {
     ApiError::NotFound(format!("this farm has no node `{peer}`"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use axum::http::StatusCode;
+    use protocol::{Device, Engine, JobId, Offer, Phase, RunId, SlotId, SlotOffer};
+    use serde_json::{Value, json};
+    use time::OffsetDateTime;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::api::testing::TestFarm;
+    use crate::view::{NodeView, RunView};
+
+    fn node(peer: PeerId) -> NodeView {
+        let slot = |id: u16| SlotOffer { id: SlotId(id), device: Device::Cpu { threads: 4 } };
+        let offer = Offer {
+            host_name: "studio-3".to_owned(),
+            agent_version: "0.1.0".to_owned(),
+            platform: "linux-x86_64".to_owned(),
+            engine: Engine::Attached { comfyui_version: "0.8.0".to_owned() },
+            classes: BTreeSet::new(),
+            models: BTreeSet::new(),
+            slots: vec![slot(0), slot(1)],
+        };
+        let id = RunId(Uuid::nil());
+        let run = RunView { id, node: peer, slot: SlotId(1), phase: Phase::Fetching, progress: None };
+        NodeView {
+            peer,
+            connected: true,
+            draining: false,
+            offer,
+            labels: BTreeMap::new(),
+            address: Some([192, 0, 2, 7].into()),
+            runs: vec![(JobId(Uuid::nil()), run)],
+            blobs: 3,
+            seen: OffsetDateTime::UNIX_EPOCH,
+        }
+    }
+
+    #[tokio::test]
+    async fn node_is_shown_with_its_slots_and_drained() {
+        let farm = TestFarm::start().await;
+        let peer = PeerId([9; 32]);
+        farm.tables().nodes.push(node(peer));
+        let (_, shown) = farm.get(&format!("/v1/nodes/{peer}")).await;
+        assert_eq!(shown["engine"], json!({ "kind": "attached", "comfyui_version": "0.8.0" }));
+        assert_eq!(
+            (&shown["address"], &shown["seen"]),
+            (&json!("192.0.2.7"), &json!("1970-01-01T00:00:00Z"))
+        );
+        assert_eq!(
+            shown["slots"][0],
+            json!({ "id": 0, "device": { "kind": "cpu", "threads": 4 }, "run": null })
+        );
+        let run = &shown["slots"][1]["run"];
+        assert_eq!((&run["job"], &run["phase"]), (&json!(Uuid::nil()), &json!("fetching")));
+        let (status, drained) = farm.post(&format!("/v1/nodes/{peer}/drain"), Value::Null).await;
+        assert_eq!((status, &drained["draining"]), (StatusCode::OK, &json!(true)));
+        let (_, undrained) = farm.post(&format!("/v1/nodes/{peer}/undrain"), Value::Null).await;
+        assert_eq!(undrained["draining"], false);
+        for unknown in [PeerId([8; 32]).to_string(), "nobody".to_owned()] {
+            let (status, _) = farm.post(&format!("/v1/nodes/{unknown}/drain"), Value::Null).await;
+            assert_eq!(status, StatusCode::NOT_FOUND);
+        }
+    }
+}

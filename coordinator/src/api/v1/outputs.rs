@@ -83,3 +83,63 @@ async fn respond(
     let presentation = Presentation { media_type: &file.media_type, file_name: Some(&file.file_name) };
     blob_body::respond(api.coordinator.blobs(), file.blob.hash, presentation, headers).await
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::http::{Method, StatusCode, header};
+    use protocol::OutputFile;
+
+    use crate::api::testing::{TestFarm, bytes_of, request};
+
+    #[tokio::test]
+    async fn output_is_served_whole_by_range_and_not_again() {
+        let farm = TestFarm::start().await;
+        let job = farm.submit().await;
+        let path = format!("/v1/jobs/{job}/outputs/image");
+        assert_eq!(farm.get(&path).await.0, StatusCode::CONFLICT);
+
+        let blob = farm.store.import_bytes(b"0123456789").await.unwrap();
+        let file = OutputFile {
+            output: "image".to_owned(),
+            index: 0,
+            file_name: "cat \"1\".png".to_owned(),
+            media_type: "image/png".to_owned(),
+            blob,
+        };
+        farm.tables().succeed(job, vec![file]);
+        let (_, shown) = farm.get(&format!("/v1/jobs/{job}")).await;
+        assert_eq!(shown["outputs"][0]["url"], format!("{path}/0"));
+        assert_eq!(shown["outputs"][0]["blake3"], blob.hash.to_string());
+
+        let whole = farm.send(request(Method::GET, &path).body(Body::empty()).unwrap()).await;
+        assert_eq!(whole.headers()[header::CONTENT_TYPE], "image/png");
+        assert_eq!(whole.headers()[header::CONTENT_LENGTH], "10");
+        assert_eq!(whole.headers()[header::X_CONTENT_TYPE_OPTIONS], "nosniff");
+        assert!(whole.headers()[header::CONTENT_DISPOSITION].to_str().unwrap().contains("\"cat _1_.png\""));
+        let tag = whole.headers()[header::ETAG].clone();
+        assert_eq!(bytes_of(whole).await, b"0123456789");
+
+        let ranged = request(Method::GET, &format!("{path}/0")).header(header::RANGE, "bytes=2-4");
+        let ranged = farm.send(ranged.body(Body::empty()).unwrap()).await;
+        assert_eq!(ranged.status(), StatusCode::PARTIAL_CONTENT);
+        assert_eq!(ranged.headers()[header::CONTENT_RANGE], "bytes 2-4/10");
+        assert_eq!(bytes_of(ranged).await, b"234");
+        let beyond = request(Method::GET, &path).header(header::RANGE, "bytes=10-");
+        let beyond = farm.send(beyond.body(Body::empty()).unwrap()).await;
+        assert_eq!(beyond.status(), StatusCode::RANGE_NOT_SATISFIABLE);
+        assert_eq!(beyond.headers()[header::CONTENT_RANGE], "bytes */10");
+        let known = request(Method::GET, &path).header(header::IF_NONE_MATCH, tag);
+        let known = farm.send(known.body(Body::empty()).unwrap()).await;
+        assert_eq!(known.status(), StatusCode::NOT_MODIFIED);
+        assert!(bytes_of(known).await.is_empty());
+
+        for missing in [
+            format!("{path}/1"),
+            format!("/v1/jobs/{job}/outputs/other"),
+            "/v1/jobs/x/outputs/image".to_owned(),
+        ] {
+            assert_eq!(farm.get(&missing).await.0, StatusCode::NOT_FOUND, "{missing}");
+        }
+    }
+}

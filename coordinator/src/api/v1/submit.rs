@@ -16,7 +16,7 @@ use utoipa::ToSchema;
 use crate::api::Api;
 use crate::api::error::{ApiError, FieldProblem};
 use crate::api::extract::{MAX_JSON, Path, Query, media_type, parse_json};
-use crate::api::upload::{Allowance, read_body, read_field, store_field};
+use crate::api::upload::{Allowance, read_body, read_field, refuse_announced, store_field};
 use crate::api::v1::model::job::{Job, job_path};
 use crate::api::v1::wait::{self, WaitQuery};
 use crate::api::v1::{jobs, workflows};
@@ -74,7 +74,7 @@ pub(super) async fn submit_job(
     let longest = query.duration()?;
     let deployed = workflows::find(&api, &workflows::parse_selector(&name)?).await?;
     let call = match media_type(&request).as_str() {
-        "application/json" => read_json(&api, request).await?,
+        "application/json" => read_json(&api, &deployed.interface, request).await?,
         "multipart/form-data" => read_form(&api, &deployed.interface, request).await?,
         _ => {
             return Err(ApiError::UnsupportedMediaType(
@@ -105,13 +105,12 @@ pub(super) async fn submit_job(
     Ok((status, [(header::LOCATION, location)], Json(Job::new(view, api.peer))).into_response())
 }
 
-async fn read_json(api: &Api, request: Request) -> Result<Call, ApiError> {
-    let allowance = Allowance::for_request(MAX_JSON, request.headers())?;
-    let request: SubmitRequest = parse_json(&read_body(request.into_body(), allowance).await?)?;
+async fn read_json(api: &Api, interface: &Interface, request: Request) -> Result<Call, ApiError> {
+    let request: SubmitRequest = parse_json(&read_body(request, MAX_JSON).await?)?;
     let mut given = Parameters::default();
     let mut errors = Vec::new();
     for (name, value) in request.input {
-        match argument(api, &name, value).await {
+        match argument(api, interface, &name, value).await {
             Ok(argument) => drop(given.insert(name, argument)),
             Err(ApiError::Invalid { errors: more, .. }) => errors.extend(more),
             Err(other) => return Err(other),
@@ -125,7 +124,8 @@ async fn read_json(api: &Api, request: Request) -> Result<Call, ApiError> {
 }
 
 async fn read_form(api: &Api, interface: &Interface, request: Request) -> Result<Call, ApiError> {
-    let mut files = Allowance::for_request(api.upload_limit, request.headers())?;
+    let request = refuse_announced(request, api.upload_limit).await?;
+    let mut files = Allowance::new(api.upload_limit);
     let mut texts = Allowance::new(MAX_JSON);
     let mut form = Multipart::from_request(request, &())
         .await
@@ -150,7 +150,7 @@ async fn read_form(api: &Api, interface: &Interface, request: Request) -> Result
             // The check names all that is unknown; its bytes are not worth keeping for that.
             None => drop(call.given.insert(name, Argument::Value(Value::Null))),
             Some(input) => {
-                let argument = form_argument(api, input, part, &mut files, &mut texts).await?;
+                let argument = form_argument(api, interface, input, part, (&mut files, &mut texts)).await?;
                 call.given.insert(name, argument);
             }
         }
@@ -160,10 +160,10 @@ async fn read_form(api: &Api, interface: &Interface, request: Request) -> Result
 
 async fn form_argument(
     api: &Api,
+    interface: &Interface,
     input: &Input,
     part: Field<'_>,
-    files: &mut Allowance,
-    texts: &mut Allowance,
+    (files, texts): (&mut Allowance, &mut Allowance),
 ) -> Result<Argument, ApiError> {
     if let Some(file_name) = part.file_name().map(ToOwned::to_owned) {
         if !input.takes_file() {
@@ -183,13 +183,16 @@ async fn form_argument(
         (_, Ok(value)) => value,
         (_, Err(_)) => Value::String(text),
     };
-    argument(api, &input.name, value).await
+    argument(api, interface, &input.name, value).await
 }
 
 /// A value, or the file that it refers to.
-async fn argument(api: &Api, name: &str, value: Value) -> Result<Argument, ApiError> {
+async fn argument(api: &Api, interface: &Interface, name: &str, value: Value) -> Result<Argument, ApiError> {
     let Value::Object(reference) = &value else { return Ok(Argument::Value(value)) };
     let Some(hash) = reference.get("$asset") else { return Ok(Argument::Value(value)) };
+    if interface.input(name).is_some_and(|input| !input.takes_file()) {
+        return Err(ApiError::field(name, "file", "takes a value, not a file"));
+    }
     if let Some(unknown) = reference.keys().find(|key| *key != "$asset" && *key != "file_name") {
         let message = format!("an asset takes `$asset` and `file_name`, not `{unknown}`");
         return Err(ApiError::field(name, "asset", message));
@@ -206,4 +209,135 @@ async fn argument(api: &Api, name: &str, value: Value) -> Result<Argument, ApiEr
         ApiError::field(name, "asset", format!("there is no asset `{hash}`; send it to /v1/assets first"))
     })?;
     Ok(Argument::file(blob, file_name))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::http::Method;
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::testing::{TestFarm, UPLOAD_LIMIT, json_of, request};
+
+    const JOBS: &str = "/v1/workflows/paint/jobs";
+
+    async fn refusal(farm: &TestFarm, body: Value) -> (String, String) {
+        let (status, problem) = farm.post(JOBS, body).await;
+        assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{problem}");
+        let error = &problem["errors"][0];
+        (error["field"].as_str().unwrap().to_owned(), error["rule"].as_str().unwrap().to_owned())
+    }
+
+    async fn post_form(farm: &TestFarm, form: &str) -> (StatusCode, Value) {
+        let request = request(Method::POST, JOBS).header("content-type", "multipart/form-data; boundary=cut");
+        let response = farm.send(request.body(Body::from(form.replace('\n', "\r\n"))).unwrap()).await;
+        (response.status(), json_of(response).await)
+    }
+
+    fn part(headers: &str, body: &str) -> String {
+        format!("--cut\ncontent-disposition: form-data; {headers}\n\n{body}\n")
+    }
+
+    #[tokio::test]
+    async fn fault_is_told_by_field_and_rule() {
+        let farm = TestFarm::start().await;
+        let picture = json!({ "$asset": farm.store.import_bytes(b"png").await.unwrap().hash });
+        let check = async |input: Value, field: &str, rule: &str| {
+            let told = refusal(&farm, json!({ "input": input })).await;
+            assert_eq!((told.0.as_str(), told.1.as_str()), (field, rule), "{input}");
+        };
+        check(json!({}), "picture", "required").await;
+        check(json!({ "picture": picture, "seed": "7" }), "seed", "type").await;
+        check(json!({ "picture": picture, "seed": 101 }), "seed", "maximum").await;
+        check(json!({ "picture": picture, "sed": 1 }), "sed", "unknown").await;
+        check(json!({ "picture": "cat.png" }), "picture", "file").await;
+        check(json!({ "picture": picture, "seed": picture }), "seed", "file").await;
+        check(json!({ "picture": { "$asset": "00".repeat(32) } }), "picture", "asset").await;
+        check(json!({ "picture": { "$asset": 7 } }), "picture", "asset").await;
+        assert_eq!(refusal(&farm, json!({ "input": {}, "prority": 1 })).await.1, "type");
+        assert_eq!(refusal(&farm, json!({ "input": {}, "priority": 101 })).await.1, "maximum");
+        assert!(farm.tables().jobs.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_no_json_is_400_and_another_media_type_415() {
+        let farm = TestFarm::start().await;
+        let post = |media_type: &'static str| {
+            let request = request(Method::POST, JOBS).header("content-type", media_type);
+            farm.send(request.body(Body::from("{")).unwrap())
+        };
+        assert_eq!(post("application/json").await.status(), StatusCode::BAD_REQUEST);
+        assert_eq!(post("text/plain").await.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
+        assert_eq!(post("multipart/form-data").await.status(), StatusCode::BAD_REQUEST);
+        let (status, _) = farm.post("/v1/workflows/nothing/jobs", json!({ "input": {} })).await;
+        assert_eq!(status, StatusCode::NOT_FOUND);
+        let (status, _) = farm.post(&format!("{JOBS}?wiat=1s"), json!({ "input": {} })).await;
+        assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    }
+
+    #[tokio::test]
+    async fn form_takes_texts_as_they_are_and_files_as_parts() {
+        let farm = TestFarm::start().await;
+        let form = [
+            part("name=\"prompt\"", "123"),
+            part("name=\"seed\"", "9"),
+            part("name=\"priority\"", "70"),
+            part("name=\"picture\"; filename=\"../cat.png\"", "the bytes"),
+            "--cut--\n".to_owned(),
+        ];
+        let (status, job) = post_form(&farm, &form.concat()).await;
+        assert_eq!(status, StatusCode::ACCEPTED, "{job}");
+        assert_eq!((&job["priority"], &job["state"]), (&json!(70), &json!("queued")));
+        let submission = farm.tables().submissions[0].clone();
+        assert_eq!(submission.parameters.get("prompt"), Some(&Argument::Value(json!("123"))));
+        assert_eq!(submission.parameters.get("seed"), Some(&Argument::Value(json!(9))));
+        let Some(Argument::File { blob, file_name }) = submission.parameters.get("picture") else {
+            panic!("no file in {submission:?}");
+        };
+        assert_eq!(file_name, "cat.png");
+        assert_eq!(farm.store.read_all(blob.hash, 100).await.unwrap(), b"the bytes");
+    }
+
+    #[tokio::test]
+    async fn form_with_a_wrong_part_leaves_nothing() {
+        let farm = TestFarm::start().await;
+        let check = async |parts: &[String], field: &str, rule: &str| {
+            let (status, problem) = post_form(&farm, &(parts.concat() + "--cut--\n")).await;
+            assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{problem}");
+            let error = &problem["errors"][0];
+            assert_eq!((&error["field"], &error["rule"]), (&json!(field), &json!(rule)));
+        };
+        check(&[part("name=\"seed\"; filename=\"x\"", "1")], "seed", "file").await;
+        check(&[part("name=\"other\"; filename=\"x\"", "1")], "other", "unknown").await;
+        check(&[part("name=\"seed\"", "1"), part("name=\"seed\"", "2")], "seed", "duplicate").await;
+        check(&[part("name=\"seed\"", "many")], "seed", "type").await;
+        let long = part("name=\"picture\"; filename=\"x\"", &"x".repeat(UPLOAD_LIMIT as usize + 1));
+        let (status, _) = post_form(&farm, &(long + "--cut--\n")).await;
+        assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+        assert!(farm.store.complete().is_empty());
+    }
+
+    #[tokio::test]
+    async fn waiting_call_answers_with_the_ended_job_or_with_where_to_look() {
+        let farm = TestFarm::start().await;
+        let picture = farm.store.import_bytes(b"png").await.unwrap();
+        let body = json!({ "input": { "picture": { "$asset": picture.hash } } });
+        let (status, job) = farm.post(&format!("{JOBS}?wait=1ms"), body.clone()).await;
+        assert_eq!((status, &job["state"]), (StatusCode::ACCEPTED, &json!("queued")));
+
+        let path = format!("{JOBS}?wait=60s");
+        let waiting = farm.post(&path, body);
+        let ending = async {
+            loop {
+                let waits = farm.tables().jobs.keys().nth(1).copied();
+                match waits {
+                    Some(id) => break farm.tables().succeed(id, Vec::new()),
+                    None => tokio::task::yield_now().await,
+                }
+            }
+        };
+        let ((status, job), ()) = tokio::join!(waiting, ending);
+        assert_eq!((status, &job["state"]), (StatusCode::OK, &json!("succeeded")));
+    }
 }

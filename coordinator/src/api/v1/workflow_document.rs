@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use crate::view::DeployedWorkflow;
 
 /// Schemas of the farm's document that this one refers to.
-const SHARED: [&str; 3] = ["Job", "Problem", "Asset"];
+const SHARED: [&str; 4] = ["Job", "Problem", "Asset", "Binary"];
 
 /// The document of a workflow. `pinned` makes its paths name the version.
 pub(super) fn of(deployed: &DeployedWorkflow, pinned: bool, farm: &Value) -> Value {
@@ -217,5 +217,52 @@ fn collect_references(schema: &Value, names: &mut Vec<String>) {
         }
         Value::Array(values) => values.iter().for_each(|value| collect_references(value, names)),
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::testing::{TestFarm, deployed};
+
+    /// Every `$ref` of a document points into it.
+    fn assert_references_hold(document: &Value) {
+        let mut names = Vec::new();
+        collect_references(document, &mut names);
+        assert!(!names.is_empty());
+        for name in names {
+            assert!(document["components"]["schemas"][&name].is_object(), "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn document_types_the_input_and_names_the_outputs() {
+        let farm = TestFarm::start().await;
+        let (status, document) = farm.get("/v1/workflows/paint/openapi.json").await;
+        assert_eq!(status, 200);
+        assert_references_hold(&document);
+        let operation = &document["paths"]["/v1/workflows/paint/jobs"]["post"];
+        assert!(
+            operation["description"].as_str().unwrap().contains("`image`, one or more files of image/png")
+        );
+        let input = &document["components"]["schemas"]["Input"];
+        assert_eq!(input["required"], json!(["picture"]));
+        assert_eq!(input["properties"]["seed"]["maximum"], 100);
+        assert_eq!(input["properties"]["picture"]["required"], json!(["$asset"]));
+        let form = &document["components"]["schemas"]["Form"];
+        assert_eq!(form["properties"]["picture"]["format"], "binary");
+        assert_eq!(
+            operation["requestBody"]["content"]["multipart/form-data"]["encoding"]["picture"]["contentType"],
+            "image/*"
+        );
+        let output = &document["paths"]["/v1/jobs/{id}/outputs/image/{index}"]["get"];
+        assert!(output["responses"]["200"]["content"]["image/png"].is_object());
+    }
+
+    #[test]
+    fn document_of_a_version_calls_that_version() {
+        let farm = json!({ "paths": {}, "components": { "schemas": {}, "securitySchemes": {} } });
+        let document = of(&deployed("paint", 3), true, &farm);
+        assert!(document["paths"]["/v1/workflows/paint@3/jobs"].is_object());
     }
 }

@@ -138,3 +138,59 @@ async fn detail(api: &Api, selector: &WorkflowSelector) -> Result<WorkflowDetail
     versions.sort_unstable_by(|left, right| right.cmp(left));
     Ok(WorkflowDetail { workflow: Workflow::new(&deployed, current), versions })
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::http::StatusCode;
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::testing::{TestFarm, deployed};
+
+    #[tokio::test]
+    async fn versions_are_listed_and_an_old_one_is_restored() {
+        let farm = TestFarm::start().await;
+        farm.tables().workflows.insert(0, Arc::new(deployed("paint", 2)));
+        let (_, listed) = farm.get("/v1/workflows").await;
+        let current: Vec<_> = listed["workflows"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| (&one["version"], &one["current"]))
+            .collect();
+        assert_eq!(current, [(&json!(2), &json!(true)), (&json!(1), &json!(false))]);
+        let (_, old) = farm.get("/v1/workflows/paint@1").await;
+        assert_eq!((&old["current"], &old["versions"]), (&json!(false), &json!([2, 1])));
+        assert_eq!(old["url"], "/v1/workflows/paint@1/jobs");
+        assert_eq!(
+            old["inputs"][1],
+            json!({
+                "name": "seed", "title": "Seed", "type": "integer", "required": false, "default": 7, "minimum": 0, "maximum": 100,
+            })
+        );
+        let (status, restored) = farm.post("/v1/workflows/paint/restore", json!({ "version": 1 })).await;
+        assert_eq!((status, &restored["current"]), (StatusCode::OK, &json!(true)));
+    }
+
+    #[tokio::test]
+    async fn unknown_versions_names_and_fields_are_refused() {
+        let farm = TestFarm::start().await;
+        for path in [
+            "/v1/workflows/nothing",
+            "/v1/workflows/paint@9",
+            "/v1/workflows/..%2Fx",
+            "/v1/workflows/paint@x",
+        ] {
+            assert_eq!(farm.get(path).await.0, StatusCode::NOT_FOUND, "{path}");
+        }
+        let restore = async |body| farm.post("/v1/workflows/paint/restore", body).await.0;
+        assert_eq!(restore(json!({ "version": 9 })).await, StatusCode::NOT_FOUND);
+        assert_eq!(restore(json!({ "version": "1" })).await, StatusCode::UNPROCESSABLE_ENTITY);
+        assert_eq!(restore(json!({ "version": 1, "why": "" })).await, StatusCode::UNPROCESSABLE_ENTITY);
+        assert_eq!(farm.get("/v1/workflows?all=1").await.0, StatusCode::UNPROCESSABLE_ENTITY);
+        let (status, problem) = farm.get("/v1/nothing").await;
+        assert_eq!((status, &problem["status"]), (StatusCode::NOT_FOUND, &json!(404)));
+        let (status, problem) = farm.post("/v1/farm", json!({})).await;
+        assert_eq!((status, &problem["status"]), (StatusCode::METHOD_NOT_ALLOWED, &json!(405)));
+    }
+}

@@ -1,7 +1,7 @@
 //! A deployed workflow and its typed interface as JSON. Not here: the OpenAPI document of one workflow
 //! (`workflow_document`).
 
-use protocol::{Candidates, InputKind, WorkflowName};
+use protocol::{Candidates, InputKind, Interface, WorkflowName};
 use serde::{Deserialize, Serialize};
 use serde_json::{Number, Value};
 use time::OffsetDateTime;
@@ -204,6 +204,8 @@ pub(crate) struct InputCandidate {
     input: String,
     /// The op's title, or its class.
     title: String,
+    /// The op's class.
+    class: String,
     /// Its value in the graph.
     value: Value,
 }
@@ -308,21 +310,22 @@ impl From<protocol::OutputKind> for OutputKind {
     }
 }
 
-impl From<Candidates> for DeployCandidates {
-    fn from(candidates: Candidates) -> Self {
-        let input = |input: protocol::CandidateInput| InputCandidate {
-            input: format!("{}.{}", input.op, input.field),
-            title: input.title,
-            value: input.value,
-        };
-        let output = |output: protocol::CandidateOutput| OutputCandidate {
-            node: output.op,
-            title: output.title,
-            class: output.class_type,
-        };
-        Self {
-            inputs: candidates.inputs.into_iter().map(input).collect(),
-            outputs: candidates.outputs.into_iter().map(output).collect(),
-        }
+impl DeployCandidates {
+    /// What could be exposed of a graph.
+    pub(crate) fn of(graph: &protocol::Workflow) -> Self {
+        let Candidates { inputs, outputs } = Interface::candidates(graph);
+        let class = |op: &str| graph.get(op).map(|op| op.class_type.clone()).unwrap_or_default();
+        let inputs = inputs.into_iter().map(|candidate| InputCandidate {
+            class: class(&candidate.op),
+            input: format!("{}.{}", candidate.op, candidate.field),
+            title: candidate.title,
+            value: candidate.value,
+        });
+        let outputs = outputs.into_iter().map(|candidate| OutputCandidate {
+            node: candidate.op,
+            title: candidate.title,
+            class: candidate.class_type,
+        });
+        Self { inputs: inputs.collect(), outputs: outputs.collect() }
     }
 }

@@ -110,6 +110,17 @@ pub enum StartError {
     DataPlane(#[from] BindError),
 }
 
+impl StartError {
+    /// Whether another process has the data folder, or one of the ports.
+    pub fn is_in_use(&self) -> bool {
+        match self {
+            Self::Folder(FolderError::InUse { .. }) => true,
+            Self::Mesh(MeshError::Listen { .. }) | Self::DataPlane(BindError::Socket { .. }) => true,
+            _ => false,
+        }
+    }
+}
+
 /// A running coordinator.
 pub struct Coordinator {
     /// The way to it.

@@ -1,1 +1,644 @@
+//! Whole stories of jobs, told in events and a made-up time.
 
+use std::collections::BTreeSet;
+
+use protocol::message::{
+    Heartbeat, HeldLease, Inventory, Leave, Outcome as RunOutcome, PhaseChanged, Refusal, Refused,
+};
+use protocol::{
+    BlobHash, Device, Engine, Fetched, Interface, LockfileHash, Offer, Output, OutputFile, OutputKind, Phase,
+    RunError, RunErrorKind, SlotId, SlotOffer,
+};
+use uuid::Uuid;
+
+use super::record::{Entry, Found};
+use super::*;
+use crate::handle::JobsFilter;
+use crate::view::{JobView, Requirements};
+
+/// A farm in a test: the machine, its time, and what it did.
+pub(super) struct Farm {
+    pub(super) state: State,
+    now: Duration,
+    sessions: u64,
+    /// All that was written, from which a restart begins.
+    pub(super) written: Found,
+    /// What was done since it was last looked at, without what was written.
+    done: Vec<Action>,
+}
+
+pub(super) fn node(seed: u8) -> PeerId {
+    PeerId([seed; 32])
+}
+
+pub(super) fn job(number: u64) -> JobId {
+    JobId(Uuid::from_u128(u128::from(number)))
+}
+
+pub(super) fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn coordinator() -> PeerId {
+    PeerId([200; 32])
+}
+
+fn settings() -> Settings {
+    Settings {
+        lease_duration: seconds(30),
+        heartbeat: seconds(5),
+        reattach_grace: seconds(30),
+        provider: Provider { peer: coordinator(), addresses: vec![] },
+    }
+}
+
+fn workflow_id(version: u32) -> WorkflowVersion {
+    WorkflowVersion { name: "pixel-art".parse().expect("valid"), version }
+}
+
+fn workflow(version: u32) -> Arc<DeployedWorkflow> {
+    let output = Output {
+        name: "picture".into(),
+        op: "9".into(),
+        class_type: "SaveImage".into(),
+        kind: OutputKind::Image,
+    };
+    let interface = Interface { outputs: vec![output], ..Interface::default() };
+    Arc::new(DeployedWorkflow {
+        id: workflow_id(version),
+        bundle: protocol::BundleHash(BlobHash([1; 32])),
+        lockfile: LockfileHash(BlobHash([2; 32])),
+        graph: BlobRef::of(b"graph"),
+        interface_blob: BlobRef::of(b"interface"),
+        inputs: BTreeMap::new(),
+        interface: Arc::new(interface),
+        requirements: Requirements::default(),
+        notes: vec![],
+        deployed: OffsetDateTime::UNIX_EPOCH,
+    })
+}
+
+pub(super) fn input() -> BlobRef {
+    BlobRef::of(b"a picture")
+}
+
+pub(super) fn output() -> OutputFile {
+    let blob = BlobRef::of(b"another picture");
+    let (file_name, media_type) = ("out.png".to_owned(), "image/png".to_owned());
+    OutputFile { output: "picture".into(), index: 0, file_name, media_type, blob }
+}
+
+pub(super) fn succeeded(lease: Lease) -> RunEnded {
+    let fetched = vec![Fetched { blob: input(), from: coordinator(), bytes: input().size }];
+    RunEnded { lease, outcome: RunOutcome::Succeeded(vec![output()]), fetched, executed: seconds(1) }
+}
+
+pub(super) fn failed(lease: Lease, kind: RunErrorKind) -> RunEnded {
+    let outcome = RunOutcome::Failed(RunError::new(kind, "it broke"));
+    RunEnded { lease, outcome, fetched: vec![], executed: seconds(1) }
+}
+
+impl Farm {
+    /// A farm with one workflow and no nodes.
+    pub(super) fn new() -> Self {
+        let now = Now { monotonic: Duration::ZERO, wall: OffsetDateTime::UNIX_EPOCH };
+        let state = State::restore(settings(), 1, Found::default(), now);
+        let mut farm = Self { state, now: seconds(0), sessions: 0, written: Found::default(), done: vec![] };
+        farm.apply(Event::Deploy(workflow(1)));
+        farm
+    }
+
+    pub(super) fn now(&self) -> Now {
+        Now { monotonic: self.now, wall: OffsetDateTime::UNIX_EPOCH + self.now }
+    }
+
+    /// Lets time pass, with the ticks that come with it.
+    pub(super) fn pass(&mut self, time: u64) {
+        for _ in 0..time {
+            self.now += seconds(1);
+            self.apply(Event::Tick);
+        }
+    }
+
+    /// Applies an event as the service does: the durable part is written, the rest is done.
+    pub(super) fn apply(&mut self, event: Event) {
+        let now = self.now();
+        let mut actions = self.state.apply(event, now);
+        actions.extend(self.state.grant(now));
+        for action in actions {
+            match action {
+                Action::Record(record) => self.written.entries.push(Entry { at: now.wall, record }),
+                Action::Keep(workflow) => self.written.workflows.push(workflow),
+                Action::Leased(known) => self.written.leases.push(known),
+                Action::Unleased(lease) => self.written.leases.retain(|known| known.lease.id != lease),
+                Action::Archive(ended) => {
+                    self.written.leases.retain(|known| known.lease.job != ended.job.id);
+                    self.done.push(Action::Archive(ended));
+                }
+                action => self.done.push(action),
+            }
+        }
+    }
+
+    pub(super) fn submit(&mut self, number: u64) {
+        let new = NewJob {
+            id: job(number),
+            workflow: workflow_id(1),
+            priority: 50,
+            parameters: BlobRef::of(b"{}"),
+            inputs: vec![input().hash],
+            submitted: self.now().wall,
+        };
+        self.apply(Event::Submit(Box::new(new)));
+    }
+
+    /// A node with one slot registers with what it holds.
+    pub(super) fn register_with(&mut self, seed: u8, leases: Vec<HeldLease>, ended: Vec<RunEnded>) {
+        self.sessions += 1;
+        let offer = Offer {
+            host_name: format!("host-{seed}"),
+            agent_version: String::new(),
+            platform: String::new(),
+            engine: Engine::Builtin,
+            classes: BTreeSet::new(),
+            models: BTreeSet::new(),
+            slots: vec![SlotOffer { id: SlotId(0), device: Device::Cpu { threads: 1 } }],
+        };
+        let register = Register { offer, data_addresses: vec![], leases, ended, draining: false };
+        let (session, labels) = (self.sessions, BTreeMap::new());
+        let registered = Registered { node: node(seed), session, address: None, labels, register };
+        self.apply(Event::Registered(Box::new(registered)));
+    }
+
+    pub(super) fn register(&mut self, seed: u8) {
+        self.register_with(seed, vec![], vec![]);
+    }
+
+    pub(super) fn session(&self, seed: u8) -> Option<u64> {
+        self.state.nodes.get(node(seed))?.session
+    }
+
+    pub(super) fn say(&mut self, seed: u8, message: NodeMessage) {
+        let session = self.session(seed).unwrap_or(0);
+        self.apply(Event::Said { node: node(seed), session, message });
+    }
+
+    pub(super) fn disconnect(&mut self, seed: u8) {
+        let session = self.session(seed).unwrap_or(0);
+        self.apply(Event::Disconnected { node: node(seed), session });
+    }
+
+    /// What was done since this was last asked.
+    pub(super) fn done(&mut self) -> Vec<Action> {
+        std::mem::take(&mut self.done)
+    }
+
+    /// The grants since this was last asked, each with its node.
+    pub(super) fn grants(&mut self) -> Vec<(PeerId, Lease)> {
+        let grant = |action| match action {
+            Action::Grant(order) => Some((order.node, order.grant.lease)),
+            _ => None,
+        };
+        self.done().into_iter().filter_map(grant).collect()
+    }
+
+    /// The one grant since this was last asked.
+    pub(super) fn granted(&mut self) -> (PeerId, Lease) {
+        let grants = self.grants();
+        assert_eq!(grants.len(), 1, "{grants:?}");
+        grants[0]
+    }
+
+    /// Which nodes were told these since this was last asked: to cancel, and to forget an end.
+    fn told(&mut self) -> (Vec<PeerId>, Vec<PeerId>) {
+        let (mut cancel, mut forget) = (vec![], vec![]);
+        for action in self.done() {
+            match action {
+                Action::Send(node, CoordinatorMessage::CancelRun(_)) => cancel.push(node),
+                Action::Send(node, CoordinatorMessage::EndRecorded(_)) => forget.push(node),
+                _ => {}
+            }
+        }
+        (cancel, forget)
+    }
+
+    fn end(&mut self, seed: u8, ended: RunEnded) {
+        self.say(seed, NodeMessage::RunEnded(ended));
+    }
+
+    /// A success, and its outputs arrive.
+    fn succeed(&mut self, seed: u8, lease: Lease) {
+        self.end(seed, succeeded(lease));
+        self.apply(Event::OutputsStored { node: node(seed), ended: Box::new(succeeded(lease)) });
+    }
+
+    fn heartbeat(&mut self, seed: u8, leases: Vec<LeaseId>) {
+        self.say(seed, NodeMessage::Heartbeat(Heartbeat { leases }));
+    }
+
+    fn view(&self, number: u64) -> JobView {
+        self.state.job_view(job(number), self.now()).expect("unfinished")
+    }
+
+    /// The ends that were recorded so far.
+    pub(super) fn ends(&self) -> Vec<(JobId, JobState)> {
+        let end = |entry: &Entry| match entry.record {
+            Record::Ended { job, state } => Some((job, state)),
+            _ => None,
+        };
+        self.written.entries.iter().filter_map(end).collect()
+    }
+
+    /// The coordinator is killed and starts again from what was written.
+    pub(super) fn restart(&mut self) {
+        self.now = seconds(0);
+        let now = self.now();
+        self.state = State::restore(settings(), self.state.epoch + 1, self.written.clone(), now);
+        self.done.clear();
+    }
+}
+
+fn held(lease: Lease) -> HeldLease {
+    HeldLease { lease, slot: SlotId(0), phase: Phase::Executing }
+}
+
+/// A farm with one job running on node 1, and its lease.
+fn running() -> (Farm, Lease) {
+    let mut farm = Farm::new();
+    farm.register(1);
+    farm.submit(1);
+    let (on, lease) = farm.granted();
+    assert_eq!((on, farm.view(1).state), (node(1), JobState::Running));
+    (farm, lease)
+}
+
+#[test]
+fn job_succeeds_when_its_outputs_are_stored_and_not_before() {
+    let (mut farm, lease) = running();
+    farm.end(1, succeeded(lease));
+    assert!(matches!(&farm.done()[..], [Action::Notify(_), Action::Collect { .. }]));
+    assert_eq!(farm.view(1).run.expect("still there").phase, Phase::Collecting);
+    farm.apply(Event::OutputsStored { node: node(1), ended: Box::new(succeeded(lease)) });
+    let done = farm.done();
+    let [Action::Archive(ended), Action::Send(to, CoordinatorMessage::EndRecorded(_))] = &done[..] else {
+        panic!("{done:?}")
+    };
+    assert_eq!((ended.state, &ended.outputs[..], *to), (JobState::Succeeded, &[output()][..], node(1)));
+    assert_eq!(ended.run.expect("it ran").node, node(1));
+    assert_eq!(farm.ends(), [(job(1), JobState::Succeeded)]);
+}
+
+#[test]
+fn expired_lease_returns_job_to_queue_in_its_old_place() {
+    let (mut farm, lease) = running();
+    farm.submit(2);
+    farm.disconnect(1);
+    farm.pass(29);
+    assert_eq!(farm.view(1).state, JobState::Running);
+    farm.pass(1);
+    assert_eq!((farm.view(1).queue_position, farm.view(2).queue_position), (Some(0), Some(1)));
+    farm.register(2);
+    let (on, second) = farm.granted();
+    assert_eq!((on, second.job), (node(2), job(1)));
+    assert_ne!(second.run, lease.run);
+}
+
+#[test]
+fn heartbeats_keep_a_lease_alive() {
+    let (mut farm, lease) = running();
+    for _ in 0..20 {
+        farm.pass(5);
+        farm.heartbeat(1, vec![lease.id]);
+    }
+    assert_eq!(farm.view(1).state, JobState::Running);
+    assert_eq!(farm.told(), (vec![], vec![]));
+}
+
+#[test]
+fn standing_still_counts_against_no_lease() {
+    let (mut farm, lease) = running();
+    farm.now += seconds(3600);
+    farm.apply(Event::Tick);
+    farm.heartbeat(1, vec![lease.id]);
+    assert_eq!(farm.view(1).state, JobState::Running);
+}
+
+#[test]
+fn late_success_of_a_lost_run_is_taken_and_the_other_run_cancelled() {
+    let (mut farm, lease) = running();
+    farm.disconnect(1);
+    farm.pass(30);
+    farm.register(2);
+    let (_, second) = farm.granted();
+    farm.register_with(1, vec![], vec![succeeded(lease)]);
+    farm.apply(Event::OutputsStored { node: node(1), ended: Box::new(succeeded(lease)) });
+    assert_eq!(farm.told(), (vec![node(2)], vec![node(1)]));
+    assert_eq!(farm.ends(), [(job(1), JobState::Succeeded)]);
+    // The other one was as good as done: its end is acknowledged and changes nothing.
+    farm.succeed(2, second);
+    assert_eq!(farm.told(), (vec![], vec![node(2), node(2)]));
+    assert_eq!(farm.ends().len(), 1);
+}
+
+#[test]
+fn lost_run_that_goes_on_is_taken_up_again_while_nobody_else_has_the_job() {
+    let (mut farm, lease) = running();
+    farm.disconnect(1);
+    farm.pass(30);
+    farm.register_with(1, vec![held(lease)], vec![]);
+    assert_eq!(farm.view(1).run.expect("adopted").id, lease.run);
+    assert_eq!(farm.grants(), []);
+}
+
+#[test]
+fn lost_run_that_goes_on_is_unwanted_once_another_node_has_the_job() {
+    let (mut farm, lease) = running();
+    farm.disconnect(1);
+    farm.pass(30);
+    farm.register(2);
+    farm.done();
+    farm.register_with(1, vec![held(lease)], vec![]);
+    let done = farm.done();
+    let Action::Send(_, CoordinatorMessage::Welcome(welcome)) = &done[0] else { panic!("{done:?}") };
+    assert_eq!(welcome.unwanted, [lease.id]);
+    // Its slot is free only when it has stopped.
+    farm.submit(2);
+    assert_eq!(farm.grants(), []);
+    farm.pass(5);
+    farm.heartbeat(1, vec![]);
+    assert_eq!(farm.granted(), (node(1), Lease { job: job(2), ..farm.lease_on(1) }));
+}
+
+impl Farm {
+    fn lease_on(&self, seed: u8) -> Lease {
+        self.state.runs.values().find(|run| run.node == node(seed)).expect("at work").lease
+    }
+}
+
+#[test]
+fn superseded_run_cannot_fail_the_job() {
+    let (mut farm, lease) = running();
+    farm.disconnect(1);
+    farm.pass(30);
+    farm.register(2);
+    farm.done();
+    farm.register_with(1, vec![], vec![failed(lease, RunErrorKind::InvalidInput)]);
+    assert_eq!(farm.told(), (vec![], vec![node(1)]), "the node may forget it");
+    assert_eq!((farm.view(1).state, farm.view(1).failures), (JobState::Running, vec![]));
+}
+
+#[test]
+fn node_that_comes_back_without_its_run_gives_the_job_back_at_once() {
+    let (mut farm, lease) = running();
+    farm.disconnect(1);
+    farm.register(1);
+    let (_, second) = farm.granted();
+    assert_eq!((second.job, second.run == lease.run), (job(1), false));
+}
+
+#[test]
+fn same_exception_on_two_nodes_fails_the_job() {
+    let (mut farm, lease) = running();
+    farm.register(2);
+    farm.end(1, failed(lease, RunErrorKind::OpFailed));
+    let (on, second) = farm.granted();
+    assert_eq!(on, node(2), "the node on which it failed is avoided");
+    farm.end(2, failed(second, RunErrorKind::OpFailed));
+    assert_eq!(farm.ends(), [(job(1), JobState::Failed)]);
+    let done = farm.done();
+    let Some(Action::Archive(ended)) = done.first() else { panic!("{done:?}") };
+    assert_eq!(
+        (ended.failures.len(), ended.error.as_ref().map(|error| error.kind)),
+        (2, Some(RunErrorKind::OpFailed))
+    );
+}
+
+#[test]
+fn invalid_input_fails_the_job_at_once_and_other_errors_after_three_attempts() {
+    let attempts = |kind| {
+        let (mut farm, mut lease) = running();
+        for attempt in 1.. {
+            farm.end(1, failed(lease, kind));
+            match farm.grants()[..] {
+                [(_, next)] => lease = next,
+                _ => return (attempt, farm.ends()),
+            }
+        }
+        unreachable!("it ends")
+    };
+    let failed = vec![(job(1), JobState::Failed)];
+    assert_eq!(attempts(RunErrorKind::InvalidInput), (1, failed.clone()));
+    assert_eq!(attempts(RunErrorKind::Stalled), (3, failed.clone()));
+    assert_eq!(attempts(RunErrorKind::OpFailed), (3, failed), "one node proves nothing about the job");
+}
+
+#[test]
+fn node_that_stops_costs_the_job_no_attempt() {
+    let (mut farm, mut lease) = running();
+    for _ in 0..5 {
+        farm.end(1, failed(lease, RunErrorKind::NodeStopping));
+        lease = farm.granted().1;
+    }
+    assert_eq!(farm.view(1).failures, []);
+    farm.say(1, NodeMessage::Leave(Leave { leases: vec![lease.id] }));
+    assert_eq!(farm.view(1).state, JobState::Queued);
+    assert_eq!(farm.grants(), [], "nothing goes to a node that leaves");
+}
+
+#[test]
+fn job_whose_nodes_vanish_again_and_again_fails() {
+    let (mut farm, _) = running();
+    for _ in 0..runs::MAX_LOSSES {
+        farm.disconnect(1);
+        farm.register(1);
+    }
+    assert_eq!(farm.ends(), [(job(1), JobState::Failed)]);
+}
+
+#[test]
+fn cancelling_a_queued_job_ends_it_and_a_running_one_is_stopped_too() {
+    let (mut farm, lease) = running();
+    farm.submit(2);
+    farm.apply(Event::Cancel(job(2)));
+    farm.apply(Event::Cancel(job(1)));
+    assert_eq!(farm.ends(), [(job(2), JobState::Canceled), (job(1), JobState::Canceled)]);
+    assert_eq!(farm.told().0, [node(1)]);
+    // The slot is free when the node says so, and the end changes nothing.
+    farm.submit(3);
+    assert_eq!(farm.grants(), []);
+    farm.end(1, failed(lease, RunErrorKind::Canceled));
+    assert_eq!(farm.granted().1.job, job(3));
+    farm.apply(Event::Cancel(job(1)));
+    assert_eq!(farm.ends().len(), 2);
+}
+
+#[test]
+fn drained_node_gets_nothing_and_keeps_its_run() {
+    let (mut farm, lease) = running();
+    farm.submit(2);
+    farm.apply(Event::SetDraining(node(1), true));
+    farm.done();
+    farm.succeed(1, lease);
+    assert_eq!(farm.grants(), []);
+    assert_eq!(farm.view(2).waits[0].reason, "it is draining");
+    farm.restart();
+    farm.register(1);
+    assert_eq!(farm.grants(), [], "it is remembered");
+    farm.apply(Event::SetDraining(node(1), false));
+    assert_eq!(farm.granted().1.job, job(2));
+}
+
+#[test]
+fn refused_grant_goes_back_and_the_slot_rests() {
+    let (mut farm, lease) = running();
+    farm.say(1, NodeMessage::Refused(Refused { lease, refusal: Refusal::SlotBusy(SlotId(0)) }));
+    assert_eq!((farm.view(1).state, farm.grants()), (JobState::Queued, vec![]));
+    farm.pass(5);
+    assert_eq!(farm.granted().1.job, job(1));
+    assert_eq!(farm.view(1).failures, []);
+}
+
+#[test]
+fn restart_adopts_running_leases_and_starts_only_what_nobody_has() {
+    let (mut farm, lease) = running();
+    farm.submit(2);
+    farm.restart();
+    farm.register(2);
+    assert_eq!(farm.granted(), (node(2), farm.lease_on(2)), "the job that nobody had goes out at once");
+    assert_eq!(farm.lease_on(2).job, job(2));
+    assert_eq!(farm.lease_on(2).id.epoch, 2);
+    assert_eq!(farm.view(1).state, JobState::Queued);
+    farm.register_with(1, vec![held(lease)], vec![]);
+    assert_eq!(farm.view(1).run.expect("adopted").id, lease.run);
+    farm.succeed(1, lease);
+    assert_eq!(farm.ends(), [(job(1), JobState::Succeeded)]);
+}
+
+#[test]
+fn restart_takes_a_run_that_finished_meanwhile() {
+    let (mut farm, lease) = running();
+    farm.restart();
+    farm.register(2);
+    assert_eq!(farm.grants(), []);
+    farm.register_with(1, vec![], vec![succeeded(lease)]);
+    farm.apply(Event::OutputsStored { node: node(1), ended: Box::new(succeeded(lease)) });
+    assert_eq!(farm.ends(), [(job(1), JobState::Succeeded)]);
+}
+
+#[test]
+fn restart_waits_for_a_lost_node_no_longer_than_the_grace() {
+    let (mut farm, _) = running();
+    farm.restart();
+    farm.register(2);
+    farm.pass(29);
+    assert_eq!(farm.grants(), []);
+    farm.pass(1);
+    assert_eq!(farm.granted().0, node(2));
+}
+
+#[test]
+fn restart_does_not_wait_for_a_node_that_is_back_without_the_run() {
+    let (mut farm, lease) = running();
+    farm.restart();
+    farm.register(1);
+    assert_ne!(farm.granted().1.run, lease.run);
+}
+
+#[test]
+fn restart_keeps_failures_ends_versions_and_the_order() {
+    let (mut farm, lease) = running();
+    farm.submit(2);
+    farm.apply(Event::Deploy(workflow(2)));
+    farm.apply(Event::Restore(workflow_id(1)));
+    farm.end(1, failed(lease, RunErrorKind::Stalled));
+    farm.apply(Event::Cancel(job(2)));
+    let snapshot = farm.state.snapshot();
+    farm.restart();
+    assert_eq!(farm.state.snapshot(), snapshot);
+    assert_eq!(farm.view(1).failures.len(), 1);
+    let selector = WorkflowSelector { name: workflow_id(1).name, version: None };
+    assert_eq!(farm.state.workflow(&selector).map(|workflow| workflow.id.version), Some(1));
+    assert_eq!(farm.state.next_version(&selector.name), 3);
+    // The same from the snapshot alone.
+    let found =
+        Found { snapshot: snapshot.clone(), workflows: farm.written.workflows.clone(), ..Found::default() };
+    assert_eq!(State::restore(settings(), 3, found, farm.now()).snapshot(), snapshot);
+}
+
+#[test]
+fn outputs_that_cannot_be_fetched_are_asked_for_again_and_then_the_run_has_failed() {
+    let (mut farm, lease) = running();
+    farm.register(2);
+    farm.end(1, succeeded(lease));
+    let mut asked = 0;
+    while farm.view(1).run.is_some_and(|run| run.id == lease.run) {
+        farm.apply(Event::CollectFailed { lease: lease.id, reason: "cut off".into() });
+        farm.pass(8);
+        asked += 1;
+    }
+    assert_eq!(asked, 5);
+    assert_eq!(farm.view(1).failures[0].error.kind, RunErrorKind::MissingBlob);
+    assert_eq!(farm.view(1).run.expect("started again").node, node(2));
+    // The node still has them, and may have its link back: then they are taken after all.
+    farm.done();
+    farm.register_with(1, vec![], vec![succeeded(lease)]);
+    assert!(farm.done().iter().any(|action| matches!(action, Action::Collect { .. })));
+}
+
+#[test]
+fn success_with_an_output_that_the_workflow_has_not_is_the_nodes_failure() {
+    let (mut farm, lease) = running();
+    let mut ended = succeeded(lease);
+    ended.outcome = RunOutcome::Succeeded(vec![OutputFile { output: "../x".into(), ..output() }]);
+    farm.end(1, ended);
+    assert_eq!(farm.view(1).failures[0].error.kind, RunErrorKind::NodeFault);
+}
+
+#[test]
+fn grant_names_other_nodes_as_providers_first_and_the_coordinator_last() {
+    let (mut farm, lease) = running();
+    farm.succeed(1, lease);
+    farm.apply(Event::SetDraining(node(1), true));
+    farm.register(2);
+    farm.done();
+    farm.submit(2);
+    let done = farm.done();
+    let order = done.iter().find_map(|action| match action {
+        Action::Grant(order) => Some(order),
+        _ => None,
+    });
+    let providers = &order.expect("granted").grant.providers;
+    let of_input = providers.iter().find(|providers| providers.hash == input().hash).expect("named");
+    let peers: Vec<PeerId> = of_input.providers.iter().map(|provider| provider.peer).collect();
+    assert_eq!(peers, [node(1), coordinator()], "the drained node still serves");
+    let gone = Inventory { complete: true, added: vec![], removed: vec![] };
+    farm.say(1, NodeMessage::Inventory(gone));
+    assert_eq!(farm.state.nodes.providers(input().hash, node(2)), []);
+}
+
+#[test]
+fn phases_and_progress_of_another_nodes_run_are_ignored() {
+    let (mut farm, lease) = running();
+    farm.register(2);
+    let executing = PhaseChanged { lease: lease.id, phase: Phase::Executing };
+    farm.say(2, NodeMessage::PhaseChanged(executing));
+    assert_eq!(farm.view(1).run.expect("running").phase, Phase::Leased);
+    farm.say(1, NodeMessage::PhaseChanged(executing));
+    assert_eq!(farm.view(1).run.expect("running").phase, Phase::Executing);
+}
+
+#[test]
+fn queued_job_is_small_and_lists_are_newest_first() {
+    let mut farm = Farm::new();
+    (1..=5).for_each(|number| farm.submit(number));
+    let list = |before, limit| {
+        let filter = JobsFilter { before, limit, ..JobsFilter::default() };
+        let jobs = farm.state.live_jobs(&filter, farm.now());
+        jobs.into_iter().map(|view| (view.id, view.queue_position)).collect::<Vec<_>>()
+    };
+    assert_eq!(list(None, 2), [(job(5), Some(4)), (job(4), Some(3))]);
+    assert_eq!(list(Some(job(2)), 9), [(job(1), Some(0))]);
+    let kept = farm.state.jobs.get(job(1)).expect("queued");
+    let heap = kept.new.workflow.name.as_str().len() + size_of_val(&kept.new.inputs[..]);
+    assert!(size_of_val(kept) + heap < 512, "{} bytes", size_of_val(kept) + heap);
+}

@@ -40,9 +40,6 @@ pub(crate) enum ClientError {
     /// The connection broke in the middle of an answer.
     #[error("the farm's answer broke off")]
     Broken(#[source] reqwest::Error),
-    /// The answer is not what the API promises.
-    #[error("the farm's answer to {0} is not what its API promises")]
-    Unexpected(&'static str),
     /// A file of this machine.
     #[error("`{}` cannot be read or written", path.display())]
     File {

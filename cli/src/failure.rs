@@ -1,9 +1,10 @@
 //! How a failure ends the process: one printed chain, a hint where a person can act, and an exit code
 //! for each kind.
 
+use std::io;
 use std::process::ExitCode;
 
-use coordinator::StartError as CoordinatorStartError;
+use coordinator::service::StartError as CoordinatorStartError;
 use mesh::swarm::JoinError;
 use node::agent::StartError as NodeStartError;
 use node::join::BelongError;
@@ -98,19 +99,16 @@ fn classify(error: &anyhow::Error) -> (u8, Option<&'static str>) {
         if cause.is::<JoinError>() {
             return (10, None);
         }
-        if let Some(error) = cause.downcast_ref::<NodeStartError>() {
-            match error {
-                NodeStartError::InUse(_) | NodeStartError::Bind(_) => return (11, None),
-                NodeStartError::Belong(BelongError::NoTicket | BelongError::OtherFarm { .. }) => {
-                    return (10, None);
-                }
-                _ => {}
-            }
+        match cause.downcast_ref::<NodeStartError>() {
+            Some(NodeStartError::InUse(_)) => return (11, None),
+            Some(NodeStartError::Belong(BelongError::NoTicket | BelongError::OtherFarm { .. })) => return (10, None),
+            _ => {}
         }
-        if let Some(error) = cause.downcast_ref::<CoordinatorStartError>() {
-            if error.is_in_use() {
-                return (11, None);
-            }
+        if let Some(CoordinatorStartError::Folder(_)) = cause.downcast_ref() {
+            return (11, None);
+        }
+        if cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::AddrInUse) {
+            return (11, None);
         }
     }
     (1, None)

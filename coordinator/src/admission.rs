@@ -141,7 +141,7 @@ impl Admission {
         match self.decide(peer, request, now).await {
             Ok(Ok(membership)) => {
                 info!(peer = %peer.fmt_short(), "peer admitted");
-                JoinMessage::Accepted(Accepted { membership })
+                JoinMessage::Accepted(Box::new(Accepted { membership }))
             }
             Ok(Err(refusal)) => {
                 warn!(peer = %peer.fmt_short(), %refusal, "peer not admitted");

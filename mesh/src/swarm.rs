@@ -258,7 +258,7 @@ impl Mesh {
         let mut receiver = FrameReceiver::with_limit(reader, MAX_HELLO);
         sender.send(request).await.map_err(JoinError::NoAnswer)?;
         match receiver.recv().await.map_err(JoinError::NoAnswer)? {
-            Some(JoinMessage::Accepted(accepted)) => Ok(accepted),
+            Some(JoinMessage::Accepted(accepted)) => Ok(*accepted),
             Some(JoinMessage::Refused(refusal)) => Err(JoinError::Refused(refusal)),
             Some(JoinMessage::Request(_)) => Err(JoinError::NoCoordinator),
             None => Err(JoinError::NoAnswer(FrameError::Cut)),

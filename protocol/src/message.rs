@@ -65,7 +65,7 @@ messages! {
         /// From the one who wants in.
         0x0010 => Request(JoinRequest),
         /// It is in, or has a new certificate.
-        0x0011 => Accepted(Accepted),
+        0x0011 => Accepted(Box<Accepted>),
         /// It is not.
         0x0012 => Refused(JoinRefusal),
     }
@@ -367,6 +367,8 @@ mod tests {
 
     use super::*;
     use crate::codec::{CodecError, HEADER, MAX_FRAME, Message, decode_header, encode};
+    use crate::job::RunErrorKind;
+    use crate::offer::{Device, Engine, SlotOffer};
 
     fn lease() -> Lease {
         let id = LeaseId { epoch: 2, counter: 3 };
@@ -407,6 +409,39 @@ mod tests {
         let golden = "32000000030210000000000000000000000000000000000000000000000510000000000000\
                       0000000000000000000000000000000004";
         assert_eq!(hex::encode(&frame), golden);
+    }
+
+    #[test]
+    fn registration_survives_the_codec() {
+        let device = Device::Gpu { name: "RTX".into(), uuid: "GPU-1".into(), memory: 24 << 30 };
+        let offer = Offer {
+            host_name: "studio".into(),
+            agent_version: "0.1.0".into(),
+            platform: "linux-x86_64".into(),
+            engine: Engine::Attached { comfyui_version: "0.3.75".into() },
+            classes: ["LoadImage".to_owned()].into(),
+            models: ["checkpoints/x.safetensors".to_owned()].into(),
+            slots: vec![SlotOffer { id: SlotId(0), device }],
+        };
+        let ended = RunEnded {
+            lease: lease(),
+            outcome: Outcome::Failed(RunError::new(RunErrorKind::Stalled, "no progress")),
+            fetched: vec![Fetched { blob: BlobRef::of(b"x"), from: PeerId([1; 32]), bytes: 1 }],
+            executed: Duration::from_millis(3),
+        };
+        let register = Register {
+            offer,
+            data_addresses: vec![
+                "192.0.2.7:4290".parse().expect("an address"),
+                "[::1]:1".parse().expect("an address"),
+            ],
+            leases: vec![HeldLease { lease: lease(), slot: SlotId(0), phase: Phase::Fetching }],
+            ended: vec![ended],
+            draining: true,
+        };
+        let message = NodeMessage::Register(register);
+        let frame = encode(&message, MAX_FRAME).expect("encodes");
+        assert_eq!(decode(&frame), Ok(Some(message)));
     }
 
     #[test]

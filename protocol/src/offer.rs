@@ -27,7 +27,7 @@ pub struct Offer {
 
 /// What executes workflows on a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum Engine {
     /// The small CPU engine of comfy-farm itself.
     Builtin,
@@ -59,7 +59,7 @@ pub struct SlotOffer {
 
 /// What a slot computes on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum Device {
     /// The processor.
     Cpu {

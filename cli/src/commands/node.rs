@@ -6,7 +6,7 @@ use std::sync::Arc;
 use node::agent::{Agent, AgentConfig};
 use node::engine::Engine;
 use node::engine::builtin::{Builtin, BuiltinOptions};
-use node::engine::comfyui::Comfyui;
+use node::engine::comfyui::{ComfyUi, ComfyUiOptions};
 use node::gpu::{GpuProbe, cpu, system_probe};
 use node::terms::{EngineTerms, Terms};
 use protocol::ticket::Ticket;
@@ -28,7 +28,7 @@ pub(super) async fn node(arguments: NodeArguments, file: SettingsFile) -> anyhow
         // One ComfyUI runs one prompt at a time, on the first card unless its owner chose otherwise.
         Some(url) => {
             let gpu = probe.gpus().ok().and_then(|gpus| gpus.into_iter().next());
-            (Arc::new(Comfyui::attach(url)?), gpu.unwrap_or_else(cpu))
+            (Arc::new(ComfyUi::new(url, ComfyUiOptions::default())?), gpu.unwrap_or_else(cpu))
         }
         None => (Arc::new(Builtin::new(builtin)), cpu()),
     };

@@ -34,7 +34,7 @@ pub(super) fn schema(arguments: &SchemaArguments) -> anyhow::Result<()> {
     let rows = interface
         .outputs
         .iter()
-        .map(|output| vec![output.name.clone(), output.kind.media_type().to_owned(), output.op.clone()]);
+        .map(|output| vec![output.name.clone(), output.media_type().to_owned(), output.op.clone()]);
     show::table(&["OUTPUT", "MEDIA TYPE", "NODE"], &rows.collect::<Vec<_>>());
     for repair in &bundle.repairs {
         eprintln!("note: {repair}");

@@ -32,7 +32,7 @@ fn request(farm: &Farm, secret: [u8; 16]) -> JoinRequest {
 async fn admit_by_secret(farm: Arc<Farm>, mut incoming: mpsc::Receiver<Incoming>) {
     while let Some(Incoming::Join { peer, request, answer }) = incoming.recv().await {
         let reply = match request.secret {
-            Some(SECRET) => JoinMessage::Accepted(Accepted { membership: farm.admit(peer, now()) }),
+            Some(SECRET) => JoinMessage::Accepted(Box::new(Accepted { membership: farm.admit(peer, now()) })),
             _ => JoinMessage::Refused(JoinRefusal::UnknownTicket),
         };
         answer.send(reply).expect("the join waits for it");

@@ -24,7 +24,7 @@ use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::Agent;
 use super::offer::offer;
-use super::session::{OpenSession, SessionEvent, Writer, dial_task, read_task};
+use super::session::{FIRST_PAUSE, OpenSession, SessionEvent, Writer, dial_task, read_task};
 use crate::engine::ProgressSink;
 use crate::join::Belonging;
 use crate::run::{Telling, Tools, run_task};
@@ -99,7 +99,7 @@ impl Duty {
         stop: CancellationToken,
     ) {
         let (phases, mut entered) = mpsc::channel(64);
-        self.dial();
+        self.dial(Duration::ZERO);
         let (mut progress, mut describe, mut renew) = (ticks(PROGRESS), ticks(DESCRIBE), ticks(RENEW));
         loop {
             tokio::select! {
@@ -116,10 +116,10 @@ impl Duty {
         self.leave().await;
     }
 
-    fn dial(&mut self) {
+    fn dial(&mut self, pause: Duration) {
         let (mesh, credentials) = (self.mesh.clone(), self.credentials.clone());
         let (belonging, path) = (self.belonging.clone(), self.belonging_path.clone());
-        self.tasks.spawn(dial_task(mesh, credentials, belonging, path, self.events.clone()));
+        self.tasks.spawn(dial_task(mesh, credentials, belonging, path, pause, self.events.clone()));
     }
 
     async fn on_session(&mut self, event: SessionEvent, phases: &mpsc::Sender<(LeaseId, Phase)>) {
@@ -152,7 +152,7 @@ impl Duty {
     fn lose(&mut self, reason: &str) {
         if self.writer.take().is_some() {
             warn!(reason, "session lost; work goes on");
-            self.dial();
+            self.dial(FIRST_PAUSE);
         }
     }
 

@@ -19,7 +19,7 @@ use crate::join::Belonging;
 /// The longest that one message may take to be written.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The pause before the first retry; it doubles up to the last.
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
+pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LAST_PAUSE: Duration = Duration::from_secs(5);
 
 /// What comes from the session's tasks.
@@ -38,17 +38,20 @@ pub(crate) struct OpenSession {
     pub(crate) belonging: Belonging,
 }
 
-/// Dials until a session is open, renewing the certificate where it is due.
+/// Dials until a session is open, renewing the certificate where it is due. The first try comes after
+/// `pause`.
 pub(crate) async fn dial_task(
     mesh: Mesh,
     credentials: Credentials,
     mut belonging: Belonging,
     belonging_path: PathBuf,
+    mut pause: Duration,
     events: mpsc::Sender<SessionEvent>,
 ) {
-    let mut pause = FIRST_PAUSE;
     let mut reported = String::new();
     loop {
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE);
         match belonging.renew_if_due(&belonging_path, &mesh).await {
             Ok(true) => {
                 credentials.replace(belonging.membership.clone());
@@ -72,8 +75,6 @@ pub(crate) async fn dial_task(
                 }
             }
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LAST_PAUSE);
     }
 }
 

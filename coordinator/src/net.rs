@@ -33,7 +33,7 @@ pub(crate) enum NetEvent {
     /// A node opened a session and registered.
     Registered(Box<Registered>, SessionHandle),
     /// A node said something.
-    Said { node: PeerId, session: u64, message: NodeMessage },
+    Said { node: PeerId, session: u64, message: Box<NodeMessage> },
     /// A session is gone.
     Closed { node: PeerId, session: u64 },
 }
@@ -147,6 +147,7 @@ async fn read_all(
     loop {
         match receiver.recv().await {
             Ok(Some(message)) => {
+                let message = Box::new(message);
                 if events.send(NetEvent::Said { node, session, message }).await.is_err() {
                     return;
                 }

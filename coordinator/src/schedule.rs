@@ -211,7 +211,8 @@ fn choose(
     let others_can = !job.avoid.is_empty() && able.iter().any(|&index| !avoided(index));
     able.iter()
         .copied()
-        .filter(|&index| !free[index].is_empty() && !(others_can && avoided(index)))
+        .filter(|&index| !free[index].is_empty())
+        .filter(|&index| !others_can || !avoided(index))
         .min_by_key(|&index| preference(job, workflow, &picture.nodes[index], &free[index]))
 }
 

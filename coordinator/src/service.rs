@@ -113,11 +113,12 @@ pub enum StartError {
 impl StartError {
     /// Whether another process has the data folder, or one of the ports.
     pub fn is_in_use(&self) -> bool {
-        match self {
-            Self::Folder(FolderError::InUse { .. }) => true,
-            Self::Mesh(MeshError::Listen { .. }) | Self::DataPlane(BindError::Socket { .. }) => true,
-            _ => false,
-        }
+        matches!(
+            self,
+            Self::Folder(FolderError::InUse { .. })
+                | Self::Mesh(MeshError::Listen { .. })
+                | Self::DataPlane(BindError::Socket { .. })
+        )
     }
 }
 

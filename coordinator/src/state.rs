@@ -109,7 +109,7 @@ pub enum Event {
         /// The session's number.
         session: u64,
         /// What it said; a second `Register` is ignored.
-        message: NodeMessage,
+        message: Box<NodeMessage>,
     },
     /// A session is gone.
     Disconnected {
@@ -246,7 +246,7 @@ impl State {
             Event::Cancel(job) => self.end_job(job, Outcome::without_run(JobState::Canceled), turn_ref),
             Event::SetDraining(node, draining) => self.set_draining(node, draining, turn_ref),
             Event::Registered(registered) => self.register(*registered, turn_ref),
-            Event::Said { node, session, message } => self.hear(node, session, message, turn_ref),
+            Event::Said { node, session, message } => self.hear(node, session, *message, turn_ref),
             Event::Disconnected { node, session } => self.disconnect(node, session, turn_ref),
             Event::OutputsStored { node, ended } => self.outputs_stored(node, *ended, turn_ref),
             Event::CollectFailed { lease, reason } => self.collect_failed(lease, &reason, turn_ref),

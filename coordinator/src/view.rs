@@ -27,6 +27,8 @@ pub struct DeployedWorkflow {
     pub graph: BlobRef,
     /// The interface as JSON, for nodes.
     pub interface_blob: BlobRef,
+    /// The files that came with the bundle, by the name under which the graph knows them.
+    pub inputs: BTreeMap<String, BlobRef>,
     /// The typed interface.
     pub interface: Arc<Interface>,
     /// What a node must have for it.
@@ -72,7 +74,7 @@ pub struct JobView {
     pub queue_position: Option<u64>,
     /// Why it waits, node by node; empty unless queued.
     pub waits: Vec<WaitReason>,
-    /// The run that is at work.
+    /// The latest run: the one at work, or the one that ended the job.
     pub run: Option<RunView>,
     /// Runs that ended without success, oldest first.
     pub failures: Vec<FailedRun>,

@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use protocol::ticket::Ticket;
 use protocol::{JobId, JobState, PeerId, WorkflowSelector, WorkflowVersion};
 use tokio::sync::oneshot;
 
@@ -12,7 +13,7 @@ use super::work::{self, Answer};
 use crate::handle::{Command, CommandError, EventFeed, Invitation, JobsFilter};
 use crate::net::unix_time;
 use crate::state::Event;
-use crate::state::record::NewJob;
+use crate::state::record::{EndedJob, Entry, NewJob};
 use crate::store::{Missed, Store, StoreError};
 use crate::view::{DeployedWorkflow, FarmEvent, JobView, NodeView};
 
@@ -88,9 +89,7 @@ impl Driver {
             return self.answer(answer, Ok(Some(view)));
         }
         let store = self.parts.store.clone();
-        self.read(answer, async move {
-            Ok(store.ended_job(id).await?.map(crate::state::record::EndedJob::into_view))
-        });
+        self.read(answer, async move { Ok(store.ended_job(id).await?.map(EndedJob::into_view)) });
     }
 
     fn jobs(&mut self, filter: JobsFilter, answer: Answer<Vec<JobView>>) {
@@ -106,7 +105,7 @@ impl Driver {
         self.answer(answer, Ok(self.state.node_view(node)));
     }
 
-    fn invite(&mut self, invitation: Invitation, answer: Answer<protocol::ticket::Ticket>) {
+    fn invite(&mut self, invitation: Invitation, answer: Answer<Ticket>) {
         let (admission, addresses) = (self.parts.admission.clone(), self.parts.addresses.clone());
         self.spawn(async move {
             let ticket = admission.invite(&invitation, addresses, unix_time()).await;
@@ -164,7 +163,7 @@ impl Driver {
 async fn merge(live: Vec<JobView>, filter: JobsFilter, store: Store) -> Result<Vec<JobView>, StoreError> {
     let wants_ended = filter.state.is_none_or(JobState::is_final);
     let ended = if wants_ended { store.ended_jobs(&filter).await? } else { Vec::new() };
-    let mut jobs: Vec<JobView> = ended.into_iter().map(crate::state::record::EndedJob::into_view).collect();
+    let mut jobs: Vec<JobView> = ended.into_iter().map(EndedJob::into_view).collect();
     let known: HashSet<JobId> = jobs.iter().map(|job| job.id).collect();
     jobs.extend(live.into_iter().filter(|job| !known.contains(&job.id)));
     jobs.sort_by_key(|job| std::cmp::Reverse(job.id));
@@ -174,7 +173,7 @@ async fn merge(live: Vec<JobView>, filter: JobsFilter, store: Store) -> Result<V
 
 fn missed(missed: Missed) -> Option<Vec<FarmEvent>> {
     let Missed::Events(entries) = missed else { return None };
-    let event = |(number, entry): (u64, crate::state::record::Entry)| FarmEvent {
+    let event = |(number, entry): (u64, Entry)| FarmEvent {
         number: Some(number),
         at: entry.at,
         kind: entry.record.to_event(),

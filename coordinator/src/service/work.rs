@@ -2,8 +2,11 @@
 //!
 //! Each task reports once, over the loop's own channel.
 
+use std::sync::Arc;
+
 use mesh::fetch::Exchange;
 use mesh::store::BlobStore;
+use protocol::JobId;
 use protocol::message::{MAX_PARAMETERS, Outcome, Provider, RunEnded};
 use time::OffsetDateTime;
 use tokio::sync::oneshot;
@@ -28,9 +31,9 @@ pub(super) enum Report {
     /// A grant that can be sent, unless its run is no longer wanted.
     Grant(Box<GrantOrder>),
     /// A deploy whose blobs are stored.
-    Deploy(Box<DeployedWorkflow>, Answer<std::sync::Arc<DeployedWorkflow>>),
+    Deploy(Box<DeployedWorkflow>, Answer<Arc<DeployedWorkflow>>),
     /// A submission whose parameters are stored.
-    Submit(Box<NewJob>, Answer<protocol::JobId>),
+    Submit(Box<NewJob>, Answer<JobId>),
 }
 
 /// Reads a job's parameters into its grant.
@@ -75,7 +78,7 @@ pub(super) async fn deploy(
     deployment: Deployment,
     blobs: BlobStore,
     now: OffsetDateTime,
-    answer: Answer<std::sync::Arc<DeployedWorkflow>>,
+    answer: Answer<Arc<DeployedWorkflow>>,
 ) -> Option<Report> {
     match deploy::prepare(deployment, &blobs, now).await {
         Ok(workflow) => Some(Report::Deploy(Box::new(workflow), answer)),
@@ -92,7 +95,7 @@ pub(super) async fn submit(
     submission: Submission,
     blobs: BlobStore,
     now: OffsetDateTime,
-    answer: Answer<protocol::JobId>,
+    answer: Answer<JobId>,
 ) -> Option<Report> {
     let Submission { workflow, parameters, priority } = submission;
     let json = parameters.to_canonical_json();
@@ -105,7 +108,7 @@ pub(super) async fn submit(
     match stored {
         Ok(stored) => {
             let job = NewJob {
-                id: protocol::JobId(uuid::Uuid::now_v7()),
+                id: JobId(uuid::Uuid::now_v7()),
                 workflow,
                 priority: priority.min(100),
                 parameters: stored,

@@ -8,10 +8,10 @@ use std::time::Duration;
 use protocol::message::{self, CoordinatorMessage, EndRecorded, RunEnded};
 use protocol::{
     Fetched, JobState, Lease, LeaseClock, LeaseId, OutputFile, PeerId, Phase, Progress, RunError,
-    RunErrorKind, SlotId,
+    RunErrorKind, SlotId, WorkflowVersion,
 };
 
-use super::jobs::Place;
+use super::jobs::{Job, Place};
 use super::record::{EndedRun, KnownLease, Record};
 use super::{Action, State, Turn};
 use crate::view::{FailedRun, FarmEventKind, RunView};
@@ -106,11 +106,7 @@ impl State {
     }
 
     /// A success must name outputs that the workflow has, and within limits.
-    fn check_outputs(
-        &self,
-        workflow: &protocol::WorkflowVersion,
-        outputs: &[OutputFile],
-    ) -> Result<(), RunError> {
+    fn check_outputs(&self, workflow: &WorkflowVersion, outputs: &[OutputFile]) -> Result<(), RunError> {
         let Some(workflow) = self.catalog.get(workflow) else { return Ok(()) };
         if outputs.len() > message::MAX_LIST {
             let detail =
@@ -150,10 +146,7 @@ impl State {
         }
         (run.node, run.phase, run.progress) = (node, Phase::Collecting, None);
         let view = run.to_view();
-        if matches!(
-            self.jobs.get(lease.job).map(super::jobs::Job::place),
-            Some(Place::Queued | Place::Held { .. })
-        ) {
+        if matches!(self.jobs.get(lease.job).map(Job::place), Some(Place::Queued | Place::Held { .. })) {
             // While its outputs come in, no other run of the job is begun.
             self.jobs.put(lease.job, Place::Running(lease.id));
         }
@@ -211,7 +204,7 @@ impl State {
     /// A run failed. Only the current run of a job can fail it; the node may forget any.
     fn run_failed(&mut self, node: PeerId, lease: Lease, error: RunError, turn: &mut Turn) {
         self.lost.remove(&lease.id);
-        let holder = match self.jobs.get(lease.job).map(super::jobs::Job::place) {
+        let holder = match self.jobs.get(lease.job).map(Job::place) {
             Some(Place::Held { known, .. }) => Some(known.node),
             _ => self.runs.get(&lease.id).map(|run| run.node),
         };

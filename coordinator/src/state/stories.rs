@@ -179,7 +179,7 @@ impl Farm {
     }
 
     pub(super) fn say(&mut self, seed: u8, message: NodeMessage) {
-        let session = self.session(seed).unwrap_or(0);
+        let (session, message) = (self.session(seed).unwrap_or(0), Box::new(message));
         self.apply(Event::Said { node: node(seed), session, message });
     }
 

@@ -7,6 +7,7 @@ use protocol::{FarmId, JobId, JobState, PeerId};
 
 use super::jobs::{Job, Jobs, Place};
 use super::nodes::Node;
+use super::runs::Run;
 use super::{Now, State};
 use crate::handle::JobsFilter;
 use crate::schedule::{NodePicture, explain};
@@ -61,7 +62,7 @@ impl State {
         let nodes = if waiting.is_empty() { Vec::new() } else { self.node_pictures(now) };
         let view = |job: &Job| {
             let run = match job.place() {
-                Place::Running(lease) => self.runs.get(&lease).map(super::runs::Run::to_view),
+                Place::Running(lease) => self.runs.get(&lease).map(Run::to_view),
                 Place::Queued | Place::Held { .. } => None,
             };
             let history = job.history();

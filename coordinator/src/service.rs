@@ -226,6 +226,7 @@ impl Coordinator {
         }
         self.exchange.shutdown().await;
         self.mesh.shutdown();
+        self.mesh.stopped().await;
         self.store.close().await;
         info!("coordinator has stopped");
     }
@@ -259,3 +260,6 @@ fn data_addresses(exchange: &Exchange, announced: &[String]) -> Vec<SocketAddr> 
     addresses.extend(hosts.map(|host: IpAddr| SocketAddr::new(host, port)));
     addresses
 }
+
+#[cfg(test)]
+mod tests;

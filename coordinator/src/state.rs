@@ -238,21 +238,7 @@ impl State {
     /// called once for a whole batch of events.
     pub fn apply(&mut self, event: Event, now: Now) -> Vec<Action> {
         let mut turn = Turn { now, actions: Vec::new() };
-        let turn_ref = &mut turn;
-        match event {
-            Event::Deploy(workflow) => self.deploy(workflow, turn_ref),
-            Event::Restore(id) => self.record(Record::Restored(id), turn_ref),
-            Event::Submit(job) => self.record(Record::Submitted(job), turn_ref),
-            Event::Cancel(job) => self.end_job(job, Outcome::without_run(JobState::Canceled), turn_ref),
-            Event::SetDraining(node, draining) => self.set_draining(node, draining, turn_ref),
-            Event::Registered(registered) => self.register(*registered, turn_ref),
-            Event::Said { node, session, message } => self.hear(node, session, *message, turn_ref),
-            Event::Disconnected { node, session } => self.disconnect(node, session, turn_ref),
-            Event::OutputsStored { node, ended } => self.outputs_stored(node, *ended, turn_ref),
-            Event::CollectFailed { lease, reason } => self.collect_failed(lease, &reason, turn_ref),
-            Event::GrantFailed { lease, reason } => self.grant_failed(lease, reason, turn_ref),
-            Event::Tick => self.tick(turn_ref),
-        }
+        self.take_in(event, &mut turn);
         turn.actions
     }
 
@@ -290,6 +276,23 @@ impl State {
     /// How many jobs wait.
     pub fn waiting(&self) -> usize {
         self.jobs.waiting()
+    }
+
+    fn take_in(&mut self, event: Event, turn: &mut Turn) {
+        match event {
+            Event::Deploy(workflow) => self.deploy(workflow, turn),
+            Event::Restore(id) => self.record(Record::Restored(id), turn),
+            Event::Submit(job) => self.record(Record::Submitted(job), turn),
+            Event::Cancel(job) => self.end_job(job, Outcome::without_run(JobState::Canceled), turn),
+            Event::SetDraining(node, draining) => self.set_draining(node, draining, turn),
+            Event::Registered(registered) => self.register(*registered, turn),
+            Event::Said { node, session, message } => self.hear(node, session, *message, turn),
+            Event::Disconnected { node, session } => self.disconnect(node, session, turn),
+            Event::OutputsStored { node, ended } => self.outputs_stored(node, *ended, turn),
+            Event::CollectFailed { lease, reason } => self.collect_failed(lease, &reason, turn),
+            Event::GrantFailed { lease, reason } => self.grant_failed(lease, reason, turn),
+            Event::Tick => self.tick(turn),
+        }
     }
 
     fn deploy(&mut self, workflow: Arc<DeployedWorkflow>, turn: &mut Turn) {

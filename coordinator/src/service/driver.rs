@@ -148,6 +148,7 @@ impl Driver {
                     break;
                 }
             }
+            while self.tasks.try_join_next().is_some() {}
             self.flush().await?;
         }
         self.flush().await?;

@@ -23,7 +23,9 @@ pub(crate) fn routes(openapi: Arc<serde_json::Value>) -> Router<Api> {
         let openapi = openapi.clone();
         async move { Json((*openapi).clone()) }
     };
-    let docs = Arc::new(Config::new([Url::new("comfy-farm", OPENAPI_PATH)]).persist_authorization(false));
+    // Without the last, the page would show the document to a validator elsewhere.
+    let docs = Config::new([Url::new("comfy-farm", OPENAPI_PATH)]).validator_url("none");
+    let docs = Arc::new(docs);
     let docs_index = docs.clone();
     Router::new()
         .route("/", get(|| async { page_file("index.html") }))
@@ -31,7 +33,6 @@ pub(crate) fn routes(openapi: Arc<serde_json::Value>) -> Router<Api> {
             "/assets/{*path}",
             get(|Path(path): Path<String>| async move { page_file(&format!("assets/{path}")) }),
         )
-        .route("/favicon.svg", get(|| async { page_file("favicon.svg") }))
         .route(OPENAPI_PATH, get(document))
         .route("/docs", get(|| async { Redirect::permanent("/docs/") }))
         .route("/docs/", get(|| async move { docs_file("", docs_index) }))
@@ -72,5 +73,52 @@ fn docs_file(path: &str, config: Arc<Config<'static>>) -> Response {
             tracing::error!(error = %error, "documentation page could not be made");
             ApiError::Panic.into_response()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::http::Request;
+
+    use super::*;
+    use crate::api::testing::{TestFarm, bytes_of};
+
+    async fn get(farm: &TestFarm, path: &str) -> Response {
+        let request = Request::builder().uri(path).header(header::HOST, "localhost:8288");
+        farm.send(request.body(Body::empty()).unwrap()).await
+    }
+
+    #[tokio::test]
+    async fn documentation_is_whole_without_any_other_host() {
+        let farm = TestFarm::start().await;
+        let index = String::from_utf8(bytes_of(get(&farm, "/docs/").await).await).unwrap();
+        assert!(!index.contains("//cdn") && !index.contains("https://"), "{index}");
+        let sources = index.split("src=\"./").skip(1).filter_map(|rest| rest.split('"').next());
+        let mut scripts = 0;
+        for source in sources {
+            scripts += 1;
+            assert_eq!(get(&farm, &format!("/docs/{source}")).await.status(), StatusCode::OK, "{source}");
+        }
+        assert!(scripts >= 3, "{index}");
+        let settings = bytes_of(get(&farm, "/docs/swagger-initializer.js").await).await;
+        let settings = String::from_utf8(settings).unwrap();
+        assert!(
+            settings.contains(OPENAPI_PATH) && settings.contains("\"validatorUrl\": \"none\""),
+            "{settings}"
+        );
+        assert_eq!(get(&farm, "/docs/nothing.js").await.status(), StatusCode::NOT_FOUND);
+    }
+
+    #[tokio::test]
+    async fn page_may_load_only_from_the_farm() {
+        let farm = TestFarm::start().await;
+        let page = get(&farm, "/").await;
+        assert_eq!(page.status(), StatusCode::OK);
+        assert!(page.headers()[header::CONTENT_TYPE].to_str().unwrap().starts_with("text/html"));
+        let policy = page.headers()[header::CONTENT_SECURITY_POLICY].to_str().unwrap();
+        assert!(policy.starts_with("default-src 'self';"), "{policy}");
+        assert!(!policy.contains("script-src"), "{policy}");
+        assert_eq!(get(&farm, "/assets/nothing.js").await.status(), StatusCode::NOT_FOUND);
     }
 }

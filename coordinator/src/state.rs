@@ -50,9 +50,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::message::{
-    CancelRun, CoordinatorMessage, Grant, NodeMessage, Provider, Register, RunEnded, SetDraining,
-};
+use protocol::message::{CoordinatorMessage, Grant, NodeMessage, Provider, Register, RunEnded, SetDraining};
 use protocol::{
     BlobRef, JobId, JobState, Lease, LeaseId, PeerId, WorkflowName, WorkflowSelector, WorkflowVersion,
 };
@@ -335,49 +333,6 @@ impl State {
         }
     }
 
-    /// Ends a job, with all that is known of it written down, and stops its other runs. Does nothing
-    /// to an ended one.
-    fn end_job(&mut self, id: JobId, outcome: Outcome, turn: &mut Turn) {
-        let Some(job) = self.jobs.get(id) else { return };
-        let Outcome { state, taken, outputs, error, fetched } = outcome;
-        let history = job.history().cloned().unwrap_or_default();
-        let current = match job.place() {
-            Place::Running(lease) => self.runs.get(&lease).map(|run| self.ended_run(run.node, run.lease)),
-            Place::Queued | Place::Held { .. } => None,
-        };
-        let run = taken.or(current);
-        let ended = EndedJob {
-            job: job.new.clone(),
-            state,
-            started: history.started,
-            ended: turn.now.wall,
-            run,
-            failures: history.failures,
-            outputs,
-            error,
-            fetched,
-        };
-        let runs: Vec<Run> =
-            self.runs.extract_if(.., |_, run| run.lease.job == id).map(|(_, run)| run).collect();
-        for run in runs {
-            if taken.is_none_or(|taken| taken.id != run.lease.run) {
-                self.stop(&run, turn);
-            }
-        }
-        self.lost.retain(|_, known| known.lease.job != id);
-        turn.actions.push(Action::Archive(Box::new(ended)));
-        self.record(Record::Ended { job: id, state }, turn);
-    }
-
-    /// Stops a run that is no longer wanted. Its slot stays taken until the node has done so.
-    fn stop(&mut self, run: &Run, turn: &mut Turn) {
-        if run.collecting.is_some() {
-            return self.forget_end(run.node, run.lease, turn);
-        }
-        self.await_slot(run, turn.now.monotonic);
-        turn.send(run.node, CoordinatorMessage::CancelRun(CancelRun { lease: run.lease.id }));
-    }
-
     /// Takes a running job back into the queue, where it keeps its place.
     fn queue_again(&mut self, job: JobId, lease: LeaseId, reason: String, turn: &mut Turn) {
         self.jobs.put(job, Place::Queued);
@@ -398,5 +353,7 @@ impl State {
 
 #[cfg(test)]
 mod invariants;
+#[cfg(test)]
+mod made_farm;
 #[cfg(test)]
 mod stories;

@@ -8,7 +8,7 @@ use protocol::message::{Heartbeat, HeldLease, Leave, Refusal, Refused};
 use protocol::{Lease, Phase, RunErrorKind, SlotId};
 
 use super::jobs::Place;
-use super::stories::{Farm, failed, job, node, succeeded};
+use super::made_farm::{Farm, failed, job, node, succeeded};
 use super::*;
 
 /// What may happen next; numbers choose among the jobs, nodes and leases that there are.

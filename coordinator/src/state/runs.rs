@@ -5,14 +5,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use protocol::message::{self, CoordinatorMessage, EndRecorded, RunEnded};
+use protocol::message::{self, CancelRun, CoordinatorMessage, EndRecorded, RunEnded};
 use protocol::{
-    Fetched, JobState, Lease, LeaseClock, LeaseId, OutputFile, PeerId, Phase, Progress, RunError,
+    Fetched, JobId, JobState, Lease, LeaseClock, LeaseId, OutputFile, PeerId, Phase, Progress, RunError,
     RunErrorKind, SlotId, WorkflowVersion,
 };
 
 use super::jobs::{Job, Place};
-use super::record::{EndedRun, KnownLease, Record};
+use super::record::{EndedJob, EndedRun, KnownLease, Record};
 use super::{Action, State, Turn};
 use crate::view::{FailedRun, FarmEventKind, RunView};
 
@@ -87,6 +87,49 @@ impl Outcome {
 }
 
 impl State {
+    /// Ends a job, with all that is known of it written down, and stops its other runs. Does nothing
+    /// to an ended one.
+    pub(super) fn end_job(&mut self, id: JobId, outcome: Outcome, turn: &mut Turn) {
+        let Some(job) = self.jobs.get(id) else { return };
+        let Outcome { state, taken, outputs, error, fetched } = outcome;
+        let history = job.history().cloned().unwrap_or_default();
+        let current = match job.place() {
+            Place::Running(lease) => self.runs.get(&lease).map(|run| self.ended_run(run.node, run.lease)),
+            Place::Queued | Place::Held { .. } => None,
+        };
+        let run = taken.or(current);
+        let ended = EndedJob {
+            job: job.new.clone(),
+            state,
+            started: history.started,
+            ended: turn.now.wall,
+            run,
+            failures: history.failures,
+            outputs,
+            error,
+            fetched,
+        };
+        let runs: Vec<Run> =
+            self.runs.extract_if(.., |_, run| run.lease.job == id).map(|(_, run)| run).collect();
+        for run in runs {
+            if taken.is_none_or(|taken| taken.id != run.lease.run) {
+                self.stop(&run, turn);
+            }
+        }
+        self.lost.retain(|_, known| known.lease.job != id);
+        turn.actions.push(Action::Archive(Box::new(ended)));
+        self.record(Record::Ended { job: id, state }, turn);
+    }
+
+    /// Stops a run that is no longer wanted. Its slot stays taken until the node has done so.
+    pub(super) fn stop(&mut self, run: &Run, turn: &mut Turn) {
+        if run.collecting.is_some() {
+            return self.forget_end(run.node, run.lease, turn);
+        }
+        self.await_slot(run, turn.now.monotonic);
+        turn.send(run.node, CoordinatorMessage::CancelRun(CancelRun { lease: run.lease.id }));
+    }
+
     /// A node told the end of a run, perhaps not for the first time.
     pub(super) fn run_ended(&mut self, node: PeerId, ended: RunEnded, turn: &mut Turn) {
         let lease = ended.lease;

@@ -24,6 +24,8 @@ use watch::{Ended, Watch};
 pub mod client;
 mod events;
 mod failure;
+#[cfg(test)]
+mod faults;
 mod models;
 mod outputs;
 mod session;

@@ -1,7 +1,7 @@
 //! Pictures on disk: read as ComfyUI's LoadImage reads them, written as SaveImage writes them.
 //!
 //! PNG and lossless WebP give the same pixels as there. JPEG and lossy WebP are read by another decoder
-//! than ComfyUI's, and a value can differ by a step or two. What would be read otherwise for sure
+//! than ComfyUI's, and a value can differ by a few of its 255 steps. What would be read otherwise for sure
 //! (animations, 16-bit grey) is refused by name. Not here: arithmetic (`pixels.rs`).
 
 use std::fs::File;

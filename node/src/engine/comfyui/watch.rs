@@ -49,7 +49,7 @@ impl Watch<'_> {
         mut socket: Socket,
         cancel: &CancellationToken,
     ) -> Result<Ended, RunError> {
-        let mut poll = interval(POLL);
+        let mut poll = interval(POLL.min(self.options.stall_after / 2).max(POLL_AT_END));
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         poll.reset();
         let mut moved = Instant::now();
@@ -91,9 +91,12 @@ impl Watch<'_> {
         self.progress.executing(self.session.fraction(), op.map(|op| op.class_type.as_str()));
     }
 
-    /// Asks the queue and the history, in this order: ComfyUI moves a prompt from the one to the other
-    /// at once.
+    /// Asks the history and the queue. A prompt that is in neither may just have moved from the one to
+    /// the other, so the history has the last word.
     async fn look(&self) -> Result<Look, RequestError> {
+        if let Some(entry) = self.client.history(self.prompt).await? {
+            return Ok(Look::Ended(entry));
+        }
         match self.client.position(self.prompt).await? {
             Position::Pending => Ok(Look::Pending),
             Position::Running => Ok(Look::Running),

@@ -149,10 +149,13 @@ impl Client {
         Ok(())
     }
 
+    /// The whole URL of a path on the farm.
+    pub(crate) fn absolute(&self, path: &str) -> String {
+        format!("{}{path}", self.url)
+    }
+
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        // The API gives some URLs whole.
-        let url = if path.starts_with("http") { path.to_owned() } else { format!("{}{path}", self.url) };
-        let request = self.http.request(method, url);
+        let request = self.http.request(method, self.absolute(path));
         match &self.key {
             Some(key) => request.bearer_auth(key),
             None => request,

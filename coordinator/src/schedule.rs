@@ -162,7 +162,7 @@ fn is_draining(_: &Requirements, node: &NodePicture<'_>) -> Option<String> {
 fn proves_no_lock(requirements: &Requirements, node: &NodePicture<'_>) -> Option<String> {
     let attached = matches!(node.offer.engine, Engine::Attached { .. });
     (attached && !requirements.accept_attached)
-        .then(|| "it is a ComfyUI that its owner runs, and the workflow was not deployed for that".to_owned())
+        .then(|| "it has an attached ComfyUI, which proves no lock, and the workflow was not deployed with `--accept-attached`".to_owned())
 }
 
 fn lacks_classes(requirements: &Requirements, node: &NodePicture<'_>) -> Option<String> {

@@ -109,7 +109,7 @@ fn comparable_workflows() -> Vec<(&'static str, Value)> {
 fn colourful(path: &Path) -> anyhow::Result<()> {
     let pixel = |x: u32, y: u32| {
         let byte = |value: u32| (value % 256) as u8;
-        Rgba([byte(x * 7 + y), byte(x * x + 3 * y), byte(255 - x * 5 + y * y), byte(x * 11 + y * 13)])
+        Rgba([byte(x * 7 + y), byte(x * x + 3 * y), byte(1023 - x * 5 + y * y), byte(x * 11 + y * 13)])
     };
     Ok(RgbaImage::from_fn(61, 43, pixel).save(path)?)
 }

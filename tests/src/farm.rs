@@ -168,7 +168,7 @@ impl Farm {
         files: &[(&str, &Path)],
         texts: &[(&str, &str)],
     ) -> anyhow::Result<Value> {
-        let mut form = Form::new();
+        let mut form = Form::new().text("priority", "50");
         for (name, path) in files {
             let file_name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             form = form.part((*name).to_owned(), Part::bytes(std::fs::read(path)?).file_name(file_name));

@@ -35,8 +35,8 @@ pub(super) async fn deploy(arguments: &DeployArguments, file: &SettingsFile) -> 
         return Ok(());
     }
     println!("deployed {}@{}", text(&deployed, "name"), deployed["version"]);
-    println!("  call      {}", text(&deployed, "url"));
-    println!("  OpenAPI   {}", text(&deployed, "openapi_url"));
+    println!("  call      {}/jobs", client.absolute(text(&deployed, "url")));
+    println!("  OpenAPI   {}", client.absolute(text(&deployed, "openapi_url")));
     for (title, list) in
         [("input", "inputs"), ("output", "outputs"), ("missing", "missing"), ("note", "notes")]
     {
@@ -70,17 +70,15 @@ fn one_line(entry: &Value) -> String {
 
 /// What the workflow could expose, as flags to copy.
 fn candidates(problem: &Value) -> String {
-    let mut words = format!("{}; choose with:", text(problem, "detail"));
+    let mut words = "the workflow does not say what comes in and out; choose with:".to_owned();
     for input in problem["candidates"]["inputs"].as_array().into_iter().flatten() {
-        let (node, field) = (text(input, "op"), text(input, "field"));
-        words.push_str(&format!(
-            "\n  --input {field}={node}.{field}  ({}, now {})",
-            text(input, "class"),
-            input["value"]
-        ));
+        let place = text(input, "input");
+        let field = place.split_once('.').map_or(place, |(_, field)| field);
+        let (class, value) = (text(input, "class"), &input["value"]);
+        words.push_str(&format!("\n  --input {field}={place}  ({class}, now {value})"));
     }
     for output in problem["candidates"]["outputs"].as_array().into_iter().flatten() {
-        words.push_str(&format!("\n  --output {}  ({})", text(output, "op"), text(output, "class")));
+        words.push_str(&format!("\n  --output {}  ({})", text(output, "node"), text(output, "class")));
     }
     words
 }

@@ -126,7 +126,7 @@ fn each_hard_rule_is_told_in_words() {
     let models = Requirements { models: names(&["loras/b"]), ..Requirements::default() };
     check(|_| (), models, "it lacks the model `loras/b`");
     let attach = |node: &mut Made| node.offer.engine = Engine::Attached { comfyui_version: "0.8.0".into() };
-    let refused = "it is a ComfyUI that its owner runs, and the workflow was not deployed for that";
+    let refused = "it has an attached ComfyUI, which proves no lock, and the workflow was not deployed with `--accept-attached`";
     check(attach, needs(&[]), refused);
     check(attach, Requirements { accept_attached: true, ..needs(&[]) }, "it is next in turn");
     assert_eq!(explain(&needs(&[]), &[], &[])[0].node, None);

@@ -15,13 +15,15 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::{
     Description, Engine, EngineError, Execution, ProducedFile, ProgressSink, canceled, safe_file_name,
 };
-use client::{AddressError, Client, RequestError, Submitted};
+use answer::Submitted;
+use client::{AddressError, Client, RequestError};
 use outputs::{Content, Output};
 use session::{Session, Verdict};
 use socket::Socket;
 use watch::{Ended, Watch};
 
 pub mod client;
+mod answer;
 mod events;
 mod failure;
 #[cfg(test)]

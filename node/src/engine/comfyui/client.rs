@@ -1,7 +1,7 @@
 //! The HTTP requests that the farm makes of one ComfyUI, with limits on what it may answer.
 //!
-//! Not here: what the answers mean for a run (`failure.rs`, `outputs.rs`), and the WebSocket
-//! (`socket.rs`).
+//! Not here: the shapes of its answers (`answer.rs`), what they mean for a run (`failure.rs`,
+//! `outputs.rs`), and the WebSocket (`socket.rs`).
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use tokio::io::AsyncWriteExt;
+
+use super::answer::{HistoryEntry, Position, ServedFile, Submitted};
 
 /// The largest JSON answer that is read: `/object_info` of a large installation has some 10 MiB.
 const MAX_ANSWER: u64 = 64 << 20;
@@ -100,82 +102,6 @@ pub enum RequestError {
         #[source]
         source: std::io::Error,
     },
-}
-
-/// What ComfyUI says to a prompt.
-#[derive(Debug)]
-pub(super) enum Submitted {
-    /// It will execute the outputs without errors among these.
-    Accepted(Rejection),
-    /// It will not execute it.
-    Rejected(Rejection),
-}
-
-/// What is wrong with a prompt.
-#[derive(Debug, Default, Deserialize)]
-pub(super) struct Rejection {
-    /// The error of the whole.
-    #[serde(default)]
-    pub(super) error: RejectedFor,
-    /// Those of single ops, by id.
-    #[serde(default)]
-    pub(super) node_errors: Map<String, Value>,
-}
-
-/// One reason to refuse a prompt.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct RejectedFor {
-    #[serde(rename = "type")]
-    pub(super) kind: String,
-    pub(super) message: String,
-    pub(super) details: String,
-    pub(super) extra_info: Value,
-}
-
-/// Where a prompt stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Position {
-    Pending,
-    Running,
-    /// It ended, or was never there.
-    Absent,
-}
-
-/// What ComfyUI keeps of a prompt that ended.
-#[derive(Debug, Default, Deserialize)]
-pub(super) struct HistoryEntry {
-    /// What each output op reported.
-    #[serde(default)]
-    pub(super) outputs: Map<String, Value>,
-    #[serde(default)]
-    pub(super) status: HistoryStatus,
-}
-
-/// How it ended.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct HistoryStatus {
-    /// `success` or `error`.
-    pub(super) status_str: String,
-    /// The events of its WebSocket session that matter.
-    pub(super) messages: Vec<(String, Value)>,
-}
-
-/// A file in one of ComfyUI's folders, as it names it.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub(super) struct ServedFile {
-    pub(super) filename: String,
-    #[serde(default)]
-    pub(super) subfolder: String,
-    #[serde(rename = "type", default = "ServedFile::output")]
-    pub(super) folder: String,
-}
-
-impl ServedFile {
-    fn output() -> String {
-        "output".to_owned()
-    }
 }
 
 impl Client {

@@ -7,7 +7,8 @@ use std::error::Error;
 use protocol::{FailedOp, RunError, RunErrorKind, Workflow};
 use serde_json::Value;
 
-use super::client::{HistoryStatus, Rejection, RequestError};
+use super::answer::{HistoryStatus, Rejection};
+use super::client::RequestError;
 use super::events::{self, Event, Exception};
 use super::models::names_a_model;
 use super::session::Verdict;

@@ -5,7 +5,7 @@
 use protocol::{RunError, RunErrorKind};
 use serde_json::{Map, Value};
 
-use super::client::ServedFile;
+use super::answer::ServedFile;
 
 /// One result of an output op.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,7 +11,8 @@ use serde_json::{Map, Value};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::client::{Client, HistoryEntry, Position, RequestError};
+use super::answer::{HistoryEntry, Position};
+use super::client::{Client, RequestError};
 use super::session::{Happened, Session, Verdict};
 use super::socket::{ConnectError, Socket};
 use super::{ComfyUiOptions, failure};

@@ -101,10 +101,12 @@ fn classify(error: &anyhow::Error) -> (u8, Option<&'static str>) {
         }
         match cause.downcast_ref::<NodeStartError>() {
             Some(NodeStartError::InUse(_)) => return (11, None),
-            Some(NodeStartError::Belong(BelongError::NoTicket | BelongError::OtherFarm { .. })) => return (10, None),
+            Some(NodeStartError::Belong(BelongError::NoTicket | BelongError::OtherFarm { .. })) => {
+                return (10, None);
+            }
             _ => {}
         }
-        if let Some(CoordinatorStartError::Folder(_)) = cause.downcast_ref() {
+        if cause.downcast_ref::<CoordinatorStartError>().is_some_and(CoordinatorStartError::is_in_use) {
             return (11, None);
         }
         if cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::AddrInUse) {

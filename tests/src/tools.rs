@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 /// Prints why a test does not run; it counts as passed, so the reason must be one that `tests/run` allows.
 pub fn skipped(reason: &str) {
-    println!("skipped: {reason}");
     eprintln!("skipped: {reason}");
 }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use anyhow::ensure;
 use coordinator::api::{self, ApiConfig};
 use coordinator::handle::Invitation;
 use coordinator::service::{Coordinator, CoordinatorConfig};
@@ -67,9 +68,14 @@ pub(super) async fn coordinator(arguments: CoordinatorArguments, file: SettingsF
             println!("warning        HTTP without encryption: keys and pictures can be read on the way");
         }
     }
-    asked_to_stop().await;
+    let failed = tokio::select! {
+        () = asked_to_stop() => false,
+        () = coordinator.failed() => true,
+    };
     stop.cancel();
+    server.stopped().await;
     coordinator.shutdown().await;
+    ensure!(!failed, "the coordinator's store has failed; its log says why");
     Ok(())
 }
 

@@ -166,7 +166,7 @@ fn unknown_key(file: &toml::Table) -> Option<(String, Option<String>)> {
             return Some((name.clone(), nearest(name, KNOWN.iter().map(|(table, _)| *table))));
         };
         let Some(table) = value.as_table() else { continue };
-        for key in table.keys().filter(|key| !keys.contains(&key.as_str())) {
+        if let Some(key) = table.keys().find(|key| !keys.contains(&key.as_str())) {
             let nearest = nearest(key, keys.iter().copied()).map(|nearest| format!("{name}.{nearest}"));
             return Some((format!("{name}.{key}"), nearest));
         }

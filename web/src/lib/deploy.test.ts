@@ -3,9 +3,9 @@ import { choicesOf, deployQuery, nameOf } from "./deploy";
 
 const CANDIDATES = {
   inputs: [
-    { input: "6.text", title: "Positive", value: "a fox" },
-    { input: "7.text", title: "Negative", value: "" },
-    { input: "3.seed", title: "KSampler", value: 7 },
+    { input: "6.text", title: "Positive", class: "CLIPTextEncode", value: "a fox" },
+    { input: "7.text", title: "Negative", class: "CLIPTextEncode", value: "" },
+    { input: "3.seed", title: "KSampler", class: "KSampler", value: 7 },
   ],
   outputs: [{ node: "9", title: "Save Image", class: "SaveImage" }],
 };

@@ -54,7 +54,9 @@ pub enum CommandError {
     #[error("{0} jobs are queued, which is the most that this coordinator keeps; try again later")]
     QueueFull(usize),
     /// The parameters are larger than a grant may carry.
-    #[error("the parameters are {0} bytes of JSON, where at most 262144 are taken; send large values as files")]
+    #[error(
+        "the parameters are {0} bytes of JSON, where at most 262144 are taken; send large values as files"
+    )]
     ParametersTooLarge(usize),
     /// The store did not take it.
     #[error("the coordinator's store has failed: {0}")]

@@ -35,6 +35,7 @@
 //! node is best (`schedule`).
 
 mod catalog;
+mod claims;
 mod grants;
 mod jobs;
 mod nodes;

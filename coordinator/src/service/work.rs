@@ -18,9 +18,6 @@ use crate::state::record::NewJob;
 use crate::state::{Event, GrantOrder};
 use crate::view::DeployedWorkflow;
 
-/// The most bytes that the outputs of one run may have together: 64 GiB.
-const MAX_OUTPUTS: u64 = 64 << 30;
-
 /// The way back for an answer.
 pub(super) type Answer<T> = oneshot::Sender<Result<T, CommandError>>;
 
@@ -59,11 +56,6 @@ pub(super) async fn collect(provider: Provider, ended: Box<RunEnded>, exchange: 
         Outcome::Succeeded(outputs) => outputs.as_slice(),
         Outcome::Failed(_) => &[],
     };
-    let sizes = outputs.iter().try_fold(0_u64, |sum, output| sum.checked_add(output.blob.size));
-    if sizes.is_none_or(|sum| sum > MAX_OUTPUTS) {
-        let reason = format!("they are more than {} GiB", MAX_OUTPUTS >> 30);
-        return Report::Event(Event::CollectFailed { lease, reason });
-    }
     for output in outputs {
         if let Err(error) = exchange.fetch(output.blob, std::slice::from_ref(&provider), None).await {
             debug!(%error, "output could not be fetched");

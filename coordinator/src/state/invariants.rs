@@ -25,6 +25,8 @@ enum Step {
     Fail(usize, RunErrorKind),
     CollectFail(usize),
     Refuse(usize),
+    /// A node claims what another one was granted.
+    Steal(u8, usize),
     Leave(u8),
     Pass(u64),
     Restart,
@@ -51,6 +53,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (lease(), kinds).prop_map(|(lease, kind)| Step::Fail(lease, kind)),
         1 => lease().prop_map(Step::CollectFail),
         1 => lease().prop_map(Step::Refuse),
+        1 => (1_u8..4, lease()).prop_map(|(seed, lease)| Step::Steal(seed, lease)),
         1 => (1_u8..4).prop_map(Step::Leave),
         2 => (1_u64..40).prop_map(Step::Pass),
         1 => Just(Step::Restart),
@@ -120,6 +123,19 @@ impl World {
             Step::Refuse(place) => self.say(place, |lease| {
                 NodeMessage::Refused(Refused { lease, refusal: Refusal::SlotBusy(SlotId(0)) })
             }),
+            Step::Steal(seed, place) => {
+                if let Some((_, lease)) = self.grant_at(place).filter(|(owner, _)| *owner != node(seed)) {
+                    let before = self.farm.state.runs.get(&lease.id).map(|run| run.node);
+                    let refused = Refused { lease, refusal: Refusal::SlotBusy(SlotId(0)) };
+                    self.farm.say(seed, NodeMessage::Refused(refused));
+                    self.farm.say(seed, NodeMessage::RunEnded(failed(lease, RunErrorKind::InvalidInput)));
+                    self.farm.say(seed, NodeMessage::RunEnded(succeeded(lease)));
+                    let after = self.farm.state.runs.get(&lease.id).map(|run| run.node);
+                    if before.is_some() {
+                        assert_eq!(after, before, "a run was moved by another node");
+                    }
+                }
+            }
             Step::Leave(seed) => self.farm.say(seed, NodeMessage::Leave(Leave { leases: vec![] })),
             Step::Pass(seconds) => self.farm.pass(seconds),
             Step::Restart => self.farm.restart(),

@@ -8,9 +8,10 @@ use std::time::Duration;
 use protocol::message::{self, CancelRun, CoordinatorMessage, EndRecorded, RunEnded};
 use protocol::{
     Fetched, JobId, JobState, Lease, LeaseClock, LeaseId, OutputFile, PeerId, Phase, Progress, RunError,
-    RunErrorKind, SlotId, WorkflowVersion,
+    RunErrorKind, SlotId,
 };
 
+use super::claims::bounded;
 use super::jobs::{Job, Place};
 use super::record::{EndedJob, EndedRun, KnownLease, Record};
 use super::{Action, State, Turn};
@@ -22,6 +23,8 @@ pub(crate) const MAX_ATTEMPTS: usize = 3;
 pub(crate) const MAX_LOSSES: u32 = 5;
 /// How often the outputs of one run are asked for before it counts as failed.
 const MAX_COLLECTS: u32 = 5;
+/// How long a slot rests on which a node did not take a run, or from which it gave one back.
+const REST: Duration = Duration::from_secs(5);
 /// The pause after the first failure to fetch outputs; it doubles.
 const COLLECT_PAUSE: Duration = Duration::from_secs(1);
 
@@ -133,9 +136,10 @@ impl State {
     /// A node told the end of a run, perhaps not for the first time.
     pub(super) fn run_ended(&mut self, node: PeerId, ended: RunEnded, turn: &mut Turn) {
         let lease = ended.lease;
+        let ended = bounded(ended);
         self.release_slot(node, lease.id, turn);
-        let Some(job) = self.jobs.get(lease.job) else {
-            // The job has ended, by this very run or otherwise: the node may forget.
+        let Some(job) = self.jobs.get(lease.job).filter(|_| self.is_own(node, &lease)) else {
+            // The job has ended, by this very run or otherwise, or it was never the node's: it may forget.
             return self.forget_end(node, lease, turn);
         };
         let outcome = match &ended.outcome {
@@ -145,26 +149,6 @@ impl State {
         match outcome {
             Ok(()) => self.collect(node, ended, turn),
             Err(error) => self.run_failed(node, lease, error, turn),
-        }
-    }
-
-    /// A success must name outputs that the workflow has, and within limits.
-    fn check_outputs(&self, workflow: &WorkflowVersion, outputs: &[OutputFile]) -> Result<(), RunError> {
-        let Some(workflow) = self.catalog.get(workflow) else { return Ok(()) };
-        if outputs.len() > message::MAX_LIST {
-            let detail =
-                format!("the node names {} outputs; at most {} are taken", outputs.len(), message::MAX_LIST);
-            return Err(RunError::new(RunErrorKind::NodeFault, detail));
-        }
-        let declared =
-            |file: &OutputFile| workflow.interface.outputs.iter().any(|output| output.name == file.output);
-        match outputs.iter().find(|file| !declared(file)) {
-            Some(file) => {
-                let detail =
-                    format!("the node names an output `{}`, which the workflow has not", file.output);
-                Err(RunError::new(RunErrorKind::NodeFault, detail))
-            }
-            None => Ok(()),
         }
     }
 
@@ -259,17 +243,19 @@ impl State {
 
     /// Decides what the failure of a job's current run means for the job.
     fn fail_current(&mut self, node: PeerId, lease: Lease, error: RunError, turn: &mut Turn) {
-        let taken = Some(self.ended_run(node, lease));
+        let taken = self.ended_run(node, lease);
         self.runs.remove(&lease.id);
         let Some(job) = self.jobs.get_mut(lease.job) else { return };
         if !error.kind.counts_as_attempt() {
+            self.rest_slot(node, taken.slot, turn);
             let reason = format!("{} gave it back: {}", node.fmt_short(), error.detail);
             return self.queue_again(lease.job, lease.id, reason, turn);
         }
         let failed = FailedRun { id: lease.run, node, error: error.clone() };
         if is_final(job.failures(), &failed) {
             job.history_mut().failures.push(failed);
-            let outcome = Outcome { taken, error: Some(error), ..Outcome::without_run(JobState::Failed) };
+            let outcome =
+                Outcome { taken: Some(taken), error: Some(error), ..Outcome::without_run(JobState::Failed) };
             return self.end_job(lease.job, outcome, turn);
         }
         self.record(Record::RunFailed { job: lease.job, failed }, turn);
@@ -316,6 +302,14 @@ impl State {
         if let Some(node) = self.nodes.get_mut(node) {
             node.release(lease, turn.now.monotonic);
             self.plan_due = true;
+        }
+    }
+
+    /// Grants nothing on a slot for a while, if it is free: its node has just given a run back.
+    pub(super) fn rest_slot(&mut self, node: PeerId, slot: SlotId, turn: &Turn) {
+        let slot = self.nodes.get_mut(node).and_then(|node| node.slots.get_mut(&slot));
+        if let Some(slot) = slot.filter(|slot| slot.lease.is_none()) {
+            slot.not_before = turn.now.monotonic + REST;
         }
     }
 

@@ -3,7 +3,6 @@
 //! Not here: ends of runs (`runs`), and what time alone brings (`timers`).
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use protocol::message::{
     CancelRun, CoordinatorMessage, Heartbeat, HeldLease, NodeMessage, PhaseChanged, Refusal, Refused,
@@ -11,14 +10,12 @@ use protocol::message::{
 };
 use protocol::{LeaseClock, LeaseId, PeerId, Phase};
 
+use super::claims::bounded_detail;
 use super::jobs::{Job, Place};
 use super::nodes::{Node, Slot, data_addresses};
 use super::runs::Run;
 use super::{Action, Registered, State, Turn};
 use crate::view::FarmEventKind;
-
-/// How long a slot rests on which a node refused a grant.
-const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 
 impl State {
     /// A node registers: its slots are what it says, the leases that it holds are adopted where their
@@ -76,10 +73,13 @@ impl State {
         if let Some(node) = self.nodes.get_mut(peer) {
             node.take(held.slot, lease.id, now.monotonic);
         }
+        if !self.can_be_held(peer, &lease) {
+            return false;
+        }
         match self.jobs.get(lease.job).map(Job::place) {
             Some(Place::Queued | Place::Held { .. }) => {}
             Some(Place::Running(current)) if current == lease.id => {
-                if self.runs.get(&lease.id).is_some_and(|run| run.node != peer || run.collecting.is_some()) {
+                if self.runs.get(&lease.id).is_some_and(|run| run.collecting.is_some()) {
                     return false;
                 }
             }
@@ -181,6 +181,7 @@ impl State {
         let mut progress = progress.progress;
         // A number that is none would not survive JSON.
         progress.fraction = if progress.fraction.is_nan() { 0.0 } else { progress.fraction.clamp(0.0, 1.0) };
+        progress.detail = progress.detail.map(bounded_detail);
         if run.collecting.is_none() {
             run.progress = Some(progress);
             turn.notify(FarmEventKind::Progress { job: run.lease.job, run: run.to_view() });
@@ -196,11 +197,16 @@ impl State {
             Refusal::Draining => node.owner_drains = true,
             Refusal::Stopping => node.leaving = true,
         }
-        if let Some(slot) = node.slots.values_mut().find(|slot| slot.lease == Some(lease.id)) {
-            *slot = Slot { not_before: now + REFUSED_PAUSE, ..Slot::free(now) };
+        if let Some((&id, slot)) = node.slots.iter_mut().find(|(_, slot)| slot.lease == Some(lease.id)) {
+            *slot = Slot::free(now);
+            self.rest_slot(peer, id, turn);
         }
-        let was_current = self.is_current(&lease);
-        if self.runs.remove(&lease.id).is_some() && was_current {
+        let is_refused = |run: &Run| run.node == peer && run.lease == lease && run.collecting.is_none();
+        if !self.runs.get(&lease.id).is_some_and(is_refused) {
+            return;
+        }
+        self.runs.remove(&lease.id);
+        if self.is_current(&lease) {
             let reason = format!("{} did not take it: {}", peer.fmt_short(), refused.refusal);
             self.queue_again(lease.job, lease.id, reason, turn);
         }

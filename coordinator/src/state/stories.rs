@@ -183,6 +183,8 @@ fn node_that_stops_costs_the_job_no_attempt() {
     let (mut farm, mut lease) = running();
     for _ in 0..5 {
         farm.end(1, failed(lease, RunErrorKind::NodeStopping));
+        assert_eq!(farm.grants(), [], "the slot rests, so that nothing spins");
+        farm.pass(5);
         lease = farm.granted().1;
     }
     assert_eq!(farm.view(1).failures, []);

@@ -6,16 +6,15 @@
 mod commands;
 mod deploy;
 mod driver;
-mod folder;
 mod work;
 
-use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mesh::fetch::{Exchange, ExchangeConfig};
+use mesh::folder::{DataFolder, FolderError};
 use mesh::gate::Credentials;
 use mesh::plane::{BindError, QuinnPlane};
 use mesh::store::BlobStore;
@@ -28,7 +27,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, error, info, info_span};
 
 use self::driver::{Clock, Driver, Parts};
-use self::folder::{FolderError, lock_folder};
 use crate::admission::{Admission, AdmissionError};
 use crate::handle::{Command, CoordinatorHandle};
 use crate::net;
@@ -141,14 +139,14 @@ pub struct Coordinator {
     driver: JoinHandle<()>,
     net: JoinHandle<()>,
     /// Held while the coordinator lives.
-    _lock: File,
+    _folder: DataFolder,
 }
 
 impl Coordinator {
     /// Brings everything up, making the farm on the first start in a folder.
     pub async fn start(config: CoordinatorConfig) -> Result<Self, StartError> {
         let data = &config.data;
-        let lock = lock_folder(data)?;
+        let folder = DataFolder::take(data, "the coordinator")?;
         let announced = announce(&config.announce)?;
         let store = Store::open(&data.join("coordinator.sqlite")).await?;
         let (admission, first_key) = Admission::open(data, store.clone(), net::unix_time()).await?;
@@ -207,7 +205,7 @@ impl Coordinator {
             stop,
             driver,
             net,
-            _lock: lock,
+            _folder: folder,
         })
     }
 

@@ -10,6 +10,7 @@ use std::marker::PhantomData;
 use bytes::BytesMut;
 use protocol::codec::{CodecError, HEADER, MAX_FRAME, Message, decode_header, encode};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::{Instant, timeout_at};
 
 /// A stream to read from.
 pub type Reader = Box<dyn AsyncRead + Send + Unpin>;
@@ -28,6 +29,9 @@ pub enum FrameError {
     /// The other side broke the protocol, or a message of ours is too large.
     #[error(transparent)]
     Codec(#[from] CodecError),
+    /// What the other side showed at the gate is valid no longer.
+    #[error("the certificate that opened the connection has run out")]
+    Expired,
 }
 
 /// Sends messages of one kind.
@@ -82,6 +86,8 @@ impl<M: Message> FrameSender<M> {
 pub struct FrameReceiver<M> {
     reader: Reader,
     limit: usize,
+    /// When it ends, whatever still comes.
+    end: Option<Instant>,
     /// What there is of the next frame: a receive that is cancelled loses nothing.
     buffer: BytesMut,
     messages: PhantomData<fn() -> M>,
@@ -95,12 +101,27 @@ impl<M: Message> FrameReceiver<M> {
 
     /// Receives frames of at most `limit` bytes.
     pub fn with_limit(reader: Reader, limit: usize) -> Self {
-        Self { reader, limit, buffer: BytesMut::new(), messages: PhantomData }
+        Self { reader, limit, end: None, buffer: BytesMut::new(), messages: PhantomData }
+    }
+
+    /// Receives until then, and [`FrameError::Expired`] after.
+    pub fn until(mut self, end: Instant) -> Self {
+        self.end = Some(end);
+        self
     }
 
     /// The next message; `None` when the stream ended between two frames. It may be cancelled and called
     /// again. Messages that this release does not know and may skip are skipped.
     pub async fn recv(&mut self) -> Result<Option<M>, FrameError> {
+        match self.end {
+            // A peer that never falls silent must not outlast it either.
+            Some(end) if end <= Instant::now() => Err(FrameError::Expired),
+            Some(end) => timeout_at(end, self.recv_next()).await.unwrap_or(Err(FrameError::Expired)),
+            None => self.recv_next().await,
+        }
+    }
+
+    async fn recv_next(&mut self) -> Result<Option<M>, FrameError> {
         loop {
             if !self.fill(HEADER).await? {
                 return Ok(None);
@@ -220,6 +241,17 @@ mod tests {
         assert!(cancelled.is_none(), "half a header is no frame");
         near.write_all(rest).await.expect("there is room");
         assert!(matches!(receiver.recv().await, Ok(Some(NodeMessage::Leave(_)))));
+    }
+
+    #[tokio::test]
+    async fn nothing_is_received_after_the_end_that_was_set() {
+        let (mut near, far) = tokio::io::duplex(64);
+        let end = Instant::now() + std::time::Duration::from_millis(20);
+        let mut receiver = FrameReceiver::<JoinMessage>::new(Box::new(far)).until(end);
+        let frame = encode(&JoinMessage::Refused(JoinRefusal::Busy), MAX_FRAME).expect("it is small");
+        assert!(matches!(receiver.recv().await, Err(FrameError::Expired)), "silent until the end");
+        near.write_all(&frame).await.expect("there is room");
+        assert!(matches!(receiver.recv().await, Err(FrameError::Expired)), "speaking after it");
     }
 
     #[tokio::test]

@@ -6,10 +6,10 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, RwLock, RwLockReadGuard};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use protocol::codec::MAX_HELLO;
-use protocol::membership::{CLOCK_SKEW, Membership, MembershipError};
+use protocol::membership::{CLOCK_SKEW, MEMBER_LIFETIME, Membership, MembershipError};
 use protocol::message::{GateMessage, HELLO_TIMEOUT, Hello};
 use protocol::{FarmId, PeerId};
 use tokio::time::timeout;
@@ -151,14 +151,17 @@ pub async fn exchange_hellos(
 fn closed_or_else(error: FrameError) -> GateError {
     match error {
         FrameError::Io(_) | FrameError::Cut => GateError::Closed,
-        FrameError::Codec(_) => GateError::NoHello(error),
+        FrameError::Codec(_) | FrameError::Expired => GateError::NoHello(error),
     }
 }
 
+/// The longest that a connection lasts, whatever its certificates say.
+const LONGEST: Duration = Duration::from_secs(MEMBER_LIFETIME + 2 * CLOCK_SKEW);
+
 /// How long a connection may last on the strength of this membership, from now.
-pub(crate) fn remaining(membership: &Membership) -> std::time::Duration {
+pub(crate) fn remaining(membership: &Membership) -> Duration {
     let end = membership.member.body.expires.min(membership.coordinator.body.expires);
-    std::time::Duration::from_secs(end.saturating_add(CLOCK_SKEW).saturating_sub(now()))
+    Duration::from_secs(end.saturating_add(CLOCK_SKEW).saturating_sub(now())).min(LONGEST)
 }
 
 /// Seconds since 1970.
@@ -171,7 +174,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use ed25519_dalek::SigningKey;
-    use protocol::membership::{MEMBER_LIFETIME, Role};
+    use protocol::membership::Role;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex, split};
 
     use super::*;
@@ -249,6 +252,15 @@ mod tests {
             near.read_to_end(&mut answered).await.expect("the other end is closed");
             assert!(answered.is_empty());
         }
+    }
+
+    #[test]
+    fn connection_lasts_as_long_as_its_certificate_and_no_longer() {
+        let issued = |at: u64| remaining(&credentials(1, 3, at).membership()).as_secs();
+        let whole = MEMBER_LIFETIME + CLOCK_SKEW;
+        assert!((whole - 10..=whole).contains(&issued(now())));
+        assert_eq!(issued(now() - whole - 1), 0);
+        assert_eq!(issued(now() + 10 * MEMBER_LIFETIME), LONGEST.as_secs());
     }
 
     #[test]

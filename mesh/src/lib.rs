@@ -4,6 +4,7 @@
 //! The only crate that names libp2p, quinn and rustls. Not here: what peers say over a session; that
 //! is `protocol::message`; and the words of the blob wire, `protocol::wire`.
 
+pub mod folder;
 pub mod identity;
 pub mod gate;
 pub mod frames;

@@ -72,6 +72,7 @@ pub(crate) struct Links {
     kept: Mutex<HashMap<PeerId, CancellationToken>>,
     appeared: Notify,
     tasks: TaskTracker,
+    serving: serve::Limits,
     stop: CancellationToken,
 }
 
@@ -92,6 +93,7 @@ impl Links {
             kept: Mutex::default(),
             appeared: Notify::new(),
             tasks: TaskTracker::new(),
+            serving: serve::Limits::default(),
             stop,
         });
         links.tasks.spawn(Arc::clone(&links).take_links());
@@ -168,16 +170,18 @@ impl Links {
         loop {
             match self.get_or_dial(peer, &addresses).await {
                 Ok(link) => {
-                    pause = REDIAL_FIRST;
+                    let opened = Instant::now();
                     link.closed().await;
                     debug!("link closed, dialling again");
+                    if opened.elapsed() > REDIAL_LONGEST {
+                        pause = REDIAL_FIRST;
+                    }
                 }
-                Err(error) => {
-                    debug!(%error, "peer gives no link, trying again");
-                    sleep(pause).await;
-                    pause = (pause * 2).min(REDIAL_LONGEST);
-                }
+                Err(error) => debug!(%error, "peer gives no link, trying again"),
             }
+            // Also after a link: a peer that closes each one at once must not keep us busy.
+            sleep(pause).await;
+            pause = (pause * 2).min(REDIAL_LONGEST);
         }
     }
 
@@ -260,7 +264,7 @@ impl Links {
     /// Serves what the peer asks for, as long as it is a member.
     async fn serve(self: Arc<Self>, link: Arc<dyn Link>, membership: Membership) {
         let mut expired = std::pin::pin!(sleep(remaining(&membership)));
-        let serving = serve::Limits::default();
+        let serving = self.serving.for_link();
         loop {
             tokio::select! {
                 () = self.stop.cancelled() => break,

@@ -25,18 +25,32 @@ use crate::tree::outboard_size;
 
 /// How many conversations one link may have at once.
 const MAX_CONVERSATIONS: usize = 32;
+/// How many blobs are read again at once because an asker could not verify them, on all links together:
+/// an asker that lies must not keep the disk busy.
+const MAX_CHECKS: usize = 1;
 /// How long an asker may say nothing, or not take what it asked for.
 const ASKER_TIMEOUT: Duration = Duration::from_secs(60);
 /// How much of an outboard is read at a time.
 const OUTBOARD_PART: usize = 256 << 10;
 
-/// How much one link may ask at once.
+/// How much one link may ask at once, and how much all of them together may have read again.
 #[derive(Clone)]
-pub(crate) struct Limits(Arc<Semaphore>);
+pub(crate) struct Limits {
+    conversations: Arc<Semaphore>,
+    checks: Arc<Semaphore>,
+}
 
 impl Default for Limits {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(MAX_CONVERSATIONS)))
+        let semaphore = |permits| Arc::new(Semaphore::new(permits));
+        Self { conversations: semaphore(MAX_CONVERSATIONS), checks: semaphore(MAX_CHECKS) }
+    }
+}
+
+impl Limits {
+    /// Those of one more link.
+    pub(crate) fn for_link(&self) -> Self {
+        Self { checks: Arc::clone(&self.checks), ..Self::default() }
     }
 }
 
@@ -58,14 +72,14 @@ enum ServeError {
 /// Has one conversation and reports what went wrong.
 pub(crate) async fn serve_task(channel: Channel, store: BlobStore, limits: Limits) {
     let mut answers = FrameSender::with_limit(channel.writer, MAX_BLOB_FRAME);
-    let Ok(permit) = limits.0.try_acquire() else {
+    let Ok(permit) = limits.conversations.try_acquire() else {
         // The asker may be gone already.
         let _ = answers.send(&BlobAnswer::Busy(Busy)).await;
         return;
     };
     let mut conversation =
         Conversation { requests: FrameReceiver::with_limit(channel.reader, MAX_BLOB_FRAME), answers };
-    match conversation.run(&store).await {
+    match conversation.run(&store, &limits).await {
         Ok(()) => {}
         Err(ServeError::Frame(FrameError::Io(_) | FrameError::Cut)) => debug!("asker left"),
         Err(error @ (ServeError::Read(_) | ServeError::Store(_))) => warn!(%error, "blob not served"),
@@ -80,7 +94,7 @@ struct Conversation {
 }
 
 impl Conversation {
-    async fn run(&mut self, store: &BlobStore) -> Result<(), ServeError> {
+    async fn run(&mut self, store: &BlobStore, limits: &Limits) -> Result<(), ServeError> {
         let blob = match self.next().await? {
             Some(BlobRequest::Open(blob)) => blob,
             Some(_) => return Err(ServeError::OutOfTurn),
@@ -97,7 +111,7 @@ impl Conversation {
                     let range = checked_range(get, blob).ok_or(ServeError::OutOfTurn)?;
                     self.send_pieces(range, &source).await?;
                 }
-                BlobRequest::Bad(bad) => return check(bad, blob, store).await,
+                BlobRequest::Bad(bad) => return check(bad, blob, store, limits).await,
                 BlobRequest::Open(_) => return Err(ServeError::OutOfTurn),
             }
         }
@@ -171,7 +185,8 @@ fn checked_range(get: Get, blob: BlobRef) -> Option<Range<u64>> {
 }
 
 /// An asker could not verify what we sent: either it lies, or our disk does.
-async fn check(bad: Bad, blob: BlobRef, store: &BlobStore) -> Result<(), ServeError> {
+async fn check(bad: Bad, blob: BlobRef, store: &BlobStore, limits: &Limits) -> Result<(), ServeError> {
+    let Ok(_permit) = limits.checks.try_acquire() else { return Ok(()) };
     let verified = !store.contains(blob.hash) || store.verify(blob.hash).await?;
     warn!(?bad, blob = %blob.hash.fmt_short(), verified, "asker could not verify the blob, read it again");
     Ok(())

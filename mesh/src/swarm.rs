@@ -30,13 +30,13 @@ use protocol::message::{
     NodeMessage, SESSION_PROTOCOL,
 };
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::compat::FuturesAsyncReadCompatExt;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::debug;
 
 use crate::frames::{FrameError, FrameReceiver, FrameSender, Reader, Writer};
-use crate::gate::{Credentials, GateError, Side, exchange_hellos};
+use crate::gate::{Credentials, GateError, Side, exchange_hellos, remaining};
 use crate::identity::{Identity, to_libp2p};
 use crate::swarm::attempt::list;
 use crate::swarm::event_loop::{Command, EventLoop, Listeners};
@@ -140,7 +140,8 @@ pub enum ConnectError {
     Stopped,
 }
 
-/// An open session with a member. It ends when both halves are dropped, or when the peer goes away.
+/// An open session with a member. It ends when both halves are dropped, when the peer goes away, or when
+/// what the peer presented at the gate has run out: whoever dialled then dials anew, with a renewed one.
 #[derive(Debug)]
 pub struct Session<Out, In> {
     /// Who it is with.
@@ -368,7 +369,8 @@ impl<Out: Message, In: Message> Session<Out, In> {
         reader: Reader,
         writer: Writer,
     ) -> Self {
-        let (sender, receiver) = (FrameSender::new(writer), FrameReceiver::new(reader));
+        let sender = FrameSender::new(writer);
+        let receiver = FrameReceiver::new(reader).until(Instant::now() + remaining(&membership));
         Self { peer, membership, remote, sender, receiver }
     }
 }

@@ -171,7 +171,6 @@ impl PartialBlob {
         blocking(move || {
             let path = store.partial_path(blob.hash, "data");
             data.set_len(blob.size).map_err(failure("writing", &path))?;
-            data.set_permissions(fs::Permissions::from_mode(0o444)).map_err(failure("writing", &path))?;
             data.sync_all().map_err(failure("writing", &path))?;
             let whole = store.blob_path(blob.hash);
             store.make_parent(&whole)?;
@@ -183,6 +182,8 @@ impl PartialBlob {
                     .map_err(failure("moving", &outboard))?;
             }
             fs::rename(&path, &whole).map_err(failure("moving", &path))?;
+            // Not before: a partial blob that nobody may write to could not be taken up after a crash.
+            data.set_permissions(fs::Permissions::from_mode(0o444)).map_err(failure("writing", &whole))?;
             sync_folder(&whole)?;
             store.add_whole(blob);
             remove_file(&store.partial_path(blob.hash, "pieces"))

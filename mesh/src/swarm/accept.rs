@@ -123,12 +123,12 @@ impl Acceptor {
             let Ok(permit) = Arc::clone(&self.at_gate).try_acquire_owned() else { continue };
             let acceptor = self.clone();
             let session = async move {
-                let session = acceptor.session(peer, stream).await;
-                drop(permit);
-                if let Some(session) = session {
+                if let Some(session) = acceptor.session(peer, stream).await {
                     // Nobody takes sessions any more when the process stops.
                     let _ = acceptor.incoming.send(Incoming::Session(session)).await;
                 }
+                // Only now: sessions that wait to be taken are bounded as well.
+                drop(permit);
             };
             tokio::spawn(session.instrument(debug_span!("gate", peer = %peer.fmt_short())));
         }

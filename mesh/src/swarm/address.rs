@@ -2,12 +2,18 @@
 //!
 //! Names are resolved by the system, so that what the machine can reach by name, the mesh can.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
+use tokio::time::timeout;
 
 use crate::swarm::attempt::{Attempt, AttemptFailure};
+
+/// How long the system may take to resolve one name.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A text that is no address to announce.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -79,7 +85,9 @@ pub(super) async fn resolve(addresses: &[String], limit: usize) -> (Vec<Multiadd
             attempts.push(Attempt { address: text.clone(), reason: AttemptFailure::NoAddress });
             continue;
         };
-        match tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port)).await {
+        let looking_up = tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port));
+        let found = timeout(LOOKUP_TIMEOUT, looking_up).await;
+        match found.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(found) => resolved.extend(found.map(if endpoint.is_quic { quic } else { tcp })),
             Err(error) => {
                 let reason = AttemptFailure::NoAnswer(error.to_string());

@@ -100,7 +100,7 @@ fn classify(error: &anyhow::Error) -> (u8, Option<&'static str>) {
             return (10, None);
         }
         match cause.downcast_ref::<NodeStartError>() {
-            Some(NodeStartError::InUse(_)) => return (11, None),
+            Some(error) if error.is_in_use() => return (11, None),
             Some(NodeStartError::Belong(BelongError::NoTicket | BelongError::OtherFarm { .. })) => {
                 return (10, None);
             }

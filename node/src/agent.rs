@@ -7,12 +7,12 @@ mod offer;
 mod session;
 
 use std::collections::BTreeMap;
-use std::fs::{File, TryLockError};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mesh::fetch::{Exchange, ExchangeConfig};
+use mesh::folder::{DataFolder, FolderError};
 use mesh::gate::Credentials;
 use mesh::identity::{Identity, IdentityError};
 use mesh::plane::{BindError, QuinnPlane};
@@ -51,9 +51,9 @@ pub struct AgentConfig {
 /// Why a node could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Another process uses the data folder.
-    #[error("`{}` is in use by another comfy-farm process: stop it, or give another `--data` folder", .0.display())]
-    InUse(PathBuf),
+    /// The data folder.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
     /// A folder or file of the data folder cannot be made.
     #[error("`{}` cannot be made", path.display())]
     File {
@@ -83,6 +83,13 @@ pub enum StartError {
     Belong(#[from] BelongError),
 }
 
+impl StartError {
+    /// Whether another process has the data folder, or the port that was asked for.
+    pub fn is_in_use(&self) -> bool {
+        matches!(self, Self::Folder(FolderError::InUse { .. }) | Self::Bind(BindError::Socket { .. }))
+    }
+}
+
 /// A node that belongs to a farm and is ready for duty.
 pub struct Agent {
     peer: PeerId,
@@ -92,15 +99,14 @@ pub struct Agent {
     belonging_path: PathBuf,
     tools: Arc<Tools>,
     devices: Vec<Device>,
-    /// Held while the process lives.
-    lock: File,
+    folder: Arc<DataFolder>,
 }
 
 impl Agent {
     /// Brings everything up, and joins the farm where that was not done before.
     pub async fn start(config: AgentConfig) -> Result<Self, StartError> {
         let data = config.data;
-        let lock = lock_folder(&data)?;
+        let folder = Arc::new(DataFolder::take(&data, "a node")?);
         let identity = Arc::new(Identity::load_or_create(&data.join("node.key"))?);
         let peer = identity.peer();
         let mesh_config = MeshConfig { identity: identity.clone(), listen: vec![], accept: false };
@@ -122,7 +128,7 @@ impl Agent {
 
         let tools = Arc::new(Tools { engine: config.engine, exchange, blobs, ends, scratch });
         let devices = config.devices;
-        Ok(Self { peer, mesh, credentials, belonging, belonging_path, tools, devices, lock })
+        Ok(Self { peer, mesh, credentials, belonging, belonging_path, tools, devices, folder })
     }
 
     /// Who this node is.
@@ -137,23 +143,14 @@ impl Agent {
 
     /// Serves the coordinator until `stop`; then gives back every lease and ends.
     pub async fn serve(self, stop: CancellationToken) {
-        let exchange = self.tools.exchange.clone();
+        let (exchange, mesh) = (self.tools.exchange.clone(), self.mesh.clone());
+        // Held until nothing is written into it any more.
+        let _folder = Arc::clone(&self.folder);
         let (duty, session_events) = duty::Duty::new(self);
         duty.serve(session_events, stop).await;
         exchange.shutdown().await;
-    }
-}
-
-/// Makes the data folder and takes it for this process alone.
-fn lock_folder(data: &Path) -> Result<File, StartError> {
-    std::fs::create_dir_all(data).map_err(|source| StartError::File { path: data.to_owned(), source })?;
-    let path = data.join("lock");
-    let error = |source| StartError::File { path: path.clone(), source };
-    let file = File::create(&path).map_err(error)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StartError::InUse(data.to_owned())),
-        Err(TryLockError::Error(source)) => Err(error(source)),
+        mesh.shutdown();
+        mesh.stopped().await;
     }
 }
 

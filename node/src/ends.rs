@@ -4,11 +4,12 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
 
 use mesh::store::{BlobStore, StoreError};
 use protocol::message::{Outcome, RunEnded};
 use protocol::{BlobHash, OutputFile, RunId};
-use tokio::sync::Mutex;
+use tracing::warn;
 
 /// An end that could not be kept.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +32,8 @@ pub enum KeepError {
 pub struct Ends {
     folder: PathBuf,
     blobs: BlobStore,
+    /// Held while outputs are stored or removed, so that none is removed that another run just made too.
+    outputs: tokio::sync::Mutex<()>,
     kept: Mutex<BTreeMap<RunId, RunEnded>>,
 }
 
@@ -50,7 +53,7 @@ pub struct NewOutput {
 }
 
 impl Ends {
-    /// Reads what an earlier process left.
+    /// Reads what an earlier process left. An end whose outputs are gone is none: its run is done again.
     pub async fn open(folder: &Path, blobs: BlobStore) -> Result<Self, KeepError> {
         let error = |source| KeepError::File { path: folder.to_owned(), source };
         tokio::fs::create_dir_all(folder).await.map_err(error)?;
@@ -58,18 +61,20 @@ impl Ends {
         let mut entries = tokio::fs::read_dir(folder).await.map_err(error)?;
         while let Some(entry) = entries.next_entry().await.map_err(error)? {
             let path = entry.path();
-            let bytes = tokio::fs::read(&path)
-                .await
-                .map_err(|source| KeepError::File { path: path.clone(), source })?;
-            // A file that a crash cut short was never told to anybody; its run is done again.
+            let error = |source| KeepError::File { path: path.clone(), source };
+            // A file that a crash cut short was never told to anybody.
+            let is_whole = path.extension().is_some_and(|extension| extension == "json");
+            let bytes = if is_whole { tokio::fs::read(&path).await.map_err(error)? } else { Vec::new() };
             match serde_json::from_slice::<RunEnded>(&bytes) {
-                Ok(ended) => drop(kept.insert(ended.lease.run, ended)),
-                Err(_) => {
-                    tokio::fs::remove_file(&path).await.map_err(|source| KeepError::File { path, source })?
+                Ok(ended) if are_here(&ended, &blobs).await? => drop(kept.insert(ended.lease.run, ended)),
+                _ => {
+                    warn!(file = %path.display(), "end of a run cannot be presented any more");
+                    tokio::fs::remove_file(&path).await.map_err(error)?;
                 }
             }
         }
-        Ok(Self { folder: folder.to_owned(), blobs, kept: Mutex::new(kept) })
+        let outputs = tokio::sync::Mutex::default();
+        Ok(Self { folder: folder.to_owned(), blobs, outputs, kept: Mutex::new(kept) })
     }
 
     /// Stores the outputs of a run and keeps its end; from then on it survives this process.
@@ -78,8 +83,7 @@ impl Ends {
         mut ended: RunEnded,
         outputs: Vec<NewOutput>,
     ) -> Result<RunEnded, KeepError> {
-        // The lock is held over the import, so that `forget` cannot remove an equal output of another run.
-        let mut kept = self.kept.lock().await;
+        let _outputs = self.outputs.lock().await;
         let mut files = Vec::with_capacity(outputs.len());
         for NewOutput { output, index, file_name, media_type, path } in outputs {
             let blob = self.blobs.import_file(&path).await?;
@@ -87,30 +91,29 @@ impl Ends {
         }
         ended.outcome = Outcome::Succeeded(files);
         self.write(&ended).await?;
-        kept.insert(ended.lease.run, ended.clone());
+        self.lock().insert(ended.lease.run, ended.clone());
         Ok(ended)
     }
 
     /// Keeps the end of a run that made nothing.
     pub async fn keep_failure(&self, ended: RunEnded) -> Result<(), KeepError> {
-        let mut kept = self.kept.lock().await;
         self.write(&ended).await?;
-        kept.insert(ended.lease.run, ended);
+        self.lock().insert(ended.lease.run, ended);
         Ok(())
     }
 
-    /// All that wait for their acknowledgement.
-    pub async fn kept(&self) -> Vec<RunEnded> {
-        self.kept.lock().await.values().cloned().collect()
+    /// All that wait for their acknowledgement, the latest run last.
+    pub fn kept(&self) -> Vec<RunEnded> {
+        self.lock().values().cloned().collect()
     }
 
     /// Forgets an end that is recorded, and its outputs unless another end has them too.
     pub async fn forget(&self, run: RunId) -> Result<(), KeepError> {
-        let mut kept = self.kept.lock().await;
-        let Some(ended) = kept.remove(&run) else { return Ok(()) };
+        let _outputs = self.outputs.lock().await;
+        let Some(ended) = self.lock().remove(&run) else { return Ok(()) };
         let path = self.path(run);
         tokio::fs::remove_file(&path).await.map_err(|source| KeepError::File { path, source })?;
-        let still_kept: Vec<BlobHash> = kept.values().flat_map(outputs).collect();
+        let still_kept: Vec<BlobHash> = self.lock().values().flat_map(outputs).collect();
         for hash in outputs(&ended).filter(|hash| !still_kept.contains(hash)) {
             self.blobs.remove(hash).await?;
         }
@@ -132,6 +135,19 @@ impl Ends {
     fn path(&self, run: RunId) -> PathBuf {
         self.folder.join(format!("{run}.json"))
     }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<RunId, RunEnded>> {
+        self.kept.lock().expect("nothing panics while it holds the ends")
+    }
+}
+
+async fn are_here(ended: &RunEnded, blobs: &BlobStore) -> Result<bool, StoreError> {
+    for hash in outputs(ended) {
+        if blobs.check(hash).await?.is_none() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn outputs(ended: &RunEnded) -> impl Iterator<Item = BlobHash> {
@@ -176,13 +192,28 @@ mod tests {
         ends.keep_success(second.clone(), picture(&file)).await.expect("keeps");
         let blob = outputs(&kept).next().expect("one output");
         std::fs::write(folder.path().join("ends/cut-short.json"), b"{").expect("writes");
+        let whole = serde_json::to_vec(&success(3)).expect("only text keys");
+        std::fs::write(folder.path().join("ends/never-named.new"), whole).expect("writes");
 
         let ends = Ends::open(&folder.path().join("ends"), blobs.clone()).await.expect("opens again");
-        assert_eq!(ends.kept().await.len(), 2);
+        assert_eq!(ends.kept().len(), 2);
         ends.forget(first.lease.run).await.expect("forgets");
         assert!(blobs.contains(blob), "the second end has the same output");
         ends.forget(second.lease.run).await.expect("forgets");
         assert!(!blobs.contains(blob));
         assert_eq!(std::fs::read_dir(folder.path().join("ends")).expect("reads").count(), 0);
+    }
+
+    #[tokio::test]
+    async fn end_whose_output_is_gone_is_not_presented() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let blobs = BlobStore::open(&folder.path().join("blobs")).await.expect("opens");
+        let file = folder.path().join("made.png");
+        std::fs::write(&file, b"pixels").expect("writes");
+        let ends = Ends::open(&folder.path().join("ends"), blobs.clone()).await.expect("opens");
+        let kept = ends.keep_success(success(1), picture(&file)).await.expect("keeps");
+        blobs.remove(outputs(&kept).next().expect("one output")).await.expect("removes");
+        let ends = Ends::open(&folder.path().join("ends"), blobs).await.expect("opens again");
+        assert_eq!(ends.kept(), []);
     }
 }

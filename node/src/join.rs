@@ -4,14 +4,20 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use mesh::gate::Credentials;
 use mesh::swarm::{JoinError, Mesh};
 use protocol::membership::{Membership, Role};
 use protocol::message::JoinRequest;
 use protocol::ticket::Ticket;
 use protocol::{FarmId, PeerId};
 use serde::{Deserialize, Serialize};
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+/// How often the certificate is looked at, and renewed where that is due.
+const RENEW: Duration = Duration::from_secs(15);
 
 /// Where a node belongs; kept in its data folder as `membership.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +79,7 @@ impl Belonging {
         let folder = path.parent().unwrap_or(Path::new("."));
         let mut file = tempfile::NamedTempFile::new_in(folder).map_err(error)?;
         serde_json::to_writer_pretty(&mut file, self).map_err(|cause| error(cause.into()))?;
+        file.as_file().sync_all().map_err(error)?;
         file.persist(path).map_err(|cause| error(cause.error))?;
         Ok(())
     }
@@ -122,6 +129,39 @@ impl Belonging {
         self.membership = accepted.membership;
         self.save(path)?;
         Ok(true)
+    }
+}
+
+/// Renews the certificate whenever that is due, as long as it runs. It needs no session: a certificate
+/// that ran out while the coordinator was away is renewed once it is back, and opens the session again.
+pub(crate) async fn renew_task(
+    mesh: Mesh,
+    credentials: Credentials,
+    mut belonging: Belonging,
+    path: PathBuf,
+) {
+    let mut reported = String::new();
+    loop {
+        match belonging.renew_if_due(&path, &mesh).await {
+            Ok(true) => {
+                credentials.replace(belonging.membership.clone());
+                reported.clear();
+                info!("certificate renewed");
+            }
+            Ok(false) => {}
+            Err(error) => {
+                // The same reason over and over is told once.
+                let text = match &error {
+                    BelongError::Join(cause) => cause.to_string(),
+                    error => error.to_string(),
+                };
+                if text != reported {
+                    warn!(error = text, "certificate is not renewed yet; trying again");
+                    reported = text;
+                }
+            }
+        }
+        sleep(RENEW).await;
     }
 }
 

@@ -10,8 +10,8 @@ use mesh::fetch::{Exchange, FetchError};
 use mesh::store::{BlobStore, StoreError};
 use protocol::message::{BlobProviders, Grant, Outcome, Provider, RunEnded};
 use protocol::{
-    BlobRef, Fetched, Filled, Filling, Interface, Parameters, Phase, Progress, RunError, RunErrorKind,
-    Workflow, fill,
+    BlobRef, Fetched, Filled, Filling, Interface, Lease, Parameters, Phase, Progress, RunError, RunErrorKind,
+    RunId, Workflow, fill,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -37,6 +37,12 @@ pub struct Tools {
     pub scratch: PathBuf,
 }
 
+impl Tools {
+    fn scratch_of(&self, run: RunId) -> PathBuf {
+        self.scratch.join(run.to_string())
+    }
+}
+
 /// What a run tells while it is at work.
 #[derive(Clone)]
 pub struct Telling {
@@ -58,17 +64,29 @@ pub async fn run_task(
     cancel: CancellationToken,
 ) -> Option<RunEnded> {
     let mut record = Record::default();
-    let folder = tools.scratch.join(grant.lease.run.to_string());
+    let folder = tools.scratch_of(grant.lease.run);
     info!(workflow = %grant.workflow, "run begins");
     let result = run_impl(&grant, &tools, &telling, &cancel, &folder, &mut record).await;
-    let kept = keep_end(&grant, &tools, record, result).await;
-    match tokio::fs::remove_dir_all(&folder).await {
+    let kept = keep_end(grant.lease, &tools, record, result).await;
+    remove_scratch(&folder).await;
+    kept
+}
+
+/// Keeps the end of a run that broke off by a bug, as `run_task` would have.
+pub async fn keep_broken_end(lease: Lease, tools: &Tools) -> Option<RunEnded> {
+    let error = RunError::new(RunErrorKind::NodeFault, "the run broke off by a bug: see the log of the node");
+    let kept = keep_end(lease, tools, Record::default(), Err(error)).await;
+    remove_scratch(&tools.scratch_of(lease.run)).await;
+    kept
+}
+
+async fn remove_scratch(folder: &Path) {
+    match tokio::fs::remove_dir_all(folder).await {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             warn!(folder = %folder.display(), %error, "scratch folder stays behind");
         }
         _ => {}
     }
-    kept
 }
 
 /// What is told of a run, however it ends.
@@ -93,15 +111,15 @@ async fn run_impl(
     let graph = Workflow::parse(&graph).map_err(invalid)?;
     let interface: Interface = serde_json::from_slice(&interface).map_err(invalid)?;
     let parameters = Parameters::parse(&grant.parameters).map_err(invalid)?;
-    for blob in parameters.blobs() {
-        needs.fetch(blob, record).await?;
-    }
-
-    tell(telling, grant, Phase::Preparing).await;
     let output_prefix = format!("comfy-farm/{}", grant.lease.run);
     let Filled { workflow, files, outputs } =
         fill(&graph, &interface, &parameters, &Filling { output_prefix, inputs: grant.inputs.clone() })
             .map_err(invalid)?;
+    for (_, blob) in &files {
+        needs.fetch(*blob, record).await?;
+    }
+
+    tell(telling, grant, Phase::Preparing).await;
     let mut inputs = Vec::with_capacity(files.len());
     for (name_in_graph, blob) in files {
         let path = tools.blobs.path_of(blob.hash).ok_or_else(|| lost(blob))?;
@@ -201,13 +219,13 @@ fn name_outputs(
 }
 
 async fn keep_end(
-    grant: &Grant,
+    lease: Lease,
     tools: &Tools,
     record: Record,
     result: Result<Vec<NewOutput>, RunError>,
 ) -> Option<RunEnded> {
     let Record { fetched, executed } = record;
-    let ended = |outcome| RunEnded { lease: grant.lease, outcome, fetched: fetched.clone(), executed };
+    let ended = |outcome| RunEnded { lease, outcome, fetched: fetched.clone(), executed };
     let failure = match result {
         Ok(outputs) => match tools.ends.keep_success(ended(Outcome::Succeeded(vec![])), outputs).await {
             Ok(kept) => {

@@ -4,64 +4,64 @@
 //! a run (`run`), and the rules of the slots (`slots`).
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh::gate::Credentials;
-use mesh::swarm::Mesh;
+use mesh::swarm::{Mesh, Session};
 use protocol::message::{
     CoordinatorMessage, Grant, Heartbeat, Inventory, Leave, MAX_LIST, NodeMessage, Outcome, PhaseChanged,
     Refused, Register, RunEnded, RunProgress, Welcome,
 };
-use protocol::{BlobRef, Device, HEARTBEAT, LeaseId, Offer, PIECE_SIZE, Phase, Progress, RunId, SlotId};
+use protocol::{
+    BlobRef, Device, HEARTBEAT, Lease, LeaseId, Offer, PIECE_SIZE, Phase, Progress, RunId, SlotId,
+};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
-use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio::task::{self, JoinError, JoinSet};
+use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, debug, info, info_span, warn};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{Instrument, debug, error, info, info_span, warn};
 
 use super::Agent;
-use super::offer::offer;
-use super::session::{FIRST_PAUSE, OpenSession, SessionEvent, Writer, dial_task, read_task};
+use super::offer::describe_task;
+use super::session::{Destination, FAREWELL, FIRST_PAUSE, SessionEvent, Writer, dial_task, read_task};
 use crate::engine::ProgressSink;
-use crate::join::Belonging;
-use crate::run::{Telling, Tools, run_task};
+use crate::join::renew_task;
+use crate::run::{Telling, Tools, keep_broken_end, run_task};
 use crate::slots::Slots;
 
 /// How often progress is passed on, at most.
 const PROGRESS: Duration = Duration::from_millis(250);
-/// How often the engine is asked what it can do.
-const DESCRIBE: Duration = Duration::from_secs(30);
-/// How often the certificate is looked at.
-const RENEW: Duration = Duration::from_secs(60);
+/// The longest between two heartbeats, whatever the coordinator wishes.
+const LONGEST_HEARTBEAT: Duration = Duration::from_secs(60);
 /// How long runs get to stop when the process ends.
-const STOP: Duration = Duration::from_secs(10);
+const STOP: Duration = Duration::from_secs(5);
+/// The most ends in one `Register`, so that it fits its frame; further ones follow it.
+const MAX_ENDED: usize = 8;
 
 /// A node on duty.
 pub(super) struct Duty {
     mesh: Mesh,
-    credentials: Credentials,
-    belonging: Belonging,
-    belonging_path: PathBuf,
+    destination: Destination,
     tools: Arc<Tools>,
-    devices: Vec<Device>,
-    offer: Option<Offer>,
+    /// What the engine says that it can do; `None` until it said so first.
+    offers: watch::Receiver<Option<Offer>>,
+    /// What the coordinator was told of it.
+    told: Option<Offer>,
     slots: Slots,
     runs: JoinSet<(LeaseId, Option<RunEnded>)>,
     running: BTreeMap<LeaseId, Running>,
     writer: Option<Writer>,
+    /// Whatever goes on beside the loop; it ends with the duty.
     tasks: JoinSet<()>,
     heartbeat: Interval,
     events: mpsc::Sender<SessionEvent>,
-    /// On the data folder, for as long as anything is written into it.
-    _lock: File,
 }
 
 /// A run at work.
 struct Running {
-    run: RunId,
+    lease: Lease,
+    task: task::Id,
     cancel: CancellationToken,
     progress: watch::Receiver<Option<Progress>>,
 }
@@ -69,25 +69,28 @@ struct Running {
 impl Duty {
     /// A node that has not dialled yet, and what its sessions will tell.
     pub(super) fn new(agent: Agent) -> (Self, mpsc::Receiver<SessionEvent>) {
-        let Agent { peer: _, mesh, credentials, belonging, belonging_path, tools, devices, lock } = agent;
-        let ids = (0..devices.len()).filter_map(|index| u16::try_from(index).ok().map(SlotId));
+        let Agent { mesh, credentials, belonging, belonging_path, tools, devices, .. } = agent;
+        let destination =
+            Destination { coordinator: belonging.coordinator, addresses: belonging.addresses.clone() };
+        let (offered, offers) = watch::channel(None);
         let (events, session_events) = mpsc::channel(64);
+        let slots = Slots::new(slot_ids(&devices));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(describe_task(Arc::clone(&tools.engine), devices, offered));
+        tasks.spawn(renew_task(mesh.clone(), credentials, belonging, belonging_path));
         let duty = Self {
-            slots: Slots::new(ids),
             mesh,
-            credentials,
-            belonging,
-            belonging_path,
+            destination,
             tools,
-            devices,
-            offer: None,
+            offers,
+            told: None,
+            slots,
             runs: JoinSet::new(),
             running: BTreeMap::new(),
             writer: None,
-            tasks: JoinSet::new(),
+            tasks,
             heartbeat: ticks(HEARTBEAT),
             events,
-            _lock: lock,
         };
         (duty, session_events)
     }
@@ -99,54 +102,59 @@ impl Duty {
         stop: CancellationToken,
     ) {
         let (phases, mut entered) = mpsc::channel(64);
-        self.dial(Duration::ZERO);
-        let (mut progress, mut describe, mut renew) = (ticks(PROGRESS), ticks(DESCRIBE), ticks(RENEW));
+        let mut progress = ticks(PROGRESS);
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
                 Some(event) = session_events.recv() => self.on_session(event, &phases).await,
                 Some((lease, phase)) = entered.recv() => self.on_phase(lease, phase).await,
                 Some(done) = self.runs.join_next() => self.on_run_done(done).await,
+                Some(done) = self.tasks.join_next() => report_panic(&done),
+                Ok(()) = self.offers.changed() => self.on_offer().await,
                 _ = self.heartbeat.tick() => self.send_heartbeat().await,
                 _ = progress.tick() => self.send_progress().await,
-                _ = describe.tick() => self.describe().await,
-                _ = renew.tick() => self.renew().await,
             }
         }
+        // Nobody listens any more: runs and the session's reader must not wait for that.
+        drop((session_events, entered));
         self.leave().await;
     }
 
     fn dial(&mut self, pause: Duration) {
-        let (mesh, credentials) = (self.mesh.clone(), self.credentials.clone());
-        let (belonging, path) = (self.belonging.clone(), self.belonging_path.clone());
-        self.tasks.spawn(dial_task(mesh, credentials, belonging, path, pause, self.events.clone()));
+        let (mesh, destination) = (self.mesh.clone(), self.destination.clone());
+        self.tasks.spawn(dial_task(mesh, destination, pause, self.events.clone()));
     }
 
     async fn on_session(&mut self, event: SessionEvent, phases: &mpsc::Sender<(LeaseId, Phase)>) {
         match event {
-            SessionEvent::Open(open) => self.open(*open).await,
+            SessionEvent::Open(session) => self.open(*session).await,
             SessionEvent::Message(message) => self.on_message(message, phases).await,
             SessionEvent::Lost(reason) => self.lose(&reason),
         }
     }
 
     /// Registers on a fresh session: all that the node offers and holds.
-    async fn open(&mut self, open: OpenSession) {
-        let OpenSession { session, belonging } = open;
-        self.belonging = belonging;
+    async fn open(&mut self, session: Session<NodeMessage, CoordinatorMessage>) {
+        // It was dialled after the first offer came.
+        let Some(offer) = self.offer_of_now() else { return };
         let peer = session.peer.fmt_short();
         let reader = read_task(session.receiver, self.events.clone()).instrument(info_span!("session", peer));
-        self.writer = Some(Writer::new(session.sender, tokio::spawn(reader)));
-        let offer = offer(&*self.tools.engine, &self.devices).await;
-        self.offer = Some(offer.clone());
+        self.writer = Some(Writer::new(session.sender, AbortOnDropHandle::new(tokio::spawn(reader))));
+        self.told = Some(offer.clone());
+        // The latest in the `Register`: those are the ones that the coordinator waits for.
+        let mut earlier = self.tools.ends.kept();
+        let ended = earlier.split_off(earlier.len().saturating_sub(MAX_ENDED));
         let register = Register {
             offer,
             data_addresses: self.tools.exchange.addresses(),
             leases: self.slots.held(),
-            ended: self.tools.ends.kept().await,
+            ended,
             draining: self.slots.is_draining(),
         };
         self.send(NodeMessage::Register(register)).await;
+        for ended in earlier {
+            self.send(NodeMessage::RunEnded(ended)).await;
+        }
     }
 
     fn lose(&mut self, reason: &str) {
@@ -162,9 +170,8 @@ impl Duty {
             CoordinatorMessage::Grant(grant) => self.on_grant(grant, phases).await,
             CoordinatorMessage::CancelRun(cancel) => self.cancel(cancel.lease),
             CoordinatorMessage::EndRecorded(recorded) => {
-                if let Err(error) = self.tools.ends.forget(recorded.run).await {
-                    warn!(%error, run = %recorded.run.fmt_short(), "recorded end stays on disk");
-                }
+                // Beside the loop, because it waits while the outputs of another run are stored.
+                self.tasks.spawn(forget_task(Arc::clone(&self.tools), recorded.run));
             }
             CoordinatorMessage::SetDraining(draining) => {
                 info!(draining = draining.draining, "draining was set");
@@ -175,13 +182,13 @@ impl Duty {
 
     async fn on_welcome(&mut self, welcome: Welcome) {
         info!(epoch = welcome.epoch, "session with the coordinator is open");
-        self.heartbeat = ticks(welcome.heartbeat);
+        self.heartbeat = ticks(welcome.heartbeat.min(LONGEST_HEARTBEAT));
         self.slots.set_draining(welcome.draining);
         for lease in welcome.unwanted {
             self.cancel(lease);
         }
         // Over this link the coordinator takes outputs, also from a node that nobody can dial.
-        self.tools.exchange.keep_link(self.belonging.coordinator, welcome.data_addresses);
+        self.tools.exchange.keep_link(self.destination.coordinator, welcome.data_addresses);
         self.send_inventory().await;
     }
 
@@ -215,36 +222,46 @@ impl Duty {
         let (progress, watched) = ProgressSink::new();
         let cancel = CancellationToken::new();
         let telling = Telling { phases: phases.clone(), progress };
-        let running = Running { run: lease.run, cancel: cancel.clone(), progress: watched };
-        self.running.insert(lease.id, running);
-        let tools = self.tools.clone();
-        self.runs.spawn(async move { (lease.id, run_task(grant, tools, telling, cancel).await) });
+        let (tools, token) = (Arc::clone(&self.tools), cancel.clone());
+        let run = async move { (lease.id, run_task(grant, tools, telling, token).await) };
+        let task = self.runs.spawn(run).id();
+        self.running.insert(lease.id, Running { lease, task, cancel, progress: watched });
         self.on_phase(lease.id, Phase::Leased).await;
     }
 
     fn cancel(&mut self, lease: LeaseId) {
         if let Some(running) = self.running.get(&lease) {
-            info!(lease = %lease, run = %running.run.fmt_short(), "run is cancelled");
+            info!(lease = %lease, run = %running.lease.run.fmt_short(), "run is cancelled");
             running.cancel.cancel();
         }
     }
 
     async fn on_phase(&mut self, lease: LeaseId, phase: Phase) {
+        // The end of a run may overtake its last phases.
+        if !self.running.contains_key(&lease) {
+            return;
+        }
         self.slots.enter(lease, phase);
         self.send(NodeMessage::PhaseChanged(PhaseChanged { lease, phase })).await;
     }
 
-    async fn on_run_done(&mut self, done: Result<(LeaseId, Option<RunEnded>), tokio::task::JoinError>) {
+    async fn on_run_done(&mut self, done: Result<(LeaseId, Option<RunEnded>), JoinError>) {
         let (lease, ended) = match done {
             Ok(done) => done,
-            // The lease of a run that panicked runs out; the node lives on.
-            Err(error) => return tracing::error!(%error, "run broke off"),
+            Err(error) => {
+                // The node lives on, its slot is free again, and the coordinator hears of it.
+                error!(%error, "run broke off");
+                let broken = self.running.values().find(|running| running.task == error.id());
+                let Some(lease) = broken.map(|running| running.lease) else { return };
+                (lease.id, keep_broken_end(lease, &self.tools).await)
+            }
         };
         self.running.remove(&lease);
         self.slots.release(lease);
         if let Some(ended) = ended {
             self.send(NodeMessage::RunEnded(ended)).await;
         }
+        self.on_offer().await;
     }
 
     async fn send_heartbeat(&mut self) {
@@ -265,27 +282,22 @@ impl Duty {
         }
     }
 
-    async fn describe(&mut self) {
-        if self.writer.is_none() {
-            return;
-        }
-        let offer = offer(&*self.tools.engine, &self.devices).await;
-        if self.offer.as_ref() != Some(&offer) {
-            self.offer = Some(offer.clone());
-            self.send(NodeMessage::OfferChanged(offer)).await;
+    /// Tells an offer that the coordinator does not know yet; the first one lets the node dial.
+    async fn on_offer(&mut self) {
+        let Some(offer) = self.offer_of_now() else { return };
+        match self.told.replace(offer.clone()) {
+            None => self.dial(Duration::ZERO),
+            Some(told) if told != offer => self.send(NodeMessage::OfferChanged(offer)).await,
+            Some(_) => {}
         }
     }
 
-    async fn renew(&mut self) {
-        // Without a session the dialling task does it.
-        if self.writer.is_none() {
-            return;
-        }
-        match self.belonging.renew_if_due(&self.belonging_path, &self.mesh).await {
-            Ok(true) => self.credentials.replace(self.belonging.membership.clone()),
-            Ok(false) => {}
-            Err(error) => warn!(%error, "certificate is not renewed yet"),
-        }
+    /// What is offered now. An engine that falls silent over a run keeps its slots until the run ended:
+    /// who withdraws the slot of a lease gives up the lease.
+    fn offer_of_now(&self) -> Option<Offer> {
+        let offer = self.offers.borrow().clone()?;
+        let is_silent = offer.slots.is_empty() && !self.running.is_empty();
+        if is_silent { self.told.clone().or(Some(offer)) } else { Some(offer) }
     }
 
     /// Sends where a session is open; what matters is told again by the next `Register`.
@@ -299,11 +311,14 @@ impl Duty {
     /// Gives back every lease and stops the runs.
     async fn leave(mut self) {
         self.slots.stop();
-        let leases = self.slots.held().iter().map(|held| held.lease.id).collect();
-        self.send(NodeMessage::Leave(Leave { leases })).await;
         for running in self.running.values() {
             running.cancel.cancel();
         }
+        let leases = self.slots.held().iter().map(|held| held.lease.id).collect();
+        if timeout(FAREWELL, self.send(NodeMessage::Leave(Leave { leases }))).await.is_err() {
+            warn!("the coordinator does not take our farewell; the leases run out");
+        }
+        let writer = self.writer.take();
         let stopped = async {
             while let Some(done) = self.runs.join_next().await {
                 // What a given-back run came to is nobody's business any more, unless it succeeded.
@@ -315,10 +330,31 @@ impl Duty {
                 }
             }
         };
-        if tokio::time::timeout(STOP, stopped).await.is_err() {
+        if timeout(STOP, stopped).await.is_err() {
             warn!("runs did not stop in time");
         }
+        if let Some(writer) = writer {
+            writer.finish().await;
+        }
         info!("node has left the farm's work");
+    }
+}
+
+/// The slots of these devices, one each.
+fn slot_ids(devices: &[Device]) -> impl Iterator<Item = SlotId> {
+    (0..devices.len()).filter_map(|index| u16::try_from(index).ok().map(SlotId))
+}
+
+/// Forgets an end that is recorded.
+async fn forget_task(tools: Arc<Tools>, run: RunId) {
+    if let Err(error) = tools.ends.forget(run).await {
+        warn!(%error, run = %run.fmt_short(), "recorded end stays on disk");
+    }
+}
+
+fn report_panic(done: &Result<(), JoinError>) {
+    if let Err(error) = done {
+        error!(%error, "a task of the node broke off");
     }
 }
 

@@ -7,6 +7,7 @@
 mod blob_body;
 mod error;
 mod extract;
+mod form;
 mod guard;
 mod openapi;
 mod page;
@@ -38,6 +39,8 @@ use crate::handle::{CoordinatorHandle, Stopping};
 
 /// How long requests may go on once the server stops.
 const GRACE: Duration = Duration::from_secs(5);
+/// The longest that a caller may take to send the head of a request; also how long a connection idles.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How the API is served.
 #[derive(Debug, Clone)]
@@ -163,11 +166,16 @@ pub async fn serve(
     let service = router.into_make_service();
     let stop = handle.clone();
     let server: JoinHandle<io::Result<()>> = match config.tls {
-        None => tokio::spawn(axum_server::from_tcp(listener).map_err(bind)?.handle(handle).serve(service)),
+        None => {
+            let mut server = axum_server::from_tcp(listener).map_err(bind)?;
+            server.http_builder().http1().header_read_timeout(HEAD_TIMEOUT);
+            tokio::spawn(server.handle(handle).serve(service))
+        }
         Some(files) => {
             let certificate = RustlsConfig::from_pem_file(&files.certificate, &files.key).await;
             let certificate = certificate.map_err(|source| ServeError::Tls { files, source })?;
-            let server = axum_server::from_tcp_rustls(listener, certificate).map_err(bind)?;
+            let mut server = axum_server::from_tcp_rustls(listener, certificate).map_err(bind)?;
+            server.http_builder().http1().header_read_timeout(HEAD_TIMEOUT);
             tokio::spawn(server.handle(handle).serve(service))
         }
     };

@@ -42,6 +42,8 @@ pub struct Submission {
     pub parameters: Parameters,
     /// 0 to 100, within the share of whoever submits.
     pub priority: u8,
+    /// How long it may wait for a node before it expires; `None` for no limit.
+    pub time_to_live: Option<Duration>,
 }
 
 /// Why a command could not be carried out.

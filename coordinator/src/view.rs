@@ -66,6 +66,8 @@ pub struct JobView {
     pub parameters: BlobRef,
     /// When it was submitted.
     pub submitted: OffsetDateTime,
+    /// When it expires if it waits then; `None` for never.
+    pub expires: Option<OffsetDateTime>,
     /// When its latest run was leased.
     pub started: Option<OffsetDateTime>,
     /// When it ended.
@@ -74,7 +76,8 @@ pub struct JobView {
     pub queue_position: Option<u64>,
     /// Why it waits, node by node; empty unless queued.
     pub waits: Vec<WaitReason>,
-    /// The latest run: the one at work, or the one that ended the job.
+    /// The latest run: the one at work or, once the job has ended, the one that ended it or was at work
+    /// as it ended. `None` while the job waits.
     pub run: Option<RunView>,
     /// Runs that ended without success, oldest first.
     pub failures: Vec<FailedRun>,
@@ -95,7 +98,7 @@ pub struct WaitReason {
     pub reason: String,
 }
 
-/// A run at work.
+/// A run: at work, or as it was when its job ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunView {
     /// Its id.

@@ -60,6 +60,9 @@ pub(crate) enum ApiError {
         /// The most that is taken, in bytes.
         limit: u64,
     },
+    /// The body does not come.
+    #[error("nothing of the body came for {0} seconds")]
+    TooSlow(u64),
     /// The body is of another kind.
     #[error("{0}")]
     UnsupportedMediaType(String),
@@ -183,6 +186,7 @@ impl ApiError {
             Self::TooLarge { .. } | Self::Command(CommandError::ParametersTooLarge(_)) => {
                 (StatusCode::PAYLOAD_TOO_LARGE, "too-large", "too large")
             }
+            Self::TooSlow(_) => (StatusCode::REQUEST_TIMEOUT, "too-slow", "the body does not come"),
             Self::UnsupportedMediaType(_) => {
                 (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "unsupported media type")
             }

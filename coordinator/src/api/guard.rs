@@ -22,9 +22,8 @@ const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 /// What a browser may run in answers of the API: nothing.
 const CSP_API: &str = "default-src 'none'; frame-ancestors 'none'; sandbox";
 /// The page's own files, and pictures and sounds that it has fetched with the key.
-const CSP_PAGE: &str = "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; \
-     style-src-attr 'unsafe-inline'; object-src 'none'; base-uri 'none'; form-action 'self'; \
-     frame-ancestors 'none'";
+const CSP_PAGE: &str = "default-src 'self'; img-src 'self' blob:; media-src 'self' blob:; \
+     object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
 /// The documentation page sets styles and inline pictures of its own.
 const CSP_DOCS: &str = "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; \
      object-src 'none'; base-uri 'none'; frame-ancestors 'none'";
@@ -52,7 +51,8 @@ impl Guard {
     /// listens on all of them.
     fn is_own(&self, host: &Authority) -> bool {
         let name = host.host().to_ascii_lowercase();
-        if name == "localhost" || self.hosts.iter().any(|own| *own == name || own == host.as_str()) {
+        let is_listed = |own: &String| *own == name || own.eq_ignore_ascii_case(host.as_str());
+        if name == "localhost" || self.hosts.iter().any(is_listed) {
             return true;
         }
         let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
@@ -153,6 +153,8 @@ fn host_of(request: &Request) -> Result<Authority, ApiError> {
     let mut values = request.headers().get_all(header::HOST).iter();
     let host = values.next().filter(|_| values.next().is_none());
     host.and_then(|host| Authority::try_from(host.as_bytes()).ok())
+        // A user's name may stand before a host only in addresses, never in this header.
+        .filter(|host| !host.as_str().contains('@'))
         .ok_or_else(|| ApiError::Malformed("the request has no Host header, or not a good one".to_owned()))
 }
 
@@ -209,12 +211,22 @@ mod tests {
     fn loopback_names_and_listed_names_are_the_farms_own() {
         let guard = guard("127.0.0.1:8288");
         for own in
-            ["localhost:8288", "LOCALHOST", "127.0.0.1:8288", "[::1]:8288", "farm.example", "farm.example:80"]
+            ["localhost:8288", "LOCALHOST", "127.0.0.1:8288", "[::1]:8288", "farm.example", "FARM.example:80"]
         {
             assert!(is_own(&guard, own), "{own}");
         }
-        for foreign in ["evil.example", "127.0.0.1.evil.example", "192.0.2.7:8288", "localhost.evil.example"]
-        {
+        for foreign in [
+            "evil.example",
+            "127.0.0.1.evil.example",
+            "192.0.2.7:8288",
+            "localhost.evil.example",
+            "localhost.",
+            "farm.example.",
+            "evil-farm.example",
+            "[2001:db8::1]:8288",
+            "2130706433",
+            "0x7f.1",
+        ] {
             assert!(!is_own(&guard, foreign), "{foreign}");
         }
     }
@@ -266,6 +278,16 @@ mod tests {
             assert_eq!(response.headers()[header::CONTENT_TYPE], "application/problem+json");
         }
         assert_eq!(status(&farm, Request::builder().uri("/healthz")).await, 400);
+        for odd in ["", "localhost@evil.example", "evil.example@localhost", "local host", "localhost/x"] {
+            let odd = Request::builder().uri("/healthz").header(header::HOST, odd);
+            assert_eq!(status(&farm, odd).await, 400);
+        }
+        let two = Request::builder().uri("/healthz").header(header::HOST, "localhost");
+        assert_eq!(status(&farm, two.header(header::HOST, "rebound.example")).await, 400);
+        // What HTTP/2 calls the authority counts, and what stands in a Host header beside it does not.
+        let authority = Request::builder().uri("http://rebound.example/healthz");
+        assert_eq!(status(&farm, authority.header(header::HOST, "localhost")).await, 421);
+        assert_eq!(status(&farm, Request::builder().uri("http://localhost:8288/healthz")).await, 200);
         let listed = Request::builder().uri("/healthz").header(header::HOST, "farm.example");
         assert_eq!(status(&farm, listed).await, 200);
     }

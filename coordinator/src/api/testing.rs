@@ -275,6 +275,7 @@ impl Tables {
             priority: submission.priority,
             parameters: BlobRef::of(b"parameters"),
             submitted: OffsetDateTime::now_utc(),
+            expires: submission.time_to_live.map(|time| OffsetDateTime::now_utc() + time),
             started: None,
             ended: None,
             queue_position: Some(0),

@@ -1,7 +1,8 @@
 //! Bytes that a caller sends, streamed into the blob store, a temporary file or a short buffer, under a
 //! limit.
 //!
-//! Nothing stays on disk of what was too long or was broken off. Not here: what the bytes mean.
+//! Nothing stays on disk of what was too long or was broken off. Not here: what the bytes mean, and
+//! forms (`form`).
 
 use std::fs::File;
 use std::io::{self, Seek};
@@ -9,7 +10,6 @@ use std::time::Duration;
 
 use axum::body::BodyDataStream;
 use axum::extract::Request;
-use axum::extract::multipart::Field;
 use axum::http::{HeaderMap, header};
 use bytes::Bytes;
 use futures::StreamExt;
@@ -23,6 +23,8 @@ use crate::api::error::ApiError;
 /// done would otherwise see a broken connection in place of the refusal.
 const DRAINED: u64 = 64 << 20;
 const DRAIN_TIME: Duration = Duration::from_secs(5);
+/// The longest silence within a body.
+pub(crate) const IDLE: Duration = Duration::from_secs(30);
 
 /// How many bytes may still come.
 #[derive(Debug)]
@@ -37,7 +39,13 @@ impl Allowance {
         Self { limit, left: limit }
     }
 
-    fn take(&mut self, chunk: &[u8]) -> Result<(), ApiError> {
+    /// How many are left.
+    pub(crate) fn left(&self) -> u64 {
+        self.left
+    }
+
+    /// Counts what came.
+    pub(crate) fn take(&mut self, chunk: &[u8]) -> Result<(), ApiError> {
         let left = self.left.checked_sub(chunk.len() as u64);
         self.left = left.ok_or(ApiError::TooLarge { limit: self.limit })?;
         Ok(())
@@ -64,7 +72,7 @@ impl Upload {
             drain(&mut self.chunks).await;
             return Err(ApiError::TooLarge { limit });
         }
-        let Some(chunk) = self.chunks.next().await else { return Ok(None) };
+        let Some(chunk) = within(IDLE, self.chunks.next()).await? else { return Ok(None) };
         let chunk = chunk.map_err(|error| ApiError::Malformed(format!("the body broke off: {error}")))?;
         if let Err(error) = self.allowance.take(&chunk) {
             drain(&mut self.chunks).await;
@@ -74,11 +82,16 @@ impl Upload {
     }
 }
 
-fn announced(headers: &HeaderMap) -> Option<u64> {
+/// Waits only so long for more of a body.
+pub(crate) async fn within<T>(time: Duration, more: impl Future<Output = T>) -> Result<T, ApiError> {
+    tokio::time::timeout(time, more).await.map_err(|_| ApiError::TooSlow(time.as_secs()))
+}
+
+pub(crate) fn announced(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-async fn drain(chunks: &mut BodyDataStream) {
+pub(crate) async fn drain(chunks: &mut BodyDataStream) {
     let draining = async {
         let mut left = DRAINED;
         while let Some(Ok(chunk)) = chunks.next().await {
@@ -90,15 +103,6 @@ async fn drain(chunks: &mut BodyDataStream) {
     };
     // Whether all of it came or not, it is not wanted.
     let _ = tokio::time::timeout(DRAIN_TIME, draining).await;
-}
-
-/// Refuses a request whose announced length is beyond the limit, before its parts are looked at.
-pub(crate) async fn refuse_announced(request: Request, limit: u64) -> Result<Request, ApiError> {
-    if announced(request.headers()).is_some_and(|length| length > limit) {
-        drain(&mut request.into_body().into_data_stream()).await;
-        return Err(ApiError::TooLarge { limit });
-    }
-    Ok(request)
 }
 
 /// Stores a body as a blob.
@@ -135,32 +139,43 @@ pub(crate) async fn spool_body(request: Request, limit: u64) -> Result<File, Api
     Ok(file)
 }
 
-/// Stores one part of a form as a blob.
-pub(crate) async fn store_field(
-    mut field: Field<'_>,
-    allowance: &mut Allowance,
-    store: &BlobStore,
-) -> Result<BlobRef, ApiError> {
-    let mut writer = store.writer(allowance.left).await?;
-    while let Some(chunk) = next_of(&mut field, allowance).await? {
-        writer.write(&chunk).await?;
-    }
-    Ok(writer.finish().await?)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Reads a short text part of a form into memory.
-pub(crate) async fn read_field(mut field: Field<'_>, allowance: &mut Allowance) -> Result<Vec<u8>, ApiError> {
-    let mut bytes = Vec::new();
-    while let Some(chunk) = next_of(&mut field, allowance).await? {
-        bytes.extend_from_slice(&chunk);
+    #[tokio::test]
+    async fn silent_body_is_given_up_with_a_status_that_says_so() {
+        let silent = within(Duration::ZERO, std::future::pending::<()>()).await;
+        assert!(matches!(silent, Err(ApiError::TooSlow(0))));
     }
-    Ok(bytes)
-}
 
-async fn next_of(field: &mut Field<'_>, allowance: &mut Allowance) -> Result<Option<Bytes>, ApiError> {
-    let chunk = field.chunk().await.map_err(|error| ApiError::Malformed(error.body_text()))?;
-    if let Some(chunk) = &chunk {
-        allowance.take(chunk)?;
+    #[tokio::test]
+    async fn upload_that_breaks_off_leaves_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = BlobStore::open(folder.path()).await.unwrap();
+        let files = || {
+            let mut folders = vec![folder.path().to_owned()];
+            let mut files = Vec::new();
+            while let Some(folder) = folders.pop() {
+                for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+                    if entry.is_dir() { folders.push(entry) } else { files.push(entry) }
+                }
+            }
+            files.sort();
+            files
+        };
+        let before = files();
+        let chunks = (0..3).map(|_| Ok(vec![0; 1 << 20])).chain([Err(io::Error::other("cut"))]);
+        let body = axum::body::Body::from_stream(futures::stream::iter(chunks));
+        let broken = store_body(Request::new(body), u64::MAX, &store).await;
+        assert!(matches!(broken, Err(ApiError::Malformed(_))));
+        assert_eq!(files(), before);
+        // The same where the caller hangs up, which drops the request wherever it is.
+        let chunks = futures::stream::iter([Ok::<_, io::Error>(vec![0; 2 << 20])]);
+        let body = axum::body::Body::from_stream(chunks.chain(futures::stream::pending()));
+        let hung_up =
+            within(Duration::from_millis(50), store_body(Request::new(body), u64::MAX, &store)).await;
+        assert!(hung_up.is_err());
+        assert_eq!(files(), before);
     }
-    Ok(chunk)
 }

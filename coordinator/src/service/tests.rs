@@ -57,7 +57,7 @@ async fn deploy(coordinator: &Coordinator) -> WorkflowVersion {
 
 async fn submit(coordinator: &Coordinator, workflow: &WorkflowVersion) -> JobId {
     let parameters = Parameters::parse(br#"{"width": 16}"#).expect("well written");
-    let submission = Submission { workflow: workflow.clone(), parameters, priority: 50 };
+    let submission = Submission { workflow: workflow.clone(), parameters, priority: 50, time_to_live: None };
     coordinator.handle.submit(submission).await.expect("submitted")
 }
 
@@ -228,6 +228,54 @@ async fn restarted_coordinator_takes_the_end_of_a_run_that_it_granted_before() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn coordinator_whose_store_fails_promises_nothing_and_stops() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let coordinator = start(folder.path()).await;
+    let workflow = deploy(&coordinator).await;
+    let kept = submit(&coordinator, &workflow).await;
+    let EventFeed { mut live, .. } = coordinator.handle.events(None).await.expect("a feed");
+    coordinator.store.close().await;
+    let parameters = Parameters::parse(br#"{"width": 16}"#).expect("well written");
+    let submission = Submission { workflow, parameters, priority: 50, time_to_live: None };
+    let refused = coordinator.handle.submit(submission).await;
+    assert!(matches!(refused, Err(CommandError::Stopping(_))), "{refused:?}");
+    timeout(PATIENCE, coordinator.failed()).await.expect("it stops by itself");
+    while let Ok(event) = live.recv().await {
+        assert!(event.number.is_none(), "told of what was not written: {event:?}");
+    }
+    coordinator.shutdown().await;
+
+    let again = start(folder.path()).await;
+    let list = again.handle.jobs(JobsFilter { limit: 10, ..JobsFilter::default() }).await.expect("answers");
+    assert_eq!(list.iter().map(|job| job.id).collect::<Vec<_>>(), [kept]);
+    again.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn full_queue_refuses_until_there_is_room() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let config = CoordinatorConfig {
+        mesh_listen: vec![loopback],
+        data_listen: loopback,
+        max_queued: 3,
+        ..CoordinatorConfig::new(folder.path().to_owned())
+    };
+    let coordinator = Coordinator::start(config).await.expect("starts");
+    let workflow = deploy(&coordinator).await;
+    let parameters = Parameters::parse(br#"{"width": 16}"#).expect("well written");
+    let submission = Submission { workflow, parameters, priority: 50, time_to_live: None };
+    let submissions = (0..8).map(|_| coordinator.handle.submit(submission.clone()));
+    let answers = futures::future::join_all(submissions).await;
+    let taken: Vec<JobId> = answers.iter().filter_map(|answer| answer.clone().ok()).collect();
+    assert_eq!(taken.len(), 3);
+    assert!(answers.iter().any(|answer| matches!(answer, Err(CommandError::QueueFull(3)))));
+    coordinator.handle.cancel(taken[0]).await.expect("answers");
+    assert!(coordinator.handle.submit(submission).await.is_ok());
+    coordinator.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn commands_answer_what_there_is_and_refuse_what_there_is_not() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let coordinator = start(folder.path()).await;
@@ -243,7 +291,7 @@ async fn commands_answer_what_there_is_and_refuse_what_there_is_not() {
 
     let missing = WorkflowVersion { version: 9, ..workflow.clone() };
     let parameters = Parameters::default();
-    let submission = Submission { workflow: missing, parameters, priority: 1 };
+    let submission = Submission { workflow: missing, parameters, priority: 1, time_to_live: None };
     assert!(matches!(handle.submit(submission).await, Err(CommandError::UnknownWorkflow(_))));
 
     let jobs = [submit(&coordinator, &workflow).await, submit(&coordinator, &workflow).await];

@@ -3,13 +3,15 @@
 //! Each task reports once, over the loop's own channel.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use mesh::fetch::Exchange;
 use mesh::store::BlobStore;
-use protocol::JobId;
 use protocol::message::{MAX_PARAMETERS, Outcome, Provider, RunEnded};
+use protocol::{BlobRef, JobId};
 use time::OffsetDateTime;
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 use tracing::{debug, instrument};
 
 use super::deploy;
@@ -17,6 +19,11 @@ use crate::handle::{CommandError, Deployment, Submission};
 use crate::state::record::NewJob;
 use crate::state::{Event, GrantOrder};
 use crate::view::DeployedWorkflow;
+
+/// How long the fetch of the smallest output may take.
+const COLLECT_TIME: Duration = Duration::from_secs(60);
+/// The least bytes a second at which a large one must come.
+const LEAST_RATE: u64 = 64 << 10;
 
 /// The way back for an answer.
 pub(super) type Answer<T> = oneshot::Sender<Result<T, CommandError>>;
@@ -57,12 +64,22 @@ pub(super) async fn collect(provider: Provider, ended: Box<RunEnded>, exchange: 
         Outcome::Failed(_) => &[],
     };
     for output in outputs {
-        if let Err(error) = exchange.fetch(output.blob, std::slice::from_ref(&provider), None).await {
-            debug!(%error, "output could not be fetched");
-            return Report::Event(Event::CollectFailed { lease, reason: error.to_string() });
-        }
+        let fetch = exchange.fetch(output.blob, std::slice::from_ref(&provider), None);
+        let reason = match timeout(longest(output.blob), fetch).await {
+            Ok(Ok(_)) => continue,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "its node sends it too slowly".to_owned(),
+        };
+        debug!(reason, "output could not be fetched");
+        return Report::Event(Event::CollectFailed { lease, reason });
     }
     Report::Event(Event::OutputsStored { node, ended })
+}
+
+/// How long the fetch of an output may take: few can be under way, and a node that sends just enough not
+/// to be silent must not keep the others out.
+fn longest(blob: BlobRef) -> Duration {
+    COLLECT_TIME + Duration::from_secs(blob.size / LEAST_RATE)
 }
 
 /// Stores what a deploy adds to the bundle's blobs.
@@ -89,7 +106,7 @@ pub(super) async fn submit(
     now: OffsetDateTime,
     answer: Answer<JobId>,
 ) -> Option<Report> {
-    let Submission { workflow, parameters, priority } = submission;
+    let Submission { workflow, parameters, priority, time_to_live } = submission;
     let json = parameters.to_canonical_json();
     let stored = match json.len() {
         ..=MAX_PARAMETERS => {
@@ -106,6 +123,7 @@ pub(super) async fn submit(
                 parameters: stored,
                 inputs: parameters.blobs().map(|blob| blob.hash).collect(),
                 submitted: now,
+                expires: time_to_live.map(|time| now + time),
             };
             Some(Report::Submit(Box::new(job), answer))
         }

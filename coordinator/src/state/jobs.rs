@@ -90,6 +90,8 @@ pub(crate) struct Jobs {
     queues: HashMap<WorkflowVersion, BTreeMap<Due, JobId>>,
     /// The held ones.
     held: BTreeSet<JobId>,
+    /// Those that expire, the first first.
+    expiring: BTreeSet<(OffsetDateTime, JobId)>,
     queued: usize,
     next_order: u64,
 }
@@ -109,6 +111,7 @@ impl Jobs {
         let history = (!failures.is_empty()).then(|| Box::new(History { failures, ..History::default() }));
         let job = Job { new, order, place: Place::Queued, history };
         self.enqueue(&job);
+        self.expiring.extend(job.new.expires.map(|expires| (expires, id)));
         self.all.insert(id, job);
     }
 
@@ -131,6 +134,9 @@ impl Jobs {
     pub(crate) fn remove(&mut self, id: JobId) -> Option<Job> {
         let job = self.all.remove(&id)?;
         self.leave_place(&job);
+        if let Some(expires) = job.new.expires {
+            self.expiring.remove(&(expires, id));
+        }
         Some(job)
     }
 
@@ -174,6 +180,13 @@ impl Jobs {
             Place::Queued | Place::Running(_) => None,
         };
         self.held.iter().filter_map(held).collect()
+    }
+
+    /// The queued jobs that wait longer than they were to.
+    pub(crate) fn expired(&self, now: OffsetDateTime) -> Vec<JobId> {
+        let due = self.expiring.iter().take_while(|(expires, _)| *expires <= now);
+        let is_queued = |id: &JobId| self.all.get(id).is_some_and(|job| job.place == Place::Queued);
+        due.map(|(_, id)| *id).filter(is_queued).collect()
     }
 
     /// How many wait, the held ones among them.

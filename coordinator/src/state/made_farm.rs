@@ -138,6 +138,11 @@ impl Farm {
     }
 
     pub(super) fn submit(&mut self, number: u64) {
+        self.submit_for(number, None);
+    }
+
+    /// Submits a job that expires after this many seconds.
+    pub(super) fn submit_for(&mut self, number: u64, time_to_live: Option<u64>) {
         let new = NewJob {
             id: job(number),
             workflow: workflow_id(1),
@@ -145,6 +150,7 @@ impl Farm {
             parameters: BlobRef::of(b"{}"),
             inputs: vec![input().hash],
             submitted: self.now().wall,
+            expires: time_to_live.map(|time| self.now().wall + seconds(time)),
         };
         self.apply(Event::Submit(Box::new(new)));
     }

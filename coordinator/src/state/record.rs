@@ -91,6 +91,9 @@ pub struct NewJob {
     /// When it was submitted.
     #[serde(with = "time::serde::rfc3339")]
     pub submitted: OffsetDateTime,
+    /// When it expires if it waits then. Also while the coordinator is away the time goes on.
+    #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    pub expires: Option<OffsetDateTime>,
 }
 
 /// A job that ended, as the table of jobs keeps it.
@@ -147,6 +150,7 @@ impl EndedJob {
             priority: self.job.priority,
             parameters: self.job.parameters,
             submitted: self.job.submitted,
+            expires: self.job.expires,
             started: self.started,
             ended: Some(self.ended),
             queue_position: None,

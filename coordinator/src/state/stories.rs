@@ -221,6 +221,41 @@ fn cancelling_a_queued_job_ends_it_and_a_running_one_is_stopped_too() {
 }
 
 #[test]
+fn job_that_waits_longer_than_its_time_to_live_expires_and_a_running_one_does_not() {
+    let mut farm = Farm::new();
+    farm.register(1);
+    (1..=2).for_each(|number| farm.submit_for(number, Some(60)));
+    farm.submit_for(3, None);
+    let (_, lease) = farm.granted();
+    for _ in 0..11 {
+        farm.pass(5);
+        farm.heartbeat(1, vec![lease.id]);
+    }
+    assert_eq!((farm.ends(), farm.view(2).state), (vec![], JobState::Queued));
+    let snapshot = farm.state.snapshot();
+    farm.pass(5);
+    assert_eq!(farm.ends(), [(job(2), JobState::Expired)]);
+    // The other one is too late as well once it is queued again.
+    farm.end(1, failed(lease, RunErrorKind::Stalled));
+    assert_eq!(farm.granted().1.job, job(1), "it is still taken where a node is there for it");
+    assert_eq!(farm.view(1).state, JobState::Running);
+    farm.disconnect(1);
+    farm.pass(31);
+    assert_eq!(farm.ends()[1], (job(1), JobState::Expired));
+    // A restart knows of it too.
+    let found = Found { snapshot, workflows: farm.written.workflows.clone(), ..Found::default() };
+    let late = Now { wall: farm.now().wall + seconds(3600), ..farm.now() };
+    let mut state = State::restore(settings(), 2, found, late);
+    state.apply(Event::Tick, late);
+    let left: Vec<JobId> = state
+        .live_jobs(&JobsFilter { limit: 9, ..JobsFilter::default() }, late)
+        .iter()
+        .map(|view| view.id)
+        .collect();
+    assert_eq!(left, [job(3)]);
+}
+
+#[test]
 fn drained_node_gets_nothing_and_keeps_its_run() {
     let (mut farm, lease) = running();
     farm.submit(2);

@@ -1,11 +1,11 @@
-//! What time alone brings: leases that expire, graces that end, fetches to try again.
+//! What time alone brings: leases and jobs that expire, graces that end, fetches to try again.
 
 use std::time::Duration;
 
-use protocol::LeaseId;
+use protocol::{JobState, LeaseId};
 
 use super::nodes::Slot;
-use super::runs::Run;
+use super::runs::{Outcome, Run};
 use super::{Action, State, Turn};
 
 /// The longest pause between two ticks that is not the coordinator's own absence.
@@ -24,6 +24,9 @@ impl State {
                 let reason = format!("{} did not come back in time", known.node.fmt_short());
                 self.queue_again(job, known.lease.id, reason, turn);
             }
+        }
+        for job in self.jobs.expired(turn.now.wall) {
+            self.end_job(job, Outcome::without_run(JobState::Expired), turn);
         }
         self.free_silent_slots(now);
         self.nodes.forget_silent(now, FORGET_NODE);

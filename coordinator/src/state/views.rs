@@ -73,6 +73,7 @@ impl State {
                 priority: job.new.priority,
                 parameters: job.new.parameters,
                 submitted: job.new.submitted,
+                expires: job.new.expires,
                 started: history.and_then(|history| history.started),
                 ended: None,
                 queue_position: positions.get(&job.new.id).copied(),

@@ -50,6 +50,7 @@ fn new_job(number: u64) -> NewJob {
         parameters: BlobRef::of(b"{}"),
         inputs: vec![BlobHash([3; 32])],
         submitted: OffsetDateTime::UNIX_EPOCH,
+        expires: None,
     }
 }
 

@@ -3,9 +3,12 @@
 //! Two ways in, one way on: JSON, where a file is an asset that was sent before, and a form, where files
 //! are parts. Not here: what an input takes; that is `protocol::Interface`.
 
+use std::collections::HashSet;
+use std::str::FromStr;
+use std::time::Duration;
+
 use axum::Json;
-use axum::extract::multipart::{Field, Multipart};
-use axum::extract::{FromRequest, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use protocol::{Argument, BlobHash, Input, InputKind, Interface, Parameters};
@@ -16,7 +19,8 @@ use utoipa::ToSchema;
 use crate::api::Api;
 use crate::api::error::{ApiError, FieldProblem};
 use crate::api::extract::{MAX_JSON, Path, Query, media_type, parse_json};
-use crate::api::upload::{Allowance, read_body, read_field, refuse_announced, store_field};
+use crate::api::form::{Form, Part};
+use crate::api::upload::{Allowance, read_body};
 use crate::api::v1::model::job::{Job, job_path};
 use crate::api::v1::wait::{self, WaitQuery};
 use crate::api::v1::{jobs, workflows};
@@ -26,8 +30,12 @@ use crate::handle::Submission;
 const PRIORITY: u8 = 50;
 /// The highest priority.
 const MAX_PRIORITY: u8 = 100;
+/// The longest that a job may be told to wait for a node: 30 days.
+pub(super) const MAX_TTL_SECONDS: u64 = 30 * 24 * 3600;
 /// The most parts of a form.
 const MAX_PARTS: usize = 256;
+/// The longest name of a part.
+const MAX_NAME: usize = 1024;
 
 /// A job to submit.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -40,18 +48,24 @@ pub(super) struct SubmitRequest {
     /// 0 to 100, within the share of whoever submits. Defaults to 50.
     #[schema(minimum = 0, maximum = 100)]
     priority: Option<u8>,
+    /// How many seconds the job may wait for a node before it expires, from 1 to 2592000, which are 30
+    /// days. Defaults to no limit.
+    #[schema(minimum = 1, maximum = 2_592_000)]
+    ttl_seconds: Option<u64>,
 }
 
 /// What was read of a call, however it came.
+#[derive(Default)]
 struct Call {
     given: Parameters,
     priority: Option<u8>,
+    ttl_seconds: Option<u64>,
 }
 
 /// Submit a job
 ///
 /// The input is JSON, or a form (`multipart/form-data`) with a part for each input: files as file parts,
-/// texts as they are, any other value as JSON, and `priority` beside them. The job is durable when this
+/// texts as they are, any other value as JSON, and `priority` and `ttl_seconds` beside them. The job is durable when this
 /// answers. With `wait`, the answer is 200 once the job has ended, and 202 if it has not by then; whoever
 /// hangs up meanwhile cancels nothing.
 #[utoipa::path(
@@ -86,6 +100,10 @@ pub(super) async fn submit_job(
     if priority > MAX_PRIORITY {
         return Err(ApiError::field("priority", "maximum", format!("takes 0 to {MAX_PRIORITY}")));
     }
+    if call.ttl_seconds.is_some_and(|seconds| !(1..=MAX_TTL_SECONDS).contains(&seconds)) {
+        return Err(ApiError::field("ttl_seconds", "range", format!("takes 1 to {MAX_TTL_SECONDS}")));
+    }
+    let time_to_live = call.ttl_seconds.map(Duration::from_secs);
     let parameters = deployed
         .interface
         .check(call.given)
@@ -93,7 +111,8 @@ pub(super) async fn submit_job(
 
     // Following begins before the job exists, so that its end cannot be missed.
     let live = api.coordinator.events(None).await?.live;
-    let submission = Submission { workflow: deployed.id.clone(), parameters, priority };
+    let workflow = deployed.id.clone();
+    let submission = Submission { workflow, parameters, priority, time_to_live };
     let id = api.coordinator.submit(submission).await?;
     let view = match longest {
         Some(longest) => wait::until_ended(&api, id, live, longest).await?,
@@ -117,38 +136,36 @@ async fn read_json(api: &Api, interface: &Interface, request: Request) -> Result
         }
     }
     if errors.is_empty() {
-        Ok(Call { given, priority: request.priority })
+        Ok(Call { given, priority: request.priority, ttl_seconds: request.ttl_seconds })
     } else {
         Err(ApiError::fields(errors))
     }
 }
 
 async fn read_form(api: &Api, interface: &Interface, request: Request) -> Result<Call, ApiError> {
-    let request = refuse_announced(request, api.upload_limit).await?;
     let mut files = Allowance::new(api.upload_limit);
     let mut texts = Allowance::new(MAX_JSON);
-    let mut form = Multipart::from_request(request, &())
-        .await
-        .map_err(|rejection| ApiError::Malformed(rejection.body_text()))?;
-    let mut call = Call { given: Parameters::default(), priority: None };
+    let mut form = Form::open(request, api.upload_limit).await?;
+    let mut call = Call::default();
+    let mut names = HashSet::new();
     for _ in 0..MAX_PARTS {
-        let part = form.next_field().await.map_err(|error| ApiError::Malformed(error.body_text()))?;
-        let Some(part) = part else { return Ok(call) };
-        let name = part.name().unwrap_or("").to_owned();
-        if call.given.get(&name).is_some() {
+        let Some(part) = form.next().await? else { return Ok(call) };
+        let name = part.name().to_owned();
+        if name.len() > MAX_NAME {
+            let message = format!("a part of the form has a name of more than {MAX_NAME} bytes");
+            return Err(ApiError::Malformed(message));
+        }
+        if !names.insert(name.clone()) {
             return Err(ApiError::field(&name, "duplicate", "is given twice"));
         }
         match interface.input(&name) {
-            None if name == "priority" => {
-                let text = read_field(part, &mut texts).await?;
-                let number = std::str::from_utf8(&text).ok().and_then(|text| text.trim().parse().ok());
-                let number = number.ok_or_else(|| {
-                    ApiError::field("priority", "type", "takes a whole number from 0 to 100")
-                })?;
-                call.priority = Some(number);
-            }
+            None if name == "priority" => call.priority = Some(number(part, &mut texts).await?),
+            None if name == "ttl_seconds" => call.ttl_seconds = Some(number(part, &mut texts).await?),
             // The check names all that is unknown; its bytes are not worth keeping for that.
-            None => drop(call.given.insert(name, Argument::Value(Value::Null))),
+            None => {
+                part.skip(&mut files).await?;
+                call.given.insert(name, Argument::Value(Value::Null));
+            }
             Some(input) => {
                 let argument = form_argument(api, interface, input, part, (&mut files, &mut texts)).await?;
                 call.given.insert(name, argument);
@@ -158,21 +175,29 @@ async fn read_form(api: &Api, interface: &Interface, request: Request) -> Result
     Err(ApiError::Malformed(format!("the form has more than {MAX_PARTS} parts")))
 }
 
+/// A part that is a whole number.
+async fn number<T: FromStr>(part: Part<'_>, texts: &mut Allowance) -> Result<T, ApiError> {
+    let name = part.name().to_owned();
+    let text = part.read(texts).await?;
+    let number = std::str::from_utf8(&text).ok().and_then(|text| text.trim().parse().ok());
+    number.ok_or_else(|| ApiError::field(&name, "type", "takes a whole number"))
+}
+
 async fn form_argument(
     api: &Api,
     interface: &Interface,
     input: &Input,
-    part: Field<'_>,
+    part: Part<'_>,
     (files, texts): (&mut Allowance, &mut Allowance),
 ) -> Result<Argument, ApiError> {
     if let Some(file_name) = part.file_name().map(ToOwned::to_owned) {
         if !input.takes_file() {
             return Err(ApiError::field(&input.name, "file", "takes a value, not a file"));
         }
-        let blob = store_field(part, files, api.coordinator.blobs()).await?;
+        let blob = part.store(files, api.coordinator.blobs()).await?;
         return Ok(Argument::file(blob, &file_name));
     }
-    let text = String::from_utf8(read_field(part, texts).await?)
+    let text = String::from_utf8(part.read(texts).await?)
         .map_err(|_| ApiError::field(&input.name, "type", "is not UTF-8 text"))?;
     if matches!(input.kind, InputKind::Text) {
         return Ok(Argument::Value(Value::String(text)));
@@ -257,6 +282,9 @@ mod tests {
         check(json!({ "picture": { "$asset": 7 } }), "picture", "asset").await;
         assert_eq!(refusal(&farm, json!({ "input": {}, "prority": 1 })).await.1, "type");
         assert_eq!(refusal(&farm, json!({ "input": {}, "priority": 101 })).await.1, "maximum");
+        for ttl in [0, 2_592_001] {
+            assert_eq!(refusal(&farm, json!({ "input": {}, "ttl_seconds": ttl })).await.1, "range");
+        }
         assert!(farm.tables().jobs.is_empty());
     }
 
@@ -283,6 +311,7 @@ mod tests {
             part("name=\"prompt\"", "123"),
             part("name=\"seed\"", "9"),
             part("name=\"priority\"", "70"),
+            part("name=\"ttl_seconds\"", "60"),
             part("name=\"picture\"; filename=\"../cat.png\"", "the bytes"),
             "--cut--\n".to_owned(),
         ];
@@ -290,6 +319,7 @@ mod tests {
         assert_eq!(status, StatusCode::ACCEPTED, "{job}");
         assert_eq!((&job["priority"], &job["state"]), (&json!(70), &json!("queued")));
         let submission = farm.tables().submissions[0].clone();
+        assert_eq!(submission.time_to_live, Some(Duration::from_secs(60)));
         assert_eq!(submission.parameters.get("prompt"), Some(&Argument::Value(json!("123"))));
         assert_eq!(submission.parameters.get("seed"), Some(&Argument::Value(json!(9))));
         let Some(Argument::File { blob, file_name }) = submission.parameters.get("picture") else {
@@ -312,6 +342,14 @@ mod tests {
         check(&[part("name=\"other\"; filename=\"x\"", "1")], "other", "unknown").await;
         check(&[part("name=\"seed\"", "1"), part("name=\"seed\"", "2")], "seed", "duplicate").await;
         check(&[part("name=\"seed\"", "many")], "seed", "type").await;
+        let priority = || part("name=\"priority\"", "7");
+        check(&[priority(), priority()], "priority", "duplicate").await;
+        check(&[part("name=\"priority\"", "300")], "priority", "type").await;
+        check(&[part("name=\"ttl_seconds\"", "soon")], "ttl_seconds", "type").await;
+        let misnamed = part("name=\"other\"; filename=\"x\"", &"x".repeat(UPLOAD_LIMIT as usize - 1000));
+        check(&[misnamed], "other", "unknown").await;
+        let (status, _) = post_form(&farm, &part(&format!("name=\"{}\"", "n".repeat(2000)), "1")).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST);
         let long = part("name=\"picture\"; filename=\"x\"", &"x".repeat(UPLOAD_LIMIT as usize + 1));
         let (status, _) = post_form(&farm, &(long + "--cut--\n")).await;
         assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);

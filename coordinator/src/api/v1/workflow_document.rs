@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use protocol::{InputKind, Interface, Output};
 use serde_json::{Map, Value, json};
 
+use crate::api::v1::submit::MAX_TTL_SECONDS;
 use crate::view::DeployedWorkflow;
 
 /// Schemas of the farm's document that this one refers to.
@@ -99,6 +100,15 @@ fn in_words(output: &Output) -> String {
     format!("`{}`, {count} of {}", output.name, output.media_type())
 }
 
+fn ttl_seconds() -> Value {
+    json!({
+        "type": "integer",
+        "minimum": 1,
+        "maximum": MAX_TTL_SECONDS,
+        "description": "How many seconds the job may wait for a node before it expires",
+    })
+}
+
 fn submission() -> Value {
     json!({
         "type": "object",
@@ -107,6 +117,7 @@ fn submission() -> Value {
         "properties": {
             "input": { "$ref": "#/components/schemas/Input" },
             "priority": { "type": "integer", "minimum": 0, "maximum": 100, "default": 50 },
+            "ttl_seconds": ttl_seconds(),
         },
     })
 }
@@ -128,6 +139,9 @@ fn json_input(interface: &Interface) -> Value {
 /// The input as a form: a file is a part.
 fn form_input(interface: &Interface) -> Value {
     let mut form = with_files(interface, &json!({ "type": "string", "format": "binary" }));
+    if interface.input("ttl_seconds").is_none() {
+        form["properties"]["ttl_seconds"] = ttl_seconds();
+    }
     if interface.input("priority").is_none() {
         form["properties"]["priority"] = json!({ "type": "integer", "minimum": 0, "maximum": 100 });
     }

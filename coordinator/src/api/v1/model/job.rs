@@ -33,6 +33,10 @@ pub(crate) struct Job {
     /// When it was submitted.
     #[serde(with = "time::serde::rfc3339")]
     submitted: OffsetDateTime,
+    /// When it expires if it waits for a node then; null for never.
+    #[serde(with = "time::serde::rfc3339::option")]
+    #[schema(required)]
+    expires: Option<OffsetDateTime>,
     /// When its latest run was leased.
     #[serde(with = "time::serde::rfc3339::option")]
     #[schema(required)]
@@ -46,7 +50,8 @@ pub(crate) struct Job {
     queue_position: Option<u64>,
     /// Why it waits, node by node; empty unless queued.
     waits: Vec<Wait>,
-    /// The run at work.
+    /// The latest run: the one at work or, once the job has ended, the one that ended it or was at work
+    /// as it ended. Null while the job waits, and where it ended without one.
     #[schema(required)]
     run: Option<Run>,
     /// Runs that ended without success, oldest first.
@@ -93,7 +98,7 @@ pub(crate) struct Wait {
     reason: String,
 }
 
-/// One attempt at a job, at work.
+/// One attempt at a job: at work, or as it was when its job ended.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Run {
     /// The run's id.
@@ -226,6 +231,7 @@ impl Job {
             state: view.state.into(),
             priority: view.priority,
             submitted: view.submitted,
+            expires: view.expires,
             started: view.started,
             ended: view.ended,
             queue_position: view.queue_position,

@@ -175,3 +175,6 @@ async fn bind_data_plane(listen: Option<SocketAddr>, identity: &Identity) -> Res
         Err(_) => QuinnPlane::bind(identity, any(0)).await,
     }
 }
+
+#[cfg(test)]
+mod tests;

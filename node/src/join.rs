@@ -169,3 +169,89 @@ pub(crate) async fn renew_task(
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
+
+#[cfg(test)]
+mod tests {
+    use mesh::swarm::{Incoming, MeshConfig};
+    use protocol::message::{Accepted, JoinMessage, JoinRefusal};
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::testing::{Farm, PATIENCE, key, loopback};
+
+    /// A machine that joined this farm at `issued`, with its file in the folder.
+    fn belonging(farm: &Farm, folder: &Path, peer: PeerId, issued: u64) -> (Belonging, PathBuf) {
+        let path = folder.join("membership.json");
+        let coordinator = farm.coordinator.peer();
+        let membership = farm.admit(peer, issued);
+        let belonging = Belonging { farm: farm.id(), coordinator, addresses: vec![], membership };
+        belonging.save(&path).expect("own folder");
+        (belonging, path)
+    }
+
+    fn ticket(farm: &Farm, addresses: Vec<String>) -> Ticket {
+        Ticket::new(farm.id(), farm.coordinator.peer(), addresses, [7; 16], now() + 600)
+    }
+
+    async fn mesh() -> (Mesh, PeerId) {
+        let identity = std::sync::Arc::new(key());
+        let peer = identity.peer();
+        let config = MeshConfig { identity, listen: vec![], accept: false };
+        (Mesh::start(config).await.expect("a mesh").0, peer)
+    }
+
+    #[tokio::test]
+    async fn machine_needs_a_ticket_once_and_stays_in_its_farm() {
+        let (farm, other) = (Farm::new(), Farm::new());
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (mesh, peer) = mesh().await;
+        let path = folder.path().join("membership.json");
+        let load = |ticket: Option<Ticket>| {
+            let (path, mesh) = (path.clone(), mesh.clone());
+            async move { Belonging::load_or_join(&path, ticket.as_ref(), BTreeMap::new(), &mesh).await }
+        };
+        assert!(matches!(load(None).await, Err(BelongError::NoTicket)));
+        let (joined, _) = belonging(&farm, folder.path(), peer, now());
+        assert_eq!(load(None).await.expect("it belongs"), joined);
+        let moved = load(Some(ticket(&farm, vec!["/ip4/192.0.2.7/tcp/1".to_owned()]))).await;
+        assert_eq!(moved.expect("the same farm").addresses, ["/ip4/192.0.2.7/tcp/1"]);
+        let foreign = load(Some(ticket(&other, vec![]))).await;
+        assert!(
+            matches!(foreign, Err(BelongError::OtherFarm { joined, .. }) if joined == farm.id()),
+            "{foreign:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn certificate_that_ran_out_is_renewed_and_a_refusal_says_why() {
+        let farm = Farm::new();
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (node, peer) = mesh().await;
+        let identity = std::sync::Arc::clone(&farm.coordinator);
+        let config = MeshConfig { identity, listen: vec![loopback()], accept: true };
+        let (coordinator, mut incoming) = Mesh::start(config).await.expect("a mesh");
+
+        let (mut fresh, path) = belonging(&farm, folder.path(), peer, now());
+        assert!(!fresh.renew_if_due(&path, &node).await.expect("nobody is asked"));
+
+        let (mut old, path) = belonging(&farm, folder.path(), peer, now() - 30 * 24 * 3600);
+        old.addresses = coordinator.addresses();
+        let answers = [
+            JoinMessage::Refused(JoinRefusal::Revoked),
+            JoinMessage::Accepted(Box::new(Accepted { membership: farm.admit(peer, now()) })),
+        ];
+        let answering = tokio::spawn(async move {
+            for answer_with in answers {
+                let Some(Incoming::Join { request, answer, .. }) = incoming.recv().await else { return };
+                assert_eq!(request.secret, None, "a member needs no ticket");
+                answer.send(answer_with).expect("it waits");
+            }
+        });
+        let refused = old.renew_if_due(&path, &node).await;
+        assert!(matches!(refused, Err(BelongError::Join(JoinError::Refused(JoinRefusal::Revoked)))));
+        assert!(old.renew_if_due(&path, &node).await.expect("it is renewed"));
+        timeout(PATIENCE, answering).await.expect("soon").expect("no panic");
+        let kept = Belonging::load(&path).expect("own file").expect("it was written");
+        assert_eq!(kept.membership.verify(farm.id(), peer, now()), Ok(()));
+    }
+}

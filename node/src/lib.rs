@@ -12,3 +12,5 @@ mod os;
 pub mod run;
 pub mod slots;
 pub mod terms;
+#[cfg(test)]
+mod testing;

@@ -285,3 +285,6 @@ fn fetch_failed(error: FetchError) -> RunError {
 fn canceled() -> RunError {
     RunError::new(RunErrorKind::Canceled, "cancelled while fetching")
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,172 @@
+//! A whole node on loopback sockets, with a coordinator that is played by the test.
+
+use std::time::Duration;
+
+use mesh::swarm::{Incoming, Session};
+use protocol::message::{
+    Accepted, CoordinatorMessage, EndRecorded, Grant, JoinMessage, NodeMessage, Outcome, Refusal, Register,
+    RunEnded, Welcome,
+};
+use protocol::{BlobRef, RunErrorKind};
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::*;
+use crate::testing::{Behaviour, FakeEngine, Farm, PATIENCE, grant, loopback, now};
+
+/// The coordinator, and a node that joined it.
+struct Played {
+    incoming: mpsc::Receiver<Incoming>,
+    tools: Arc<Tools>,
+    bundled: BlobRef,
+    serving: JoinHandle<()>,
+    stop: CancellationToken,
+    _mesh: Mesh,
+    _folder: TempDir,
+}
+
+async fn play(behaviours: Vec<Behaviour>) -> Played {
+    let (farm, folder) = (Farm::new(), tempfile::tempdir().expect("a temporary folder"));
+    let identity = Arc::clone(&farm.coordinator);
+    let config = MeshConfig { identity, listen: vec![loopback()], accept: true };
+    let (mesh, mut incoming) = Mesh::start(config).await.expect("a mesh");
+    mesh.set_credentials(farm.coordinator_credentials());
+    let ticket = Ticket::new(farm.id(), farm.coordinator.peer(), mesh.addresses(), [7; 16], now() + 600);
+    let config = AgentConfig {
+        data: folder.path().to_owned(),
+        ticket: Some(ticket),
+        labels: BTreeMap::new(),
+        data_listen: Some(loopback()),
+        engine: FakeEngine::new(behaviours),
+        devices: vec![Device::Cpu { threads: 1 }],
+    };
+    let starting = tokio::spawn(Agent::start(config));
+    let Some(Incoming::Join { peer, answer, .. }) = next(&mut incoming).await else { panic!("no join") };
+    let accepted = Accepted { membership: farm.admit(peer, now()) };
+    answer.send(JoinMessage::Accepted(Box::new(accepted))).expect("it waits");
+    let agent = starting.await.expect("no panic").expect("it joined");
+    let tools = Arc::clone(&agent.tools);
+    let bundled = tools.blobs.import_bytes(b"pixels").await.expect("there is room");
+    let stop = CancellationToken::new();
+    let serving = tokio::spawn(agent.serve(stop.clone()));
+    Played { incoming, tools, bundled, serving, stop, _mesh: mesh, _folder: folder }
+}
+
+async fn next<T>(queue: &mut mpsc::Receiver<T>) -> Option<T> {
+    timeout(PATIENCE, queue.recv()).await.expect("soon")
+}
+
+type NodeSession = Session<CoordinatorMessage, NodeMessage>;
+
+impl Played {
+    /// The node's next session, welcomed, and what it registered with.
+    async fn session(&mut self) -> (NodeSession, Register) {
+        let Some(Incoming::Session(mut session)) = next(&mut self.incoming).await else {
+            panic!("no session")
+        };
+        let NodeMessage::Register(register) = hear(&mut session).await else { panic!("no registration") };
+        let welcome = Welcome {
+            epoch: 1,
+            heartbeat: Duration::from_secs(5),
+            lease_duration: Duration::from_secs(30),
+            data_addresses: vec![],
+            unwanted: vec![],
+            draining: false,
+        };
+        say(&mut session, CoordinatorMessage::Welcome(welcome)).await;
+        (session, register)
+    }
+
+    async fn grant(&self, counter: u64) -> Box<Grant> {
+        grant(&self.tools.blobs, self.bundled, counter).await
+    }
+}
+
+async fn say(session: &mut NodeSession, message: CoordinatorMessage) {
+    session.sender.send(&message).await.expect("the session is open");
+}
+
+async fn hear(session: &mut NodeSession) -> NodeMessage {
+    let message = timeout(PATIENCE, session.receiver.recv()).await.expect("soon");
+    message.expect("the session is open").expect("it does not end")
+}
+
+/// The next message that `wanted` takes; others are passed over.
+async fn hear_until<T>(session: &mut NodeSession, wanted: impl Fn(NodeMessage) -> Option<T>) -> T {
+    loop {
+        if let Some(found) = wanted(hear(session).await) {
+            return found;
+        }
+    }
+}
+
+fn ended(message: NodeMessage) -> Option<RunEnded> {
+    if let NodeMessage::RunEnded(ended) = message { Some(ended) } else { None }
+}
+
+#[tokio::test]
+async fn run_that_breaks_off_is_told_and_its_slot_is_free_again() {
+    let mut played = play(vec![Behaviour::Panics, Behaviour::Copies]).await;
+    let (mut session, register) = played.session().await;
+    assert_eq!((register.offer.slots.len(), register.leases.len(), register.ended.len()), (1, 0, 0));
+
+    let first = played.grant(1).await;
+    say(&mut session, CoordinatorMessage::Grant(first)).await;
+    let broken = hear_until(&mut session, ended).await;
+    let Outcome::Failed(error) = &broken.outcome else { panic!("{:?}", broken.outcome) };
+    assert_eq!(error.kind, RunErrorKind::NodeFault);
+
+    let second = played.grant(2).await;
+    say(&mut session, CoordinatorMessage::Grant(second)).await;
+    let done = hear_until(&mut session, ended).await;
+    assert!(matches!(done.outcome, Outcome::Succeeded(_)), "{:?}", done.outcome);
+}
+
+#[tokio::test]
+async fn end_is_presented_on_each_session_until_it_is_recorded() {
+    let mut played = play(vec![Behaviour::Copies]).await;
+    let (mut session, _) = played.session().await;
+    let granted = played.grant(1).await;
+    let (job, run) = (granted.lease.job, granted.lease.run);
+    say(&mut session, CoordinatorMessage::Grant(granted)).await;
+    let done = hear_until(&mut session, ended).await;
+
+    drop(session);
+    let (mut session, register) = played.session().await;
+    assert_eq!(register.ended, [done]);
+    say(&mut session, CoordinatorMessage::EndRecorded(EndRecorded { job, run })).await;
+    timeout(PATIENCE, async {
+        while !played.tools.ends.kept().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("it is forgotten");
+    drop(session);
+    let (_session, register) = played.session().await;
+    assert_eq!(register.ended, []);
+}
+
+#[tokio::test]
+async fn stopping_node_gives_its_lease_back_and_leaves_nothing() {
+    let mut played = play(vec![Behaviour::WaitsForCancel]).await;
+    let (mut session, _) = played.session().await;
+    let (first, second) = (played.grant(1).await, played.grant(2).await);
+    let lease = first.lease.id;
+    say(&mut session, CoordinatorMessage::Grant(first)).await;
+    say(&mut session, CoordinatorMessage::Grant(second)).await;
+    let refused = |message| if let NodeMessage::Refused(refused) = message { Some(refused) } else { None };
+    assert!(matches!(hear_until(&mut session, refused).await.refusal, Refusal::SlotBusy(_)));
+
+    played.stop.cancel();
+    let leave = |message| if let NodeMessage::Leave(leave) = message { Some(leave) } else { None };
+    assert_eq!(hear_until(&mut session, leave).await.leases, [lease]);
+    let end = timeout(PATIENCE, session.receiver.recv()).await.expect("soon");
+    assert!(matches!(end, Ok(None)), "it ends between two messages: {end:?}");
+    drop(session);
+    timeout(PATIENCE, played.serving).await.expect("it stops").expect("no panic");
+    assert_eq!(played.tools.ends.kept(), [], "what was given back is not presented");
+    assert_eq!(std::fs::read_dir(&played.tools.scratch).expect("it is there").count(), 0);
+}

@@ -208,7 +208,8 @@ pub struct State {
     /// Which nodes were told to drain, or to take runs again, by the coordinator.
     draining: BTreeMap<PeerId, bool>,
     runs: BTreeMap<LeaseId, Run>,
-    /// Runs of unfinished jobs whose lease expired; their nodes may still be at work.
+    /// Runs of unfinished jobs whose lease expired or was given back, or whose outputs could not be
+    /// fetched; their nodes may come back with them.
     lost: BTreeMap<LeaseId, KnownLease>,
     last_tick: Duration,
     /// Whether anything happened since the last plan that could let a job go.
@@ -356,5 +357,7 @@ impl State {
 mod invariants;
 #[cfg(test)]
 mod made_farm;
+#[cfg(test)]
+mod restarts;
 #[cfg(test)]
 mod stories;

@@ -179,6 +179,11 @@ impl Tables {
         self.happen(true, FarmEventKind::Ended { job, state: JobState::Succeeded });
     }
 
+    /// How many callers follow the events.
+    pub(crate) fn listeners(&self) -> usize {
+        self.live.receiver_count()
+    }
+
     /// Tells an event, and journals it if it is durable.
     pub(crate) fn happen(&mut self, is_durable: bool, kind: FarmEventKind) {
         let number = is_durable.then_some(self.journal.len() as u64 + 1);

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use protocol::message::{MAX_LIST, Outcome, RunEnded};
-use protocol::{Lease, LeaseId, OutputFile, PeerId, RunError, RunErrorKind, WorkflowVersion};
+use protocol::{Lease, LeaseId, Offer, OutputFile, PeerId, RunError, RunErrorKind, WorkflowVersion};
 
 use super::State;
 use super::record::KnownLease;
@@ -17,6 +17,8 @@ use super::runs::Run;
 const MAX_OUTPUTS: u64 = 64 << 30;
 /// The longest name of an output file, and the longest media type.
 const MAX_NAME: usize = 255;
+/// The most slots of one node.
+const MAX_SLOTS: usize = 64;
 /// The most transfers of one run that are kept.
 const MAX_FETCHED: usize = 1024;
 /// The longest account of an error, in bytes.
@@ -25,19 +27,13 @@ const MAX_DETAIL: usize = 4 << 10;
 const MAX_TRACEBACK: usize = 16 << 10;
 
 impl State {
-    /// Whether a node can have been granted this lease: what is remembered of it says so, or nothing is
-    /// remembered of it and it is no later than the newest grant.
+    /// Whether a node can have been granted this lease. Those of this start of the coordinator that may
+    /// still count are remembered, each with its node; of earlier starts only some are.
     pub(super) fn is_own(&self, peer: PeerId, lease: &Lease) -> bool {
         match self.remembered(lease.id) {
             Some(known) => known.node == peer && known.lease == *lease,
-            None => lease.id <= LeaseId { epoch: self.epoch, counter: self.granted },
+            None => lease.id.epoch < self.epoch,
         }
-    }
-
-    /// Whether a node can still be at work under this lease. All leases of this start that are out are
-    /// remembered; of earlier starts only some are.
-    pub(super) fn can_be_held(&self, peer: PeerId, lease: &Lease) -> bool {
-        self.is_own(peer, lease) && (lease.id.epoch < self.epoch || self.remembered(lease.id).is_some())
     }
 
     fn remembered(&self, id: LeaseId) -> Option<KnownLease> {
@@ -106,6 +102,15 @@ pub(super) fn bounded(mut ended: RunEnded) -> RunEnded {
     ended
 }
 
+/// What a node offers, with no more in it than is planned with and shown.
+pub(super) fn bounded_offer(mut offer: Offer) -> Offer {
+    offer.slots.truncate(MAX_SLOTS);
+    for text in [&mut offer.host_name, &mut offer.agent_version, &mut offer.platform] {
+        shorten(text, MAX_NAME);
+    }
+    offer
+}
+
 /// What a node says that it is doing, with no more in it than is shown.
 pub(super) fn bounded_detail(mut detail: String) -> String {
     shorten(&mut detail, MAX_NAME);
@@ -136,10 +141,10 @@ fn is_media_type(text: &str) -> bool {
 mod tests {
     use std::time::Duration;
 
-    use protocol::message::{HeldLease, NodeMessage, Refusal, Refused};
-    use protocol::{BlobHash, BlobRef, FailedOp, Fetched, JobState, Phase, SlotId};
+    use protocol::message::{NodeMessage, Refusal, Refused};
+    use protocol::{BlobHash, BlobRef, FailedOp, Fetched, JobState, SlotId, SlotOffer};
 
-    use super::super::made_farm::{Farm, failed, job, node, output, succeeded};
+    use super::super::made_farm::{Farm, failed, held, job, node, output, succeeded};
     use super::super::{Action, Event};
     use super::*;
 
@@ -154,10 +159,6 @@ mod tests {
         farm.done();
         let (first, second) = (farm.lease_on(1), farm.lease_on(2));
         (farm, first, second)
-    }
-
-    fn held(lease: Lease) -> HeldLease {
-        HeldLease { lease, slot: SlotId(0), phase: Phase::Executing }
     }
 
     fn is_untouched(farm: &Farm, first: Lease) {
@@ -234,6 +235,17 @@ mod tests {
             check(vec![OutputFile { media_type: media_type.to_owned(), ..output() }], fault);
         }
         check(vec![], RunErrorKind::NoOutput);
+    }
+
+    #[test]
+    fn node_has_no_more_slots_than_can_be() {
+        let mut farm = Farm::new();
+        farm.register(1);
+        let mut offer = farm.state.node_view(node(1)).expect("registered").offer;
+        let slot = offer.slots[0].clone();
+        offer.slots = (0..u16::MAX).map(|id| SlotOffer { id: SlotId(id), ..slot.clone() }).collect();
+        farm.say(1, NodeMessage::OfferChanged(offer));
+        assert_eq!(farm.state.node_view(node(1)).expect("still there").offer.slots.len(), MAX_SLOTS);
     }
 
     #[test]

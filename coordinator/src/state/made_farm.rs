@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use protocol::message::{Heartbeat, HeldLease, Outcome as RunOutcome};
 use protocol::{
-    BlobHash, Device, Engine, Fetched, Interface, LockfileHash, Offer, Output, OutputFile, OutputKind,
+    BlobHash, Device, Engine, Fetched, Interface, LockfileHash, Offer, Output, OutputFile, OutputKind, Phase,
     RunError, RunErrorKind, SlotId, SlotOffer,
 };
 use uuid::Uuid;
@@ -93,6 +93,21 @@ pub(super) fn succeeded(lease: Lease) -> RunEnded {
 pub(super) fn failed(lease: Lease, kind: RunErrorKind) -> RunEnded {
     let outcome = RunOutcome::Failed(RunError::new(kind, "it broke"));
     RunEnded { lease, outcome, fetched: vec![], executed: seconds(1) }
+}
+
+/// A run that a node is at work on, as it registers.
+pub(super) fn held(lease: Lease) -> HeldLease {
+    HeldLease { lease, slot: SlotId(0), phase: Phase::Executing }
+}
+
+/// A farm with one job running on node 1, and its lease.
+pub(super) fn running() -> (Farm, Lease) {
+    let mut farm = Farm::new();
+    farm.register(1);
+    farm.submit(1);
+    let (on, lease) = farm.granted();
+    assert_eq!((on, farm.view(1).state), (node(1), JobState::Running));
+    (farm, lease)
 }
 
 impl Farm {

@@ -209,13 +209,16 @@ impl State {
             collecting.again = Some(turn.now.monotonic + COLLECT_PAUSE * 2_u32.pow(collecting.tries - 1));
             return;
         }
-        let (node, lease) = (run.node, run.lease);
+        let (node, lease, known) = (run.node, run.lease, run.to_known());
         let error =
             RunError::new(RunErrorKind::MissingBlob, format!("its outputs could not be fetched: {reason}"));
         if self.is_current(&lease) {
             self.fail_current(node, lease, error, turn);
-        } else {
-            self.runs.remove(&lease.id);
+        }
+        self.runs.remove(&lease.id);
+        if self.jobs.get(lease.job).is_some() {
+            // Its node still has them, and may come back with them.
+            self.lost.insert(lease.id, known);
         }
     }
 
@@ -267,10 +270,12 @@ impl State {
     pub(super) fn lose_run(&mut self, lease: LeaseId, reason: &str, turn: &mut Turn) {
         let Some(run) = self.runs.remove(&lease) else { return };
         self.await_slot(&run, turn.now.monotonic);
-        if !self.is_current(&run.lease) {
+        let is_current = self.is_current(&run.lease);
+        let Some(job) = self.jobs.get_mut(run.lease.job) else { return };
+        self.lost.insert(lease, run.to_known());
+        if !is_current {
             return;
         }
-        let Some(job) = self.jobs.get_mut(run.lease.job) else { return };
         let history = job.history_mut();
         history.losses += 1;
         if history.losses >= MAX_LOSSES {
@@ -279,7 +284,6 @@ impl State {
             let outcome = Outcome { error, ..Outcome::without_run(JobState::Failed) };
             return self.end_job(run.lease.job, outcome, turn);
         }
-        self.lost.insert(lease, run.to_known());
         self.queue_again(run.lease.job, lease, reason.to_owned(), turn);
     }
 

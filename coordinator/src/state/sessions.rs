@@ -10,7 +10,7 @@ use protocol::message::{
 };
 use protocol::{LeaseClock, LeaseId, PeerId, Phase};
 
-use super::claims::bounded_detail;
+use super::claims::{bounded_detail, bounded_offer};
 use super::jobs::{Job, Place};
 use super::nodes::{Node, Slot, data_addresses};
 use super::runs::Run;
@@ -23,7 +23,7 @@ impl State {
     pub(super) fn register(&mut self, registered: Registered, turn: &mut Turn) {
         let Registered { node: peer, session, address, labels, register } = registered;
         let Register { offer, data_addresses: named, leases, ended, draining } = register;
-        let now = turn.now.monotonic;
+        let (offer, now) = (bounded_offer(offer), turn.now.monotonic);
         let slots = offer.slots.iter().map(|slot| (slot.id, Slot::free(now))).collect();
         let node = Node {
             session: Some(session),
@@ -73,7 +73,7 @@ impl State {
         if let Some(node) = self.nodes.get_mut(peer) {
             node.take(held.slot, lease.id, now.monotonic);
         }
-        if !self.can_be_held(peer, &lease) {
+        if !self.is_own(peer, &lease) {
             return false;
         }
         match self.jobs.get(lease.job).map(Job::place) {
@@ -122,7 +122,7 @@ impl State {
             NodeMessage::Register(_) => {}
             NodeMessage::Heartbeat(heartbeat) => self.renew(peer, &heartbeat, turn),
             NodeMessage::OfferChanged(offer) => {
-                node.set_offer(offer, turn.now.monotonic);
+                node.set_offer(bounded_offer(offer), turn.now.monotonic);
                 self.plan_due = true;
                 turn.notify(FarmEventKind::NodeChanged(peer));
             }
@@ -222,6 +222,7 @@ impl State {
             self.runs.extract_if(.., |_, run| is_at_work(run)).map(|(_, run)| run).collect();
         for run in given_back {
             self.await_slot(&run, turn.now.monotonic);
+            self.lost.insert(run.lease.id, run.to_known());
             if self.is_current(&run.lease) {
                 self.queue_again(run.lease.job, run.lease.id, format!("{} left", peer.fmt_short()), turn);
             }

@@ -91,7 +91,29 @@ fn parse_duration(text: &str) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use protocol::JobState;
+
     use super::*;
+    use crate::api::testing::TestFarm;
+
+    #[tokio::test]
+    async fn caller_that_hangs_up_while_it_waits_cancels_nothing() {
+        let farm = TestFarm::start().await;
+        let job = farm.submit().await;
+        let path = format!("/v1/jobs/{job}?wait=60s");
+        let listening = || farm.tables().listeners();
+        let follows = async {
+            while listening() == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            _ = farm.get(&path) => panic!("the job has not ended"),
+            () = follows => {}
+        }
+        assert_eq!(listening(), 0);
+        assert_eq!(farm.tables().jobs[&job].state, JobState::Queued);
+    }
 
     #[test]
     fn durations_are_a_number_and_a_unit() {

@@ -10,10 +10,12 @@ mod accept;
 mod address;
 mod attempt;
 mod bucket;
+mod error;
 mod event_loop;
 
 pub use address::{AnnounceError, announced};
 pub use attempt::{Attempt, AttemptFailure};
+pub use error::{ConnectError, JoinError, MeshError};
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -26,8 +28,8 @@ use protocol::PeerId;
 use protocol::codec::{MAX_HELLO, Message};
 use protocol::membership::{Membership, Role};
 use protocol::message::{
-    Accepted, CoordinatorMessage, HELLO_TIMEOUT, JOIN_PROTOCOL, JoinMessage, JoinRefusal, JoinRequest,
-    NodeMessage, SESSION_PROTOCOL,
+    Accepted, CoordinatorMessage, HELLO_TIMEOUT, JOIN_PROTOCOL, JoinMessage, JoinRequest, NodeMessage,
+    SESSION_PROTOCOL,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
@@ -38,7 +40,7 @@ use tracing::debug;
 use crate::frames::{FrameError, FrameReceiver, FrameSender, Reader, Writer};
 use crate::gate::{Credentials, GateError, Side, exchange_hellos, remaining};
 use crate::identity::{Identity, to_libp2p};
-use crate::swarm::attempt::list;
+use crate::swarm::error::DialError;
 use crate::swarm::event_loop::{Command, EventLoop, Listeners};
 
 /// The most addresses of one peer that are tried.
@@ -61,83 +63,6 @@ pub struct MeshConfig {
     pub listen: Vec<SocketAddr>,
     /// Whether it takes joins and sessions, as a coordinator does.
     pub accept: bool,
-}
-
-/// Why the control plane does not start.
-#[derive(Debug, thiserror::Error)]
-pub enum MeshError {
-    /// The environment asks for the session keys of TLS to be written to a file, which libp2p would do.
-    #[error("SSLKEYLOGFILE is set, which would write the mesh's session keys to a file: unset it")]
-    KeyLog,
-    /// An address to listen on cannot be had.
-    #[error("listening on {address} did not succeed")]
-    Listen {
-        /// The address, with protocol and port.
-        address: String,
-        /// What the operating system said.
-        source: io::Error,
-    },
-    /// The transports cannot be made.
-    #[error("the transports of the mesh do not start: {0}")]
-    Transport(String),
-}
-
-/// Why a peer could not be joined.
-#[derive(Debug, thiserror::Error)]
-pub enum JoinError {
-    /// The ticket names no address.
-    #[error("the ticket names no address of the coordinator")]
-    NoAddress,
-    /// None of its addresses answers.
-    #[error("the coordinator cannot be reached: {}", list(attempts))]
-    Unreachable {
-        /// Every address that was tried.
-        attempts: Vec<Attempt>,
-    },
-    /// The coordinator says no.
-    #[error(transparent)]
-    Refused(JoinRefusal),
-    /// The peer does not take joins.
-    #[error("the peer at that address takes no joins: it is no coordinator, or one of another release")]
-    NoCoordinator,
-    /// The connection broke before there was an answer.
-    #[error("the coordinator gave no answer to the join request")]
-    NoAnswer(#[source] FrameError),
-    /// It took too long.
-    #[error("the coordinator gave no answer to the join request in time")]
-    Timeout,
-    /// This process is shutting down.
-    #[error("the mesh of this process has stopped")]
-    Stopped,
-}
-
-/// Why no session could be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    /// No address is known.
-    #[error("no address of the coordinator is known")]
-    NoAddress,
-    /// None of its addresses answers.
-    #[error("the coordinator cannot be reached: {}", list(attempts))]
-    Unreachable {
-        /// Every address that was tried.
-        attempts: Vec<Attempt>,
-    },
-    /// One side was not let through.
-    #[error(transparent)]
-    Gate(GateError),
-    /// The peer is no coordinator.
-    #[error("the peer is a member of the farm, but no coordinator of it")]
-    NoCoordinator,
-    /// The connection broke before the session began.
-    #[error("the connection to the coordinator broke before the session began")]
-    Broken(#[source] io::Error),
-    /// `set_credentials` was not called.
-    #[error("this process has no membership yet: join first")]
-    NoCredentials,
-    /// This process is shutting down.
-    #[error("the mesh of this process has stopped")]
-    Stopped,
 }
 
 /// An open session with a member. It ends when both halves are dropped, when the peer goes away, or when
@@ -372,33 +297,6 @@ impl<Out: Message, In: Message> Session<Out, In> {
         let sender = FrameSender::new(writer);
         let receiver = FrameReceiver::new(reader).until(Instant::now() + remaining(&membership));
         Self { peer, membership, remote, sender, receiver }
-    }
-}
-
-/// Why there is no connection, before it is known what it was wanted for.
-enum DialError {
-    NoAddress,
-    Unreachable(Vec<Attempt>),
-    Stopped,
-}
-
-impl From<DialError> for JoinError {
-    fn from(error: DialError) -> Self {
-        match error {
-            DialError::NoAddress => Self::NoAddress,
-            DialError::Unreachable(attempts) => Self::Unreachable { attempts },
-            DialError::Stopped => Self::Stopped,
-        }
-    }
-}
-
-impl From<DialError> for ConnectError {
-    fn from(error: DialError) -> Self {
-        match error {
-            DialError::NoAddress => Self::NoAddress,
-            DialError::Unreachable(attempts) => Self::Unreachable { attempts },
-            DialError::Stopped => Self::Stopped,
-        }
     }
 }
 

@@ -224,7 +224,7 @@ impl EventLoop {
 
     fn on_command(&mut self, command: Command) {
         match command {
-            Command::Connect { peer, answer, .. } if self.swarm.is_connected(&peer) => {
+            Command::Connect { peer, answer, .. } if self.is_connected(peer) => {
                 // Whoever asked may have given up.
                 let _ = answer.send(Ok(self.remote(peer)));
             }
@@ -232,6 +232,8 @@ impl EventLoop {
                 self.dial(Dial { peer, addresses, attempts: Vec::new(), answer });
             }
             Command::Disconnect { peer } => {
+                // Forgotten at once, so that whoever connects next gets none that is about to close.
+                self.connections.retain(|_, connection| connection.peer != peer);
                 // Not being connected is what was wanted.
                 let _ = self.swarm.disconnect_peer_id(peer);
             }
@@ -342,6 +344,10 @@ impl EventLoop {
             debug!("connection neither joined nor passed the gate, closed");
             self.swarm.close_connection(id);
         }
+    }
+
+    fn is_connected(&self, peer: PeerId) -> bool {
+        self.connections.values().any(|connection| connection.peer == peer)
     }
 
     fn remote(&self, peer: PeerId) -> Option<IpAddr> {

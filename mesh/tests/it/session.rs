@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::sync::Arc;
 
+use mesh::frames::FrameError;
+use mesh::gate::Credentials;
 use mesh::swarm::{AttemptFailure, Incoming, JoinError, Mesh, MeshConfig};
 use protocol::PeerId;
-use protocol::membership::Role;
+use protocol::membership::{CLOCK_SKEW, MEMBER_LIFETIME, Role};
 use protocol::message::{
     Accepted, CoordinatorMessage, JoinMessage, JoinRefusal, JoinRequest, Leave, NodeMessage, SetDraining,
 };
@@ -51,6 +53,33 @@ async fn secret_makes_a_member_and_another_does_not() {
     let accepted = node.join(target, &coordinator.addresses(), request(&farm, SECRET)).await;
     let accepted = accepted.expect("the secret is good");
     assert_eq!(accepted.membership.verify(farm.id(), peer, now()), Ok(()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn session_ends_with_the_certificate_that_opened_it() {
+    let farm = Farm::new();
+    let (coordinator, mut incoming) = farm.start_coordinator().await;
+    let (node, peer) = start_node().await;
+    let credentials = Credentials::new(farm.id(), peer, farm.admit(peer, now()));
+    node.set_credentials(credentials.clone());
+    let (target, addresses) = (farm.coordinator().peer(), coordinator.addresses());
+    let mut near = None;
+    // A busy machine may take longer to open it than the certificate lasts.
+    for seconds in [2, 5, 15] {
+        credentials.replace(farm.admit(peer, now() + seconds - MEMBER_LIFETIME - CLOCK_SKEW));
+        near = node.open_session(target, &addresses).await.ok();
+        if near.is_some() {
+            break;
+        }
+    }
+    let _near = near.expect("it is valid for a moment");
+    let Some(Incoming::Session(mut far)) = incoming.recv().await else { panic!("a session") };
+    let ended = timeout(PATIENCE, far.receiver.recv()).await.expect("it ends");
+    assert!(matches!(ended, Err(FrameError::Expired)), "{ended:?}");
+    drop(far);
+    assert!(node.open_session(target, &addresses).await.is_err(), "it has run out");
+    credentials.replace(farm.admit(peer, now()));
+    node.open_session(target, &addresses).await.expect("it is renewed");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,85 @@
+//! The store over a real folder: restarts, limits, damage.
+
+use protocol::PIECE_SIZE;
+
+use super::*;
+
+async fn store() -> (tempfile::TempDir, BlobStore) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = BlobStore::open(folder.path()).await.expect("a store");
+    (folder, store)
+}
+
+fn files_in(folder: &Path) -> usize {
+    fs::read_dir(folder).expect("own folder").count()
+}
+
+#[tokio::test]
+async fn blobs_survive_a_restart_and_unfinished_writes_leave_nothing() {
+    let (folder, store) = store().await;
+    let blob = store.import_bytes(&[7; 100_000]).await.expect("there is room");
+    let mut unfinished = store.writer(u64::MAX).await.expect("there is room");
+    unfinished.write(&[1; 2 << 20]).await.expect("there is room");
+    drop(unfinished);
+    assert_eq!(files_in(&folder.path().join("temporary")), 0);
+    fs::write(folder.path().join("temporary/left"), b"by a crash").expect("own folder");
+
+    let store = BlobStore::open(folder.path()).await.expect("the store again");
+    assert_eq!(files_in(&folder.path().join("temporary")), 0);
+    assert_eq!(store.complete(), [blob]);
+    assert_eq!(store.read_all(blob.hash, blob.size).await.expect("it is whole"), [7; 100_000]);
+    let too_large = store.read_all(blob.hash, blob.size - 1).await;
+    assert!(matches!(too_large, Err(StoreError::TooLarge { .. })), "{too_large:?}");
+}
+
+#[tokio::test]
+async fn writer_hashes_what_it_takes_and_keeps_to_its_limit() {
+    let (_folder, store) = store().await;
+    let mut writer = store.writer(3 << 20).await.expect("there is room");
+    for _ in 0..3 {
+        writer.write(&[5; 1 << 20]).await.expect("it is within the limit");
+    }
+    let over = writer.write(&[5]).await;
+    assert!(matches!(over, Err(StoreError::TooLarge { limit }) if limit == 3 << 20), "{over:?}");
+    assert_eq!(writer.finish().await.expect("there is room"), BlobRef::of(&[5; 3 << 20]));
+}
+
+#[tokio::test]
+async fn blob_whose_disk_lies_is_forgotten_when_it_is_verified() {
+    let (_folder, store) = store().await;
+    let blob = store.import_bytes(&[3; 40_000]).await.expect("there is room");
+    assert!(store.verify(blob.hash).await.expect("it can be read"));
+    let path = store.path_of(blob.hash).expect("it is whole");
+    fs::remove_file(&path).expect("own file");
+    fs::write(&path, vec![4; 40_000]).expect("own folder");
+    assert!(!store.verify(blob.hash).await.expect("it can be read"));
+    assert!(!store.contains(blob.hash));
+    assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn marked_piece_that_does_not_verify_is_fetched_again() {
+    let (folder, store) = store().await;
+    let bytes: Vec<u8> = (0..3 * PIECE_SIZE).map(|index| (index % 251) as u8).collect();
+    let mut hasher = TreeHasher::default();
+    hasher.update(&bytes);
+    let (blob, outboard) = hasher.finish();
+    let partial = store.partial(blob).await.expect("an empty one");
+    let mut verifier = crate::tree::OutboardVerifier::new(blob);
+    verifier.update(&outboard).expect("it is the blob's");
+    partial.add_outboard(verifier.finish().expect("it is whole"), &outboard).expect("there is room");
+    for (index, piece) in bytes.chunks(PIECE_SIZE as usize).take(2).enumerate() {
+        assert!(partial.write_piece(index as u64, piece).expect("there is room"));
+    }
+    assert!(!partial.write_piece(2, &bytes[..PIECE_SIZE as usize]).expect("it is only refused"));
+    drop((partial, store));
+    let data = folder.path().join(format!("partial/{}.data", blob.hash));
+    let file = fs::File::options().write(true).open(data).expect("own file");
+    file.write_all_at(b"lost in a crash", PIECE_SIZE).expect("own file");
+
+    let store = BlobStore::open(folder.path()).await.expect("the store again");
+    let partial = store.partial(blob).await.expect("what is left");
+    assert!(!partial.needs_outboard());
+    assert_eq!(partial.bytes(), PIECE_SIZE);
+    assert!(partial.pieces().contains(0));
+}

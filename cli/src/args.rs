@@ -236,7 +236,7 @@ pub(crate) struct JobsArguments {
     #[command(flatten)]
     pub(crate) tool: ToolArguments,
     /// Only jobs in this state.
-    #[arg(long)]
+    #[arg(long, value_parser = ["queued", "running", "succeeded", "failed", "canceled", "expired"])]
     pub(crate) state: Option<String>,
     /// Only jobs of this workflow.
     #[arg(long)]

@@ -2,6 +2,8 @@
 //!
 //! Not here: what is printed. Answers stay JSON, so that `--json` shows what the farm said.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use futures::StreamExt;
@@ -138,7 +140,9 @@ impl Client {
         let error = |source| ClientError::File { path: destination.to_owned(), source };
         let folder = destination.parent().unwrap_or(Path::new("."));
         tokio::fs::create_dir_all(folder).await.map_err(error)?;
-        let temporary = tempfile::NamedTempFile::new_in(folder).map_err(error)?;
+        // As readable as a file that is simply created; the umask has the last word.
+        let readable = Permissions::from_mode(0o666);
+        let temporary = tempfile::Builder::new().permissions(readable).tempfile_in(folder).map_err(error)?;
         let mut file = File::from_std(temporary.reopen().map_err(error)?);
         let mut chunks = self.send(self.request(Method::GET, path)).await?.bytes_stream();
         while let Some(chunk) = chunks.next().await {
@@ -179,21 +183,31 @@ impl Client {
     }
 }
 
-/// An RFC 9457 body in words: its detail, else its title, then a line for each field.
+/// An RFC 9457 body in words: its fields where it names some, else its detail or title.
 fn problem_text(problem: &Value) -> String {
     let words = |key: &str| problem[key].as_str().filter(|text| !text.is_empty());
-    let mut text = words("detail").or(words("title")).unwrap_or("refused without a reason").to_owned();
-    for error in problem["errors"].as_array().into_iter().flatten() {
+    let field = |error: &Value| {
         let part = |key: &str| error[key].as_str().unwrap_or_default();
-        text.push_str(&format!("\n  {}: {}", part("field"), part("message")));
+        format!("{}: {}", part("field"), part("message"))
+    };
+    match problem["errors"].as_array().map(Vec::as_slice) {
+        Some([error]) => field(error),
+        Some(errors @ [_, _, ..]) => {
+            let lines: Vec<_> = errors.iter().map(|error| format!("\n  {}", field(error))).collect();
+            format!("{} inputs are wrong{}", errors.len(), lines.concat())
+        }
+        _ => words("detail").or(words("title")).unwrap_or("refused without a reason").to_owned(),
     }
-    text
 }
 
 async fn file_body(path: &Path) -> Result<(Body, u64), ClientError> {
     let error = |source| ClientError::File { path: path.to_owned(), source };
     let file = File::open(path).await.map_err(error)?;
-    let length = file.metadata().await.map_err(error)?.len();
+    let metadata = file.metadata().await.map_err(error)?;
+    if !metadata.is_file() {
+        return Err(error(std::io::Error::other("it is no file")));
+    }
+    let length = metadata.len();
     Ok((Body::wrap_stream(ReaderStream::new(file)), length))
 }
 
@@ -245,8 +259,13 @@ mod tests {
 
     #[test]
     fn problem_is_told_field_by_field() {
-        let problem = json!({ "title": "Invalid", "detail": "2 fields are wrong",
-            "errors": [{ "field": "width", "rule": "maximum", "message": "9000 is above 2048" }] });
-        assert_eq!(problem_text(&problem), "2 fields are wrong\n  width: 9000 is above 2048");
+        let width = json!({ "field": "width", "rule": "maximum", "message": "9000 is above 2048" });
+        let height = json!({ "field": "height", "rule": "type", "message": "a text and not a number" });
+        let one = json!({ "detail": "width: 9000 is above 2048", "errors": [width] });
+        assert_eq!(problem_text(&one), "width: 9000 is above 2048");
+        let two = json!({ "detail": "…", "errors": [width, height] });
+        let expected = "2 inputs are wrong\n  width: 9000 is above 2048\n  height: a text and not a number";
+        assert_eq!(problem_text(&two), expected);
+        assert_eq!(problem_text(&json!({ "title": "gone", "detail": "no job 7" })), "no job 7");
     }
 }

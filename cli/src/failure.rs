@@ -4,9 +4,11 @@
 use std::io;
 use std::process::ExitCode;
 
+use coordinator::api::ServeError;
 use coordinator::service::StartError as CoordinatorStartError;
 use mesh::swarm::JoinError;
 use node::agent::StartError as NodeStartError;
+use node::engine::comfyui::client::AddressError;
 use node::join::BelongError;
 
 use crate::client::ClientError;
@@ -26,6 +28,12 @@ Exit codes:
 /// A failure that a command itself finds.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
+    /// Words that the command line cannot take.
+    #[error("{0}")]
+    Usage(String),
+    /// A ticket that is none, or cannot be read.
+    #[error("{0}")]
+    Ticket(String),
     /// A file or parameter that cannot be used.
     #[error("{0}")]
     Input(String),
@@ -67,14 +75,16 @@ fn classify(error: &anyhow::Error) -> (u8, Option<&'static str>) {
     for cause in error.chain() {
         if let Some(failure) = cause.downcast_ref::<Failure>() {
             return match failure {
+                Failure::Usage(_) => (2, None),
                 Failure::NotFound(_) => (6, None),
                 Failure::Input(_) => (7, None),
                 Failure::JobFailed { .. } => (8, None),
                 Failure::JobNotDone { .. } => (9, None),
+                Failure::Ticket(_) => (10, None),
                 Failure::NotAgreed(_) => (12, Some("`--yes` agrees without asking")),
             };
         }
-        if cause.is::<SettingsError>() {
+        if cause.is::<SettingsError>() || cause.is::<AddressError>() {
             return (3, None);
         }
         if let Some(error) = cause.downcast_ref::<ClientError>() {
@@ -98,6 +108,9 @@ fn classify(error: &anyhow::Error) -> (u8, Option<&'static str>) {
         }
         if cause.is::<JoinError>() {
             return (10, None);
+        }
+        if let Some(ServeError::Insecure(_)) = cause.downcast_ref() {
+            return (3, None);
         }
         match cause.downcast_ref::<NodeStartError>() {
             Some(error) if error.is_in_use() => return (11, None),

@@ -163,21 +163,30 @@ impl SettingsFile {
 fn unknown_key(file: &toml::Table) -> Option<(String, Option<String>)> {
     for (name, value) in file {
         let Some((_, keys)) = KNOWN.iter().find(|(table, _)| table == name) else {
-            return Some((name.clone(), nearest(name, KNOWN.iter().map(|(table, _)| *table))));
+            // A key of some table may stand where only tables do.
+            let inside = KNOWN.iter().flat_map(|(table, keys)| keys.iter().map(move |key| (*key, *table)));
+            let tables = KNOWN.iter().map(|(table, _)| (*table, ""));
+            let nearest = nearest(name, tables.chain(inside)).map(|(known, table)| match table {
+                "" => known.to_owned(),
+                table => format!("{table}.{known}"),
+            });
+            return Some((name.clone(), nearest));
         };
         let Some(table) = value.as_table() else { continue };
         if let Some(key) = table.keys().find(|key| !keys.contains(&key.as_str())) {
-            let nearest = nearest(key, keys.iter().copied()).map(|nearest| format!("{name}.{nearest}"));
+            let nearest = nearest(key, keys.iter().map(|known| (*known, "")));
+            let nearest = nearest.map(|(known, _)| format!("{name}.{known}"));
             return Some((format!("{name}.{key}"), nearest));
         }
     }
     None
 }
 
-fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
-    let scored = known.map(|known| (strsim::jaro_winkler(word, known), known));
+/// The known word that looks most like this one, with what belongs to it.
+fn nearest<'a, T>(word: &str, known: impl Iterator<Item = (&'a str, T)>) -> Option<(&'a str, T)> {
+    let scored = known.map(|(known, belonging)| (strsim::jaro_winkler(word, known), known, belonging));
     let best = scored.max_by(|a, b| a.0.total_cmp(&b.0))?;
-    (best.0 > 0.6).then(|| best.1.to_owned())
+    (best.0 > 0.6).then_some((best.1, best.2))
 }
 
 /// What a tool runs on.
@@ -346,6 +355,8 @@ mod tests {
         assert_eq!(error.to_string(), expected);
         let error = parse("[coordnator]\n").expect_err("unknown");
         assert!(error.to_string().ends_with("did you mean `coordinator`?"), "{error}");
+        let error = parse("htp = \"127.0.0.1:1\"\n").expect_err("unknown");
+        assert!(error.to_string().ends_with("did you mean `coordinator.http`?"), "{error}");
         let error = parse("zzz = 1\n").expect_err("unknown");
         assert!(error.to_string().ends_with("unknown key `zzz`"), "{error}");
     }

@@ -144,52 +144,80 @@ pub(crate) struct Api {
     stopping: CancellationToken,
 }
 
-/// Serves the API until the token is cancelled.
-pub async fn serve(
+/// A listening socket, and what will be served on it.
+pub struct Bound {
     config: ApiConfig,
-    coordinator: CoordinatorHandle,
-    stopping: CancellationToken,
-) -> Result<ApiServer, ServeError> {
+    listener: TcpListener,
+    certificate: Option<RustlsConfig>,
+    address: SocketAddr,
+}
+
+/// Takes the socket and reads the certificate, so that what is wrong with either is found before
+/// anything else is started.
+pub async fn bind(config: ApiConfig) -> Result<Bound, ServeError> {
     if !config.listen.ip().is_loopback() && config.tls.is_none() && !config.insecure_http {
         return Err(ServeError::Insecure(config.listen));
     }
-    let bind = |source| ServeError::Bind { address: config.listen, source };
-    let listener = TcpListener::bind(config.listen).map_err(bind)?;
-    listener.set_nonblocking(true).map_err(bind)?;
-    let address = listener.local_addr().map_err(bind)?;
-    let peer = coordinator.farm().await?.coordinator;
-    let guard = Guard::new(address, &config.allowed_hosts, &config.allowed_origins);
-    let router = router(guard, coordinator, peer, config.upload_limit, stopping.clone());
-
-    let handle = Handle::new();
-    let url = format!("{}://{}", if config.tls.is_some() { "https" } else { "http" }, reachable(address));
-    let service = router.into_make_service();
-    let stop = handle.clone();
-    let server: JoinHandle<io::Result<()>> = match config.tls {
-        None => {
-            let mut server = axum_server::from_tcp(listener).map_err(bind)?;
-            server.http_builder().http1().header_read_timeout(HEAD_TIMEOUT);
-            tokio::spawn(server.handle(handle).serve(service))
-        }
+    let certificate = match &config.tls {
+        None => None,
         Some(files) => {
             let certificate = RustlsConfig::from_pem_file(&files.certificate, &files.key).await;
-            let certificate = certificate.map_err(|source| ServeError::Tls { files, source })?;
-            let mut server = axum_server::from_tcp_rustls(listener, certificate).map_err(bind)?;
-            server.http_builder().http1().header_read_timeout(HEAD_TIMEOUT);
-            tokio::spawn(server.handle(handle).serve(service))
+            Some(certificate.map_err(|source| ServeError::Tls { files: files.clone(), source })?)
         }
     };
-    let task = tokio::spawn(async move {
-        stopping.cancelled().await;
-        stop.graceful_shutdown(Some(GRACE));
-        match server.await {
-            Ok(Ok(())) => tracing::debug!("http server stopped"),
-            Ok(Err(error)) => tracing::error!(error = &error as &dyn std::error::Error, "http server failed"),
-            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "http server panicked"),
-        }
-    });
-    tracing::info!(%address, %url, "http api listens");
-    Ok(ApiServer { address, url, task })
+    let error = |source| ServeError::Bind { address: config.listen, source };
+    let listener = TcpListener::bind(config.listen).map_err(error)?;
+    listener.set_nonblocking(true).map_err(error)?;
+    let address = listener.local_addr().map_err(error)?;
+    Ok(Bound { config, listener, certificate, address })
+}
+
+impl Bound {
+    /// Serves until `stopping`.
+    pub async fn serve(
+        self,
+        coordinator: CoordinatorHandle,
+        stopping: CancellationToken,
+    ) -> Result<ApiServer, ServeError> {
+        let Self { config, listener, certificate, address } = self;
+        let error = |source| ServeError::Bind { address, source };
+        let peer = coordinator.farm().await?.coordinator;
+        let guard = Guard::new(address, &config.allowed_hosts, &config.allowed_origins);
+        let service =
+            router(guard, coordinator, peer, config.upload_limit, stopping.clone()).into_make_service();
+
+        let scheme = if certificate.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{}", reachable(address));
+        let handle = Handle::new();
+        let stop = handle.clone();
+        let server: JoinHandle<io::Result<()>> = match certificate {
+            None => {
+                let mut server = axum_server::from_tcp(listener).map_err(error)?;
+                server.http_builder().http1().header_read_timeout(HEAD_TIMEOUT);
+                tokio::spawn(server.handle(handle).serve(service))
+            }
+            Some(certificate) => {
+                let mut server = axum_server::from_tcp_rustls(listener, certificate).map_err(error)?;
+                server.http_builder().http1().header_read_timeout(HEAD_TIMEOUT);
+                tokio::spawn(server.handle(handle).serve(service))
+            }
+        };
+        let task = tokio::spawn(async move {
+            stopping.cancelled().await;
+            stop.graceful_shutdown(Some(GRACE));
+            match server.await {
+                Ok(Ok(())) => tracing::debug!("http server stopped"),
+                Ok(Err(error)) => {
+                    tracing::error!(error = &error as &dyn std::error::Error, "http server failed")
+                }
+                Err(error) => {
+                    tracing::error!(error = &error as &dyn std::error::Error, "http server panicked")
+                }
+            }
+        });
+        tracing::info!(%address, %url, "http api listens");
+        Ok(ApiServer { address, url, task })
+    }
 }
 
 /// An address to call, for one that may stand for all addresses.
@@ -238,7 +266,7 @@ mod tests {
         stopping: &CancellationToken,
     ) -> Result<ApiServer, ServeError> {
         let config = ApiConfig { listen: listen.parse().unwrap(), ..ApiConfig::default() };
-        serve(config, farm.handle.clone(), stopping.clone()).await
+        bind(config).await?.serve(farm.handle.clone(), stopping.clone()).await
     }
 
     #[tokio::test]
@@ -250,7 +278,7 @@ mod tests {
         assert!(refused.to_string().contains("--insecure-http"));
         let listen = "0.0.0.0:0".parse().unwrap();
         let config = ApiConfig { listen, insecure_http: true, ..ApiConfig::default() };
-        let server = serve(config, farm.handle.clone(), stopping.clone()).await.unwrap();
+        let server = bind(config).await.unwrap().serve(farm.handle.clone(), stopping.clone()).await.unwrap();
         assert_eq!(server.url, format!("http://127.0.0.1:{}", server.address.port()));
         stopping.cancel();
         server.stopped().await;

@@ -74,7 +74,10 @@ async fn each_kind_of_failure_has_its_exit_code() -> anyhow::Result<()> {
     check(Some(&farm), &["run", "nothing"], 6, "nothing").await?;
     check(Some(&farm), &["drain", "nobody"], 6, "nobody").await?;
     check(Some(&farm), &["run", "pixelate", "columns=many"], 7, "columns").await?;
-    check(Some(&farm), &["run", "pixelate", "columns"], 7, "KEY=VALUE").await?;
+    check(Some(&farm), &["run", "pixelate", "columns"], 2, "KEY=VALUE").await?;
+    check(Some(&farm), &["jobs", "--state", "lost"], 2, "queued").await?;
+    check(None, &["node", "--yes", "--comfyui", "nonsense"], 3, "nonsense").await?;
+    check(None, &["node", "--yes", "--join", "farm1x"], 10, "damaged").await?;
     check(None, &["node"], 12, "--yes").await?;
     check(None, &["node", "--yes"], 10, "ticket").await?;
     let data = farm.folder.path().join("coordinator");

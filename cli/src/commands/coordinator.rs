@@ -20,6 +20,16 @@ const FIRST_TICKET: Invitation = Invitation { uses: 16, lifetime: Duration::from
 
 pub(super) async fn coordinator(arguments: CoordinatorArguments, file: SettingsFile) -> anyhow::Result<()> {
     let settings = CoordinatorSettings::resolve(arguments, file)?;
+    // What is wrong with the address is found before a farm is made.
+    let api = api::bind(ApiConfig {
+        listen: settings.http,
+        allowed_hosts: settings.allow_host,
+        allowed_origins: settings.allow_origin,
+        tls: settings.tls,
+        insecure_http: settings.insecure_http,
+        ..ApiConfig::default()
+    })
+    .await?;
     let coordinator = Coordinator::start(CoordinatorConfig {
         mesh_listen: vec![settings.listen],
         data_listen: settings.data_listen,
@@ -33,15 +43,7 @@ pub(super) async fn coordinator(arguments: CoordinatorArguments, file: SettingsF
         write_private(&admin_key_file(&settings.data), key)?;
     }
     let stop = CancellationToken::new();
-    let api_config = ApiConfig {
-        listen: settings.http,
-        allowed_hosts: settings.allow_host,
-        allowed_origins: settings.allow_origin,
-        tls: settings.tls,
-        insecure_http: settings.insecure_http,
-        ..ApiConfig::default()
-    };
-    let server = api::serve(api_config, coordinator.handle.clone(), stop.clone()).await?;
+    let server = api.serve(coordinator.handle.clone(), stop.clone()).await?;
     let ticket = coordinator.handle.invite(FIRST_TICKET).await?;
 
     if settings.json {

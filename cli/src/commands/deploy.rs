@@ -26,6 +26,9 @@ pub(super) async fn deploy(arguments: &DeployArguments, file: &SettingsFile) -> 
     }
     let deployed = match client.deploy(&arguments.file, &query).await {
         Err(ClientError::Refused { problem, .. }) if problem["candidates"].is_object() => {
+            if json {
+                show::json(&problem);
+            }
             return Err(Failure::Input(candidates(&problem)).into());
         }
         deployed => deployed?,
@@ -35,7 +38,7 @@ pub(super) async fn deploy(arguments: &DeployArguments, file: &SettingsFile) -> 
         return Ok(());
     }
     println!("deployed {}@{}", text(&deployed, "name"), deployed["version"]);
-    println!("  call      {}/jobs", client.absolute(text(&deployed, "url")));
+    println!("  call      {}", client.absolute(text(&deployed, "url")));
     println!("  OpenAPI   {}", client.absolute(text(&deployed, "openapi_url")));
     for (title, list) in
         [("input", "inputs"), ("output", "outputs"), ("missing", "missing"), ("note", "notes")]
@@ -59,6 +62,7 @@ fn name_of(file: &Path) -> Result<String, Failure> {
 fn one_line(entry: &Value) -> String {
     match entry {
         Value::String(text) => text.clone(),
+        entry if entry["detail"].is_string() => format!("{}: {}", text(entry, "name"), text(entry, "detail")),
         entry => {
             let kind = [text(entry, "type"), text(entry, "media_type")].concat();
             let default = &entry["default"];

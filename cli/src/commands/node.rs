@@ -20,18 +20,21 @@ use crate::settings::{NodeSettings, SettingsFile};
 pub(super) async fn node(arguments: NodeArguments, file: SettingsFile) -> anyhow::Result<()> {
     let settings = NodeSettings::resolve(arguments, file)?;
     let ticket = settings.join.as_deref().map(read_ticket).transpose()?;
-    agree(&settings)?;
-
     let probe = system_probe();
-    let builtin = BuiltinOptions { pause_per_op: settings.builtin_pause, ..BuiltinOptions::default() };
     let (engine, device): (Arc<dyn Engine>, _) = match &settings.comfyui {
         // One ComfyUI runs one prompt at a time, on the first card unless its owner chose otherwise.
         Some(url) => {
             let gpu = probe.gpus().ok().and_then(|gpus| gpus.into_iter().next());
             (Arc::new(ComfyUi::new(url, ComfyUiOptions::default())?), gpu.unwrap_or_else(cpu))
         }
-        None => (Arc::new(Builtin::new(builtin)), cpu()),
+        None => {
+            let options =
+                BuiltinOptions { pause_per_op: settings.builtin_pause, ..BuiltinOptions::default() };
+            (Arc::new(Builtin::new(options)), cpu())
+        }
     };
+    agree(&settings)?;
+
     let agent = Agent::start(AgentConfig {
         data: settings.data,
         ticket,
@@ -56,9 +59,9 @@ fn read_ticket(word: &str) -> anyhow::Result<Ticket> {
     let text = match word.strip_prefix('@') {
         None => word.to_owned(),
         Some(path) => std::fs::read_to_string(path)
-            .map_err(|error| Failure::Input(format!("ticket file `{path}` cannot be read: {error}")))?,
+            .map_err(|error| Failure::Ticket(format!("ticket file `{path}` cannot be read: {error}")))?,
     };
-    text.parse().map_err(|error| Failure::Input(format!("{error}")).into())
+    text.parse().map_err(|error| Failure::Ticket(format!("{error}")).into())
 }
 
 /// Prints what the machine would lend, and asks on a terminal.

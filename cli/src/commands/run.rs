@@ -14,6 +14,9 @@ use crate::show::{self, JobProgress};
 pub(super) async fn run(arguments: &RunArguments, file: &SettingsFile) -> anyhow::Result<()> {
     let (client, as_json) = connect(&arguments.tool, file);
     let (texts, files) = parse(&arguments.parameters)?;
+    let out = &arguments.out;
+    std::fs::create_dir_all(out)
+        .map_err(|error| Failure::Usage(format!("`{}` cannot take the outputs: {error}", out.display())))?;
     let job = client.submit(&arguments.workflow, &texts, &files, arguments.priority).await?;
     if arguments.detach {
         if as_json {
@@ -49,7 +52,7 @@ fn parse(parameters: &[String]) -> Result<Parameters, Failure> {
     for parameter in parameters {
         let (key, value) = parameter
             .split_once('=')
-            .ok_or_else(|| Failure::Input(format!("`{parameter}` is not KEY=VALUE or KEY=@FILE")))?;
+            .ok_or_else(|| Failure::Usage(format!("`{parameter}` is not KEY=VALUE or KEY=@FILE")))?;
         match value.strip_prefix('@') {
             Some(path) => files.push((key.to_owned(), PathBuf::from(path))),
             None => texts.push((key.to_owned(), value.to_owned())),

@@ -11,14 +11,14 @@ pub trait GpuProbe {
 }
 
 /// Why no graphics card is used.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum NoGpu {
     /// No driver that this release knows is installed.
-    #[error("no NVIDIA driver was found ({0})")]
-    NoDriver(String),
+    #[error("no NVIDIA driver was found")]
+    NoDriver(#[source] nvml_wrapper::error::NvmlError),
     /// The driver does not answer.
-    #[error("the NVIDIA driver does not answer: {0}")]
-    Driver(String),
+    #[error("the NVIDIA driver does not answer")]
+    Driver(#[source] nvml_wrapper::error::NvmlError),
 }
 
 /// The probe of this system.

@@ -35,9 +35,11 @@ impl Terms {
     /// Looks at the machine.
     pub fn of(probe: &impl GpuProbe, engine: EngineTerms, data: &Path) -> Self {
         let gpus = probe.gpus().map_err(|error| error.to_string());
+        // Before the first start the folder is not there yet; the one that it will be made in is.
+        let data = std::path::absolute(data).unwrap_or_else(|_| data.to_owned());
         let existing = data.ancestors().find(|folder| folder.exists());
         let free = existing.and_then(|folder| machine::free_space(folder).ok());
-        Self { gpus, engine, data: data.to_owned(), free }
+        Self { gpus, engine, data, free }
     }
 }
 

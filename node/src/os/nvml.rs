@@ -11,8 +11,8 @@ pub(crate) struct NvmlProbe;
 
 impl GpuProbe for NvmlProbe {
     fn gpus(&self) -> Result<Vec<Device>, NoGpu> {
-        let nvml = Nvml::init().map_err(|error| NoGpu::NoDriver(error.to_string()))?;
-        list(&nvml).map_err(|error| NoGpu::Driver(error.to_string()))
+        let nvml = Nvml::init().map_err(NoGpu::NoDriver)?;
+        list(&nvml).map_err(NoGpu::Driver)
     }
 }
 

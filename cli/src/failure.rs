@@ -102,7 +102,7 @@ fn classify(error: &anyhow::Error) -> (u8, Option<&'static str>) {
                     ),
                 ),
                 ClientError::Refused { status: 404, .. } => (6, None),
-                ClientError::Refused { status: 400..=499, .. } => (7, None),
+                ClientError::Refused { status: 400..=499, .. } | ClientError::File { .. } => (7, None),
                 _ => (1, None),
             };
         }

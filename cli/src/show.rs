@@ -11,7 +11,8 @@ use crate::environment;
 
 /// Sends the log to stderr, as the environment says or at this level.
 pub(crate) fn set_up_logging(default: &str) {
-    let filter = EnvFilter::try_from_env(environment::LOG).unwrap_or_else(|_| EnvFilter::new(default));
+    let filter = EnvFilter::try_from_env(environment::LOG)
+        .unwrap_or_else(|_| EnvFilter::new(format!("{default},libp2p_swarm=warn")));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if std::env::var(environment::LOG_FORMAT).is_ok_and(|format| format == "json") {
         log.json().init();

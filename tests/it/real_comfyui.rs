@@ -81,11 +81,20 @@ fn slow_workflow(steps: u32) -> Value {
 fn comparable_workflows() -> Vec<(&'static str, Value)> {
     let load = json!({ "class_type": "LoadImage", "inputs": { "image": "x.png" } });
     let save = |from: &str| json!({ "class_type": "SaveImage", "inputs": { "images": [from, 0], "filename_prefix": "x" } });
+    let primitive = |class: &str, value: Value| json!({ "class_type": class, "inputs": { "value": value } });
     let scale = |method: &str, width: u32, height: u32, crop: &str| {
         json!({ "class_type": "ImageScale", "inputs": {
             "image": ["1", 0], "upscale_method": method, "width": width, "height": height, "crop": crop } })
     };
     vec![
+        // The picture is loaded by no op that matters: neither engine may ask for more than the output needs.
+        (
+            "primitives",
+            json!({ "1": load, "2": primitive("PrimitiveInt", json!(33)), "3": primitive("PrimitiveInt", json!(0x336699)),
+                "4": { "class_type": "EmptyImage",
+                       "inputs": { "width": ["2", 0], "height": 20, "batch_size": 1, "color": ["3", 0] } },
+                "9": save("4") }),
+        ),
         (
             "invert",
             json!({ "1": load, "2": { "class_type": "ImageInvert", "inputs": { "image": ["1", 0] } }, "9": save("2") }),

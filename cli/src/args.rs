@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::commands::blob::BlobCommand;
 use crate::{environment, failure};
 
 /// A peer-to-peer render farm for ComfyUI.
@@ -44,6 +45,9 @@ pub(crate) enum Command {
     Undrain(DrainArguments),
     /// Show the API that a bundle or workflow would get.
     Schema(SchemaArguments),
+    /// Look after the blobs on this machine: models, inputs, outputs.
+    #[command(subcommand)]
+    Blob(BlobCommand),
 }
 
 impl Command {
@@ -226,6 +230,9 @@ pub(crate) struct RunArguments {
     /// 0 to 100; a higher one goes first among jobs of the same key.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
     pub(crate) priority: u8,
+    /// How long the job may wait for a node before it expires, up to 30 days. Defaults to no limit.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=2_592_000))]
+    pub(crate) ttl: Option<u64>,
     /// Only submit: print the job's id and do not wait.
     #[arg(long)]
     pub(crate) detach: bool,

@@ -1,5 +1,6 @@
 //! One file for each command.
 
+pub(crate) mod blob;
 mod cancel;
 mod coordinator;
 mod demo;
@@ -32,6 +33,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Drain(arguments) => drain::set_draining(&arguments, &file, true).await,
         Command::Undrain(arguments) => drain::set_draining(&arguments, &file, false).await,
         Command::Schema(arguments) => schema::schema(&arguments),
+        Command::Blob(command) => blob::blob(command).await,
     }
 }
 

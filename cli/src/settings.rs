@@ -320,6 +320,11 @@ impl NodeSettings {
     }
 }
 
+/// The data folder that is meant where a command names none: the node's.
+pub(crate) fn node_data(given: Option<&Path>) -> Result<PathBuf, SettingsError> {
+    data_folder(given.map(Path::to_owned), "node")
+}
+
 fn first_given(flags: Vec<String>, file: Vec<String>) -> Vec<String> {
     if flags.is_empty() { file } else { flags }
 }

@@ -8,13 +8,12 @@ mod faults;
 mod transfer;
 
 use std::collections::HashMap;
-use std::error::Error;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use protocol::message::Provider;
-use protocol::{BlobHash, BlobRef, Fetched, PeerId};
+use protocol::{BlobHash, BlobRef, Fetched, PeerId, error_chain};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -224,7 +223,7 @@ impl Exchange {
                             busy.push(provider);
                         }
                         tried.retain(|(peer, _)| *peer != provider.peer);
-                        tried.push((provider.peer, chain(&error)));
+                        tried.push((provider.peer, error_chain(&error)));
                     }
                 }
             }
@@ -259,7 +258,7 @@ impl Exchange {
             && error.is_fault()
         {
             warn!(provider = %peer.fmt_short(), %error, "provider sent wrong bytes, not asked for this blob again");
-            self.lock_faults().add(peer, hash, chain(error));
+            self.lock_faults().add(peer, hash, error_chain(error));
         }
         Ok(result?)
     }
@@ -303,17 +302,6 @@ impl Exchange {
         fetching.insert(hash, Arc::downgrade(&turn));
         turn
     }
-}
-
-/// An error and its causes, for people who see only this.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 fn is_complete(partial: &PartialBlob) -> bool {

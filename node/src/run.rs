@@ -11,7 +11,7 @@ use mesh::store::{BlobStore, StoreError};
 use protocol::message::{BlobProviders, Grant, Outcome, Provider, RunEnded};
 use protocol::{
     BlobRef, Fetched, Filled, Filling, Interface, Lease, Parameters, Phase, Progress, RunError, RunErrorKind,
-    RunId, Workflow, fill,
+    RunId, Workflow, error_chain, fill,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -232,7 +232,7 @@ async fn keep_end(
                 info!(seconds = executed.as_secs_f64(), "run succeeded");
                 return Some(kept);
             }
-            Err(error) => RunError::new(RunErrorKind::NodeFault, chain(&error)),
+            Err(error) => RunError::new(RunErrorKind::NodeFault, error_chain(&error)),
         },
         Err(error) => error,
     };
@@ -241,25 +241,14 @@ async fn keep_end(
     match tools.ends.keep_failure(failed.clone()).await {
         Ok(()) => Some(failed),
         Err(error) => {
-            tracing::error!(error = chain(&error), "end of a run cannot be kept");
+            tracing::error!(error = error_chain(&error), "end of a run cannot be kept");
             None
         }
     }
 }
 
-/// An error and its causes in one line, for a message that crosses the network.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
-}
-
 fn invalid(error: impl std::error::Error) -> RunError {
-    RunError::new(RunErrorKind::InvalidInput, chain(&error))
+    RunError::new(RunErrorKind::InvalidInput, error_chain(&error))
 }
 
 fn disk(error: std::io::Error) -> RunError {
@@ -267,7 +256,7 @@ fn disk(error: std::io::Error) -> RunError {
 }
 
 fn store(error: StoreError) -> RunError {
-    RunError::new(RunErrorKind::NodeFault, chain(&error))
+    RunError::new(RunErrorKind::NodeFault, error_chain(&error))
 }
 
 fn lost(blob: BlobRef) -> RunError {
@@ -279,7 +268,7 @@ fn fetch_failed(error: FetchError) -> RunError {
         FetchError::Store { .. } => RunErrorKind::NodeFault,
         _ => RunErrorKind::MissingBlob,
     };
-    RunError::new(kind, chain(&error))
+    RunError::new(kind, error_chain(&error))
 }
 
 fn canceled() -> RunError {

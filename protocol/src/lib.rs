@@ -16,9 +16,12 @@ mod lockfile;
 mod bundle;
 pub mod membership;
 pub mod ticket;
+pub mod blob_ticket;
+pub mod word;
 pub mod message;
 pub mod wire;
 pub mod codec;
+mod error_chain;
 #[cfg(test)]
 mod facts;
 
@@ -26,6 +29,7 @@ pub use blob::{BlobHash, BlobRef, GROUP_SIZE, PIECE_SIZE, ParseBlobHashError};
 pub use bundle::{
     Bundle, BundleError, BundleHash, BundleLimits, BundleManifest, Repair, Sink, SnapshotError, read_bundle,
 };
+pub use error_chain::error_chain;
 pub use id::{
     FarmId, JobId, LeaseId, ParseIdError, PeerId, RunId, SlotId, WorkflowName, WorkflowSelector,
     WorkflowVersion,

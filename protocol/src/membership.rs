@@ -240,7 +240,7 @@ impl Membership {
     /// Whether half of its life is over, so that it should be renewed.
     pub fn is_past_half(&self, now: u64) -> bool {
         let MemberCertificate { issued, expires, .. } = self.member.body;
-        now >= issued + (expires - issued) / 2
+        now >= issued + expires.saturating_sub(issued) / 2
     }
 }
 

@@ -16,6 +16,19 @@ use crate::workflow::{Op, Workflow, link_of};
 
 /// The longest name of an exposed input, in bytes.
 const MAX_NAME: usize = 64;
+/// ComfyUI's own classes that people take for an output although they only pass something on.
+const SAVES_NOTHING: [&str; 10] = [
+    "EmptyImage",
+    "ImageCrop",
+    "ImageInvert",
+    "ImageScale",
+    "ImageScaleBy",
+    "KSampler",
+    "KSamplerAdvanced",
+    "LoadImage",
+    "VAEDecode",
+    "VAEDecodeTiled",
+];
 
 /// An input that a deployer names: `NAME=NODE.FIELD`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +100,16 @@ pub enum ExposeError {
         /// The name.
         name: String,
     },
+    /// The op named as an output saves no file.
+    #[error("op `{op}` (`{class_type}`) saves no file, so it is no output; {savers}")]
+    NotAnOutput {
+        /// The op.
+        op: String,
+        /// Its class.
+        class_type: String,
+        /// The ops that could be outputs, in words.
+        savers: String,
+    },
 }
 
 /// What could be exposed of a workflow.
@@ -140,8 +163,14 @@ impl Interface {
             }
             interface.inputs.push(exposed_input(workflow, exposed, object_info)?);
         }
+        let consumed = consumed(workflow);
         for id in outputs {
             let op = workflow.get(id).ok_or_else(|| ExposeError::NoSuchOp { op: id.clone() })?;
+            let is_consumed = consumed.contains(id.as_str());
+            if !may_save(op, is_consumed, object_info) {
+                let (op, class_type) = (id.clone(), op.class_type.clone());
+                return Err(ExposeError::NotAnOutput { op, class_type, savers: savers(workflow, &consumed) });
+            }
             if interface.outputs.iter().all(|output| output.op != *id) {
                 let name = interface.free_output_name(output_name(op), id);
                 interface.outputs.push(Output::new(name, id, &op.class_type));
@@ -152,8 +181,7 @@ impl Interface {
 
     /// What could be exposed, for people to choose from.
     pub fn candidates(workflow: &Workflow) -> Candidates {
-        let links = workflow.iter().flat_map(|(_, op)| op.inputs.values()).filter_map(link_of);
-        let consumed: BTreeSet<&str> = links.map(|link| link.op).collect();
+        let consumed = consumed(workflow);
         let mut candidates = Candidates::default();
         for (id, op) in workflow.iter() {
             let title = op.title().unwrap_or(&op.class_type);
@@ -173,10 +201,40 @@ impl Interface {
     }
 }
 
-/// Ops that save or preview, and ops at the end of a chain.
+/// The ops that others take something from.
+fn consumed(workflow: &Workflow) -> BTreeSet<&str> {
+    let links = workflow.iter().flat_map(|(_, op)| op.inputs.values()).filter_map(link_of);
+    links.map(|link| link.op).collect()
+}
+
+/// Ops that save or preview, and ops of classes that are not known at the end of a chain.
 fn seems_output(op: &Op, is_consumed: bool) -> bool {
-    let named = ["Save", "Preview", "CPackOutput"].iter().any(|prefix| op.class_type.starts_with(prefix));
-    named || (!is_consumed && op.inputs.values().any(|value| link_of(value).is_some()))
+    is_called_saver(op)
+        || (may_save(op, is_consumed, None) && op.inputs.values().any(|value| link_of(value).is_some()))
+}
+
+/// Whether an op could save a file: by ComfyUI's word where it is there, else by the op's class and place.
+/// Of a class that is not known, the last op of a chain is believed to save.
+fn may_save(op: &Op, is_consumed: bool, object_info: Option<&Value>) -> bool {
+    let told = object_info.and_then(|info| info.get(&op.class_type)?.get("output_node")?.as_bool());
+    let seems = || is_called_saver(op) || !(is_consumed || SAVES_NOTHING.contains(&op.class_type.as_str()));
+    told.unwrap_or_else(seems)
+}
+
+fn is_called_saver(op: &Op) -> bool {
+    let class = op.class_type.as_str();
+    class.starts_with("CPackOutput")
+        || ["Save", "Preview", "VideoCombine"].iter().any(|word| class.contains(word))
+}
+
+/// The ops that could be outputs, for people to choose from.
+fn savers(workflow: &Workflow, consumed: &BTreeSet<&str>) -> String {
+    let savers = workflow.iter().filter(|(id, op)| seems_output(op, consumed.contains(id)));
+    let savers: Vec<String> = savers.map(|(id, op)| format!("`{id}` (`{}`)", op.class_type)).collect();
+    match savers.as_slice() {
+        [] => "no op of the workflow does: add one, such as `SaveImage`".to_owned(),
+        savers => format!("these do: {}", savers.join(", ")),
+    }
 }
 
 fn exposed_input(
@@ -328,6 +386,32 @@ mod tests {
         check("x=2.latent_image", "wired to op `1`");
         let twice = expose(&["x=2.seed", "x=2.cfg"], None).unwrap_err();
         assert_eq!(twice, ExposeError::DuplicateName { name: "x".to_owned() });
+    }
+
+    #[test]
+    fn op_that_saves_no_file_is_no_output() {
+        let graph = json!({
+            "1": {"class_type": "EmptyImage", "inputs": {"width": 8}},
+            "2": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}},
+            "3": {"class_type": "SomebodysWriter", "inputs": {"image": ["1", 0]}},
+            "4": {"class_type": "SomebodysFilter", "inputs": {"image": ["1", 0]}},
+            "5": {"class_type": "SaveImage", "inputs": {"images": ["4", 0]}}
+        });
+        let workflow = Workflow::parse(graph.to_string().as_bytes()).unwrap();
+        let info =
+            json!({"SomebodysFilter": {"output_node": true}, "SomebodysWriter": {"output_node": false}});
+        let check = |op: &str, info: Option<&Value>, saves: bool| {
+            let exposed = Interface::expose(&workflow, &[], &[op.to_owned()], info);
+            assert_eq!(exposed.is_ok(), saves, "{op}: {exposed:?}");
+        };
+        check("2", None, false);
+        check("3", None, true);
+        check("4", None, false);
+        check("5", None, true);
+        check("3", Some(&info), false);
+        check("4", Some(&info), true);
+        let refused = Interface::expose(&workflow, &[], &["2".to_owned()], None).unwrap_err().to_string();
+        assert!(refused.contains("`3` (`SomebodysWriter`), `5` (`SaveImage`)"), "{refused}");
     }
 
     #[test]

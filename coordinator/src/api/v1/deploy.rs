@@ -13,7 +13,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use mesh::store::BlobStore;
 use protocol::{
-    Bundle, BundleLimits, ExposedInput, Interface, MAX_WORKFLOW, Workflow as Graph, WorkflowName, read_bundle,
+    Bundle, BundleLimits, ExposeError, ExposedInput, Interface, LockedModel, MAX_WORKFLOW, Workflow as Graph,
+    WorkflowName, error_chain, read_bundle,
 };
 
 use crate::api::Api;
@@ -124,8 +125,10 @@ impl DeployQuery {
             Interface::of(graph)
                 .map_err(|error| ApiError::field("workflow", "interface", error.to_string()))?
         } else {
-            Interface::expose(graph, &self.inputs, &self.outputs, None)
-                .map_err(|error| ApiError::field("input", "interface", error.to_string()))?
+            Interface::expose(graph, &self.inputs, &self.outputs, None).map_err(|error| {
+                let field = if matches!(error, ExposeError::NotAnOutput { .. }) { "output" } else { "input" };
+                ApiError::field(field, "interface", error.to_string())
+            })?
         };
         if interface.outputs.is_empty() {
             return Err(ApiError::NothingExposed(Box::new(DeployCandidates::of(graph))));
@@ -146,7 +149,7 @@ async fn in_background(
 fn bundle_of_zip(file: File, store: &BlobStore) -> Result<Bundle, ApiError> {
     let mut sink = |_: &str, entry: &mut dyn Read| store_entry(entry, store);
     read_bundle(file, &BundleLimits::default(), &mut sink)
-        .map_err(|error| ApiError::field("bundle", "bundle", chain(&error)))
+        .map_err(|error| ApiError::field("bundle", "bundle", error_chain(&error)))
 }
 
 fn bundle_of_graph(mut file: File, store: &BlobStore) -> Result<Bundle, ApiError> {
@@ -155,7 +158,7 @@ fn bundle_of_graph(mut file: File, store: &BlobStore) -> Result<Bundle, ApiError
     file.read_to_end(&mut bytes).map_err(io)?;
     let mut sink = |_: &str, entry: &mut dyn Read| store_entry(entry, store);
     Bundle::from_workflow(&bytes, &mut sink)
-        .map_err(|error| ApiError::field("workflow", "workflow", chain(&error)))
+        .map_err(|error| ApiError::field("workflow", "workflow", error_chain(&error)))
 }
 
 /// Stores one entry of a bundle; called on a thread that may block.
@@ -179,34 +182,30 @@ fn missing(deployed: &DeployedWorkflow, bundle: &Bundle, nodes: &[NodeView]) -> 
     let ops = ops
         .filter(|class| !nodes.iter().any(|node| node.offer.classes.contains(*class)))
         .map(|class| Missing { kind: MissingKind::Op, name: class.clone(), detail: looked.clone() });
-    let has_source = |name: &str| {
-        let locked = bundle
-            .lockfile
-            .models
-            .iter()
-            .find(|model| model.path.as_str().strip_prefix("models/") == Some(name));
-        locked.is_some_and(|model| model.blob.is_some() || !model.sources.is_empty())
+    let locked = |name: &str| {
+        let mut models = bundle.lockfile.models.iter();
+        models.find(|model| model.path.as_str().strip_prefix("models/") == Some(name))
     };
     let models = deployed.requirements.models.iter();
     let models = models
-        .filter(|name| !has_source(name) && !nodes.iter().any(|node| node.offer.models.contains(*name)))
-        .map(|name| Missing {
+        .filter(|name| !nodes.iter().any(|node| node.offer.models.contains(*name)))
+        .filter_map(|name| Some((name, unfetchable(locked(name))?)))
+        .map(|(name, why)| Missing {
             kind: MissingKind::Model,
             name: name.clone(),
-            detail: format!("{looked}, and the lockfile gives no URL for it"),
+            detail: format!("{looked}, and {why}"),
         });
     ops.chain(models).collect()
 }
 
-/// An error and its causes in one line, for the caller who sent the cause.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
+/// Why no node could fetch a model: what comes from elsewhere must be proven by a hash.
+fn unfetchable(locked: Option<&LockedModel>) -> Option<&'static str> {
+    let Some(model) = locked else { return Some("the lockfile does not name it") };
+    match (model.blob, &model.sha256, model.sources.is_empty()) {
+        (Some(_), ..) | (None, Some(_), false) => None,
+        (None, _, true) => Some("the lockfile gives no URL for it"),
+        (None, None, false) => Some("the lockfile gives no SHA-256 to prove a download by"),
     }
-    text
 }
 
 #[cfg(test)]
@@ -288,6 +287,37 @@ mod tests {
         check("?name=x", "application/zip", &vec![0; UPLOAD_LIMIT as usize + 1], 413).await;
         assert!(farm.store.complete().is_empty());
         check("?name=x&output=77", "application/json", &plain_graph(), 422).await;
+    }
+
+    #[tokio::test]
+    async fn output_that_saves_no_file_is_refused_with_those_that_do() {
+        let farm = TestFarm::start().await;
+        let (status, problem) = deploy(&farm, "?name=x&output=1", "application/json", plain_graph()).await;
+        assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+        assert_eq!(problem["errors"][0]["field"], "output");
+        assert!(problem["detail"].as_str().unwrap().contains("`2` (`SaveImage`)"), "{problem}");
+    }
+
+    #[test]
+    fn model_can_be_fetched_only_with_a_hash_that_proves_it() {
+        let model = |value: Value| serde_json::from_value::<LockedModel>(value).unwrap();
+        let path = "models/checkpoints/tiny.safetensors";
+        let sources = json!([{ "url": "https://models.example/tiny.safetensors" }]);
+        let (sha256, blob) = ("a".repeat(64), "b".repeat(64));
+        let check = |value: Value, can: bool| {
+            assert_eq!(unfetchable(Some(&model(value.clone()))).is_none(), can, "{value}");
+        };
+        let locked = json!({ "path": path, "size": 15, "disabled": false });
+        let with = |more: Value| {
+            let mut value = locked.clone();
+            value.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            value
+        };
+        check(with(json!({ "sha256": sha256, "sources": sources })), true);
+        check(with(json!({ "blob": blob })), true);
+        check(with(json!({ "sources": sources })), false);
+        check(with(json!({ "sha256": sha256 })), false);
+        assert!(unfetchable(None).is_some());
     }
 
     #[tokio::test]

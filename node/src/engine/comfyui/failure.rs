@@ -2,9 +2,7 @@
 //!
 //! Not here: the requests and events that carry them.
 
-use std::error::Error;
-
-use protocol::{FailedOp, RunError, RunErrorKind, Workflow};
+use protocol::{FailedOp, RunError, RunErrorKind, Workflow, error_chain};
 use serde_json::Value;
 
 use super::answer::{HistoryStatus, Rejection};
@@ -81,7 +79,7 @@ pub(super) fn unavailable(error: &RequestError) -> RunError {
         RequestError::File { .. } => RunErrorKind::NodeFault,
         _ => RunErrorKind::EngineUnavailable,
     };
-    RunError::new(kind, chain(error))
+    RunError::new(kind, error_chain(error))
 }
 
 /// How a prompt ended, by its history; none if that does not tell.
@@ -95,17 +93,6 @@ pub(super) fn verdict(status: &HistoryStatus) -> Option<Verdict> {
         }
     });
     ends.or_else(|| (status.status_str == "success").then_some(Verdict::Succeeded))
-}
-
-/// An error and what caused it, in one line.
-pub(super) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 fn missing_op(rejection: &Rejection, workflow: &Workflow) -> RunError {

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use protocol::{RunError, RunErrorKind, Workflow};
+use protocol::{RunError, RunErrorKind, Workflow, error_chain};
 use serde_json::{Map, Value};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
@@ -157,5 +157,5 @@ enum Look {
 
 /// The error of a run whose ComfyUI cannot be connected to.
 pub(super) fn unreachable(error: &ConnectError) -> RunError {
-    RunError::new(RunErrorKind::EngineUnavailable, failure::chain(error))
+    RunError::new(RunErrorKind::EngineUnavailable, error_chain(error))
 }

@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, RawQuery, Request};
 use axum::http::header;
 use axum::http::request::Parts;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::error::Category;
 
 use crate::api::error::ApiError;
@@ -76,13 +76,18 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     }
 }
 
-/// Reads JSON: 400 where it is none, 422 where it is of another shape.
+/// Reads a JSON object: 400 where it is no JSON, also behind a fault of its shape; 422 where it is of
+/// another shape.
 pub(crate) fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let malformed = |error: serde_json::Error| ApiError::Malformed(format!("the body is not JSON: {error}"));
+    serde_json::from_slice::<IgnoredAny>(bytes).map_err(malformed)?;
+    // An array would be read as the object's fields in their order, which nobody means.
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return Err(ApiError::field("body", "type", "must be a JSON object"));
+    }
     serde_json::from_slice(bytes).map_err(|error| match error.classify() {
         Category::Data => ApiError::field("body", "type", error.to_string()),
-        Category::Io | Category::Syntax | Category::Eof => {
-            ApiError::Malformed(format!("the body is not JSON: {error}"))
-        }
+        Category::Io | Category::Syntax | Category::Eof => malformed(error),
     })
 }
 
@@ -91,4 +96,36 @@ pub(crate) fn media_type(request: &axum::http::Request<Body>) -> String {
     let value = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = value.unwrap_or("").split(';').next().unwrap_or("");
     essence.trim().to_ascii_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct InternalName {
+        #[serde(rename = "version")]
+        _version: u32,
+    }
+
+    #[test]
+    fn what_is_no_json_is_malformed_and_what_is_no_such_object_invalid() {
+        let check = |body: &str, malformed: bool| {
+            let error = parse_json::<InternalName>(body.as_bytes()).unwrap_err();
+            assert_eq!(matches!(error, ApiError::Malformed(_)), malformed, "{body}: {error}");
+            assert!(!error.to_string().contains("InternalName"), "{body}: {error}");
+        };
+        check("", true);
+        check(r#"{"version": 1"#, true);
+        check(r#"{"unknown": 1, "version": "#, true);
+        check(r#"{"version": 1} x"#, true);
+        for body in
+            ["[1]", "[]", "null", "7", r#""version""#, "{}", r#"{"version": "1"}"#, r#"{"unknown": 1}"#]
+        {
+            check(body, false);
+        }
+    }
 }

@@ -112,7 +112,7 @@ impl TestFarm {
 
     /// Submits a job to `paint`.
     pub(crate) async fn submit(&self) -> JobId {
-        let picture = self.store.import_bytes(b"a picture").await.unwrap();
+        let picture = self.store.import_bytes(b"GIF89a").await.unwrap();
         let body = json!({ "input": { "picture": { "$asset": picture.hash } } });
         let (status, job) = self.post("/v1/workflows/paint/jobs", body).await;
         assert_eq!(status, StatusCode::ACCEPTED, "{job}");

@@ -10,6 +10,7 @@ mod jobs;
 pub(crate) mod model;
 mod nodes;
 mod outputs;
+mod pictures;
 mod submit;
 mod wait;
 mod workflow_document;

@@ -24,8 +24,8 @@ use crate::api::v1::jobs;
         ("output" = String, Path, description = "The output's name"),
     ),
     responses(
-        (status = 200, description = "The file", body = Binary, content_type = "application/octet-stream"),
-        (status = 206, description = "A range of it", body = Binary, content_type = "application/octet-stream"),
+        (status = 200, description = "The file", body = Binary, content_type = "*/*"),
+        (status = 206, description = "A range of it", body = Binary, content_type = "*/*"),
     ),
 )]
 pub(super) async fn get_first_output(
@@ -48,8 +48,8 @@ pub(super) async fn get_first_output(
         ("index" = u32, Path, description = "Its place among the files of that output, from 0"),
     ),
     responses(
-        (status = 200, description = "The file", body = Binary, content_type = "application/octet-stream"),
-        (status = 206, description = "A range of it", body = Binary, content_type = "application/octet-stream"),
+        (status = 200, description = "The file", body = Binary, content_type = "*/*"),
+        (status = 206, description = "A range of it", body = Binary, content_type = "*/*"),
     ),
 )]
 pub(super) async fn get_output(

@@ -23,7 +23,7 @@ use crate::api::form::{Form, Part};
 use crate::api::upload::{Allowance, read_body};
 use crate::api::v1::model::job::{Job, job_path};
 use crate::api::v1::wait::{self, WaitQuery};
-use crate::api::v1::{jobs, workflows};
+use crate::api::v1::{jobs, pictures, workflows};
 use crate::handle::Submission;
 
 /// The priority of a job that names none.
@@ -108,6 +108,7 @@ pub(super) async fn submit_job(
         .interface
         .check(call.given)
         .map_err(|faults| ApiError::fields(faults.into_iter().map(FieldProblem::from).collect()))?;
+    pictures::check(&api, &deployed.interface, &parameters).await?;
 
     // Following begins before the job exists, so that its end cannot be missed.
     let live = api.coordinator.events(None).await?.live;
@@ -267,7 +268,7 @@ mod tests {
     #[tokio::test]
     async fn fault_is_told_by_field_and_rule() {
         let farm = TestFarm::start().await;
-        let picture = json!({ "$asset": farm.store.import_bytes(b"png").await.unwrap().hash });
+        let picture = json!({ "$asset": farm.store.import_bytes(b"GIF89a").await.unwrap().hash });
         let check = async |input: Value, field: &str, rule: &str| {
             let told = refusal(&farm, json!({ "input": input })).await;
             assert_eq!((told.0.as_str(), told.1.as_str()), (field, rule), "{input}");
@@ -280,6 +281,8 @@ mod tests {
         check(json!({ "picture": picture, "seed": picture }), "seed", "file").await;
         check(json!({ "picture": { "$asset": "00".repeat(32) } }), "picture", "asset").await;
         check(json!({ "picture": { "$asset": 7 } }), "picture", "asset").await;
+        let text = json!({ "$asset": farm.store.import_bytes(b"a text").await.unwrap().hash });
+        check(json!({ "picture": text }), "picture", "file").await;
         assert_eq!(refusal(&farm, json!({ "input": {}, "prority": 1 })).await.1, "type");
         assert_eq!(refusal(&farm, json!({ "input": {}, "priority": 101 })).await.1, "maximum");
         for ttl in [0, 2_592_001] {
@@ -312,7 +315,7 @@ mod tests {
             part("name=\"seed\"", "9"),
             part("name=\"priority\"", "70"),
             part("name=\"ttl_seconds\"", "60"),
-            part("name=\"picture\"; filename=\"../cat.png\"", "the bytes"),
+            part("name=\"picture\"; filename=\"../cat.png\"", "GIF89a the bytes"),
             "--cut--\n".to_owned(),
         ];
         let (status, job) = post_form(&farm, &form.concat()).await;
@@ -326,7 +329,7 @@ mod tests {
             panic!("no file in {submission:?}");
         };
         assert_eq!(file_name, "cat.png");
-        assert_eq!(farm.store.read_all(blob.hash, 100).await.unwrap(), b"the bytes");
+        assert_eq!(farm.store.read_all(blob.hash, 100).await.unwrap(), b"GIF89a the bytes");
     }
 
     #[tokio::test]
@@ -359,7 +362,7 @@ mod tests {
     #[tokio::test]
     async fn waiting_call_answers_with_the_ended_job_or_with_where_to_look() {
         let farm = TestFarm::start().await;
-        let picture = farm.store.import_bytes(b"png").await.unwrap();
+        let picture = farm.store.import_bytes(b"GIF89a").await.unwrap();
         let body = json!({ "input": { "picture": { "$asset": picture.hash } } });
         let (status, job) = farm.post(&format!("{JOBS}?wait=1ms"), body.clone()).await;
         assert_eq!((status, &job["state"]), (StatusCode::ACCEPTED, &json!("queued")));

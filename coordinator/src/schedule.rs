@@ -114,7 +114,7 @@ pub fn plan(picture: &Picture<'_>) -> Vec<Placement> {
     placements
 }
 
-/// Why a queued job is on no node, node by node.
+/// Why a queued job is on no node: first what is true of the farm as a whole, then node by node.
 pub fn explain(requirements: &Requirements, avoid: &[PeerId], nodes: &[NodePicture<'_>]) -> Vec<WaitReason> {
     if nodes.is_empty() {
         let reason = "the farm has no nodes yet: invite one (`comfy-farm invite`)".to_owned();
@@ -133,11 +133,12 @@ pub fn explain(requirements: &Requirements, avoid: &[PeerId], nodes: &[NodePictu
             }
         })
     };
-    let mut reasons: Vec<WaitReason> = nodes
-        .iter()
-        .take(MAX_REASONS)
-        .map(|node| WaitReason { node: Some(node.peer), reason: reason(node) })
-        .collect();
+    let mut reasons = Vec::new();
+    if nodes.iter().all(|node| obstacle(requirements, node).is_some()) {
+        reasons.push(WaitReason { node: None, reason: "no node of the farm can run it now".to_owned() });
+    }
+    let listed = nodes.iter().take(MAX_REASONS);
+    reasons.extend(listed.map(|node| WaitReason { node: Some(node.peer), reason: reason(node) }));
     if nodes.len() > MAX_REASONS {
         let reason = format!("{} more nodes are not listed", nodes.len() - MAX_REASONS);
         reasons.push(WaitReason { node: None, reason });

@@ -33,7 +33,7 @@ pub(super) async fn jobs(arguments: &JobsArguments, file: &SettingsFile) -> anyh
 fn row(job: &Value) -> Vec<String> {
     let remark = match text(job, "state") {
         "running" => text(&job["run"], "phase"),
-        "queued" => text(&job["waits"][0], "reason"),
+        "queued" => waits_for(job),
         "failed" => text(&job["error"], "detail"),
         _ => "",
     };
@@ -42,4 +42,10 @@ fn row(job: &Value) -> Vec<String> {
     [text(job, "id"), text(job, "workflow"), text(job, "state"), submitted, remark]
         .map(str::to_owned)
         .to_vec()
+}
+
+/// The first node's reason, which says more than the one of the farm as a whole.
+fn waits_for(job: &Value) -> &str {
+    let mut waits = job["waits"].as_array().into_iter().flatten();
+    text(waits.find(|wait| !wait["node"].is_null()).unwrap_or(&job["waits"][0]), "reason")
 }

@@ -114,7 +114,10 @@ fn each_hard_rule_is_told_in_words() {
         let mut node = Made::node(1, 1);
         change(&mut node);
         let reasons = explain(&requirements, &[], &[node.picture()]);
-        assert_eq!(reasons, [WaitReason { node: Some(node.peer), reason: expected.to_owned() }]);
+        let told = reasons.last().map(|reason| (reason.node, reason.reason.as_str()));
+        assert_eq!(told, Some((Some(node.peer), expected)));
+        let can_wait_for_it = ["it is next in turn", "all its slots are busy"].contains(&expected);
+        assert_eq!(reasons[0].node.is_none(), !can_wait_for_it, "the farm as a whole: {reasons:?}");
         let placed = plan_one_class(vec![waiting(1)], &requirements, &[node]);
         assert_eq!(placed.len(), usize::from(expected == "it is next in turn"));
     };

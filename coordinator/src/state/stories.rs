@@ -249,7 +249,7 @@ fn drained_node_gets_nothing_and_keeps_its_run() {
     farm.done();
     farm.succeed(1, lease);
     assert_eq!(farm.grants(), []);
-    assert_eq!(farm.view(2).waits[0].reason, "it is draining");
+    assert_eq!(farm.view(2).waits[1].reason, "it is draining");
     farm.restart();
     farm.register(1);
     assert_eq!(farm.grants(), [], "it is remembered");

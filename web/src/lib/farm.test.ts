@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
 import type { FarmEvent, FarmSummary, Job, Node, Run } from "./api/types";
-import { EMPTY, type Farm, FRESH, KEPT_JOBS, type Message, newestFirst, peerName, reduce } from "./farm";
+import { EMPTY, type Farm, FRESH, KEPT_JOBS, type Message, newestFirst, peerName, reduce, stuck } from "./farm";
 
 const SUMMARY = { farm: "f", coordinator: "C", epoch: 1, queued: 0, running: 0, nodes: 1, slots: 2 } as FarmSummary;
 const RUN: Run = { id: "r1", node: "N", slot: 1, phase: "executing", progress: { fraction: 0.5, detail: "KSampler" } };
@@ -68,6 +68,14 @@ test("old ended jobs are let go of, and waiting ones never", () => {
   expect(kept).toHaveLength(KEPT_JOBS);
   expect(kept[0]?.id).toBe(ids.at(-1));
   expect(kept.at(-1)?.id).toBe("a");
+});
+
+test("a job is stuck where its first reason is about the whole farm", () => {
+  const waiting = (...waits: Job["waits"]) => stuck({ ...job("a"), waits });
+  const busy = { node: "N", reason: "all its slots are busy" };
+  expect(waiting({ node: null, reason: "no node can run it" }, busy)).toBe("no node can run it");
+  expect(waiting(busy, { node: null, reason: "3 more nodes are not listed" })).toBeNull();
+  expect(waiting()).toBeNull();
 });
 
 test("a peer is called by its host's name, and by the end of its id when it is unknown", () => {

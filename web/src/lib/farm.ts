@@ -84,6 +84,12 @@ export function newestFirst(jobs: Record<string, Job>): Job[] {
   return Object.values(jobs).sort((a, b) => (a.id < b.id ? 1 : -1));
 }
 
+/** Why no node of the farm can run a queued job now; null where it only waits for its turn. */
+export function stuck(job: Job): string | null {
+  const first = job.waits[0];
+  return first && first.node === null ? first.reason : null;
+}
+
 /** The name that people know a peer by. */
 export function peerName(farm: Farm, peer: string): string {
   if (peer === farm.summary?.coordinator) return "coordinator";

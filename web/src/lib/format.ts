@@ -56,8 +56,13 @@ export function shortId(id: string): string {
 }
 
 /** A count with its noun. */
-export function count(number: number, noun: string, plural = `${noun}s`): string {
-  return `${number} ${number === 1 ? noun : plural}`;
+export function count(number: number, singular: string, plural?: string): string {
+  return `${number} ${noun(number, singular, plural)}`;
+}
+
+/** A noun as it follows a count. */
+export function noun(number: number, singular: string, plural = `${singular}s`): string {
+  return number === 1 ? singular : plural;
 }
 
 function pad(number: number): string {

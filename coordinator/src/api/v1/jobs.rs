@@ -21,6 +21,8 @@ use crate::view::JobView;
 const PAGE: u32 = 50;
 /// The most jobs of a page.
 const MAX_PAGE: u32 = 500;
+/// How much of something that is no id is said back, in characters.
+const MAX_SHOWN: usize = 64;
 
 /// Which jobs to list.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -107,7 +109,10 @@ pub(super) async fn cancel_job(
 
 /// Reads a job's id; what cannot be one is not found.
 pub(super) fn parse_id(text: &str) -> Result<JobId, ApiError> {
-    text.parse().map_err(|error: ParseIdError| ApiError::NotFound(error.to_string()))
+    text.parse().map_err(|_: ParseIdError| {
+        let shown: String = text.chars().take(MAX_SHOWN).collect();
+        ApiError::NotFound(format!("there is no job `{shown}`"))
+    })
 }
 
 /// The job that is meant.
@@ -156,6 +161,7 @@ mod tests {
             let (status, problem) = farm.get(&format!("/v1/jobs?{query}")).await;
             assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{query}: {problem}");
         }
+        assert_eq!(farm.get("/v1/jobs/x").await.1["detail"], "there is no job `x`");
         for path in ["/v1/jobs/x", "/v1/jobs/00000000-0000-7000-8000-000000000000"] {
             assert_eq!(farm.get(path).await.0, StatusCode::NOT_FOUND, "{path}");
         }

@@ -8,6 +8,7 @@ mod deploy;
 mod driver;
 mod work;
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -111,12 +112,12 @@ pub enum StartError {
 impl StartError {
     /// Whether another process has the data folder, or one of the ports.
     pub fn is_in_use(&self) -> bool {
-        matches!(
-            self,
-            Self::Folder(FolderError::InUse { .. })
-                | Self::Mesh(MeshError::Listen { .. })
-                | Self::DataPlane(BindError::Socket { .. })
-        )
+        match self {
+            Self::Folder(FolderError::InUse { .. }) => true,
+            Self::Mesh(MeshError::Listen { source, .. })
+            | Self::DataPlane(BindError::Socket { source, .. }) => source.kind() == io::ErrorKind::AddrInUse,
+            _ => false,
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! neither join nor pass the gate in time.
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -96,8 +97,25 @@ impl Listener {
     }
 
     fn failure(&self, source: io::Error) -> MeshError {
-        MeshError::Listen { address: address::describe(&self.multiaddress().to_string()), source }
+        let address = address::describe(&self.multiaddress().to_string());
+        MeshError::Listen { address, source: words_of_the_system(source) }
     }
+}
+
+/// The error of the operating system inside those that libp2p puts around it, each of which says the
+/// same again.
+fn words_of_the_system(error: io::Error) -> io::Error {
+    let mut code = error.raw_os_error();
+    let mut layer: Option<&(dyn Error + 'static)> = error.get_ref().map(|inner| inner as _);
+    while let (None, Some(inner)) = (code, layer) {
+        let io = inner.downcast_ref::<io::Error>();
+        code = io.and_then(io::Error::raw_os_error);
+        layer = match io.and_then(io::Error::get_ref) {
+            Some(within) => Some(within),
+            None => inner.source(),
+        };
+    }
+    code.map_or(error, io::Error::from_raw_os_error)
 }
 
 struct Connection {
@@ -139,7 +157,7 @@ impl EventLoop {
             ping: ping::Behaviour::new(ping::Config::new().with_interval(PING).with_timeout(PING)),
             streams,
         };
-        let failure = |error: &dyn std::error::Error| MeshError::Transport(error.to_string());
+        let failure = |error: &dyn Error| MeshError::Transport(error.to_string());
         let swarm = SwarmBuilder::with_existing_identity(config.identity.keypair())
             .with_tokio()
             .with_tcp(tcp::Config::new().nodelay(true), noise::Config::new, yamux::Config::default)
@@ -359,5 +377,29 @@ impl Dial {
     fn fail_all(&mut self, reason: &str) {
         let failed = |address| Attempt::new(address, AttemptFailure::NoAnswer(reason.to_owned()));
         self.attempts.extend(self.addresses.iter().map(failed));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error(transparent)]
+    struct Layer(#[from] io::Error);
+
+    #[test]
+    fn error_of_the_system_is_told_without_what_is_around_it() {
+        let system = || io::Error::from_raw_os_error(98);
+        let check = |error: io::Error, expected: &io::Error| {
+            let told = words_of_the_system(error);
+            assert_eq!((told.kind(), told.to_string()), (expected.kind(), expected.to_string()));
+            assert!(told.get_ref().is_none_or(|inner| inner.source().is_none()), "{told:?}");
+        };
+        check(system(), &system());
+        check(io::Error::other(system()), &system());
+        check(io::Error::other(Layer(system())), &system());
+        check(io::Error::other(Layer(io::Error::other(Layer(system())))), &system());
+        check(io::Error::other("no port"), &io::Error::other("no port"));
     }
 }

@@ -16,6 +16,8 @@ mod lockfile;
 mod bundle;
 pub mod membership;
 pub mod ticket;
+pub mod blob_ticket;
+pub mod word;
 pub mod message;
 pub mod wire;
 pub mod codec;

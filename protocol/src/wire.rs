@@ -13,6 +13,8 @@
 //! asker                               provider
 //! Open{hash, size}            ->
 //!                             <-      Have{pieces}    or NotFound, or Busy
+//! Announce{addresses}         ->
+//!                             <-      Peers{providers}    now and then, as they come
 //! GetOutboard                 ->
 //!                             <-      Outboard{length}, then that many raw bytes
 //! Get{first, count}           ->
@@ -28,13 +30,20 @@
 //! while it arrives, each piece by groups of 16 KiB against it; what does not match is never stored, and
 //! the asker says `Bad` and goes elsewhere.
 //!
-//! **Not goals.** Finding providers (the coordinator names them), names of files, encryption (the link
+//! **Each other.** An asker that listens says where with `Announce`. A provider tells its askers of each
+//! other with `Peers`, as long as they are linked to it: each serves what it has verified. Both may be left
+//! out and skipped. What they say is a hint, proven by dialling.
+//!
+//! **Not goals.** Finding the first provider (a coordinator or a ticket names it), names of files, encryption (the link
 //! has it), uploads: nobody is sent what it did not ask for.
+
+use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::blob::BlobRef;
 use crate::codec::messages;
+use crate::message::Provider;
 
 /// The name of this wire where a transport negotiates one; it carries the version.
 pub const BLOB_PROTOCOL: &str = "farm-blob/1";
@@ -44,6 +53,10 @@ pub const MAX_BLOB_FRAME: usize = 64 << 10;
 pub const MAX_RANGE: u64 = 256;
 /// The most requests that an asker has open on one channel.
 pub const MAX_OPEN_GETS: usize = 4;
+/// The most addresses in one `Announce`, and of one peer in `Peers`.
+pub const MAX_ANNOUNCED: usize = 8;
+/// The most providers in one `Peers`.
+pub const MAX_PEERS: usize = 32;
 
 messages! {
     /// From the asker of a blob.
@@ -56,11 +69,13 @@ messages! {
         0x0302 => Get(Get),
         /// These bytes were not the blob's; the asker leaves.
         0x0303 => Bad(Bad),
+        /// Here others can fetch from the asker what it has of the blob.
+        0x8304 => Announce(Announce),
     }
 }
 
 messages! {
-    /// From its provider. 0x8383 is kept for the peers that hold the blob as well.
+    /// From its provider.
     BlobAnswer {
         /// What can be asked for.
         0x0380 => Have(Have),
@@ -68,6 +83,8 @@ messages! {
         0x0381 => Outboard(Outboard),
         /// A piece follows.
         0x0382 => Piece(Piece),
+        /// Others hold some of the blob as well.
+        0x8383 => Peers(Peers),
         /// Nothing of such a blob is here.
         0x0384 => NotFound(NotFound),
         /// Too much is asked at the moment: try again, or elsewhere.
@@ -95,6 +112,52 @@ pub enum Bad {
     Outboard,
     /// This piece.
     Piece(u64),
+}
+
+/// Where an asker listens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Announce {
+    /// Addresses to try, best first, at most [`MAX_ANNOUNCED`].
+    pub addresses: Vec<SocketAddr>,
+}
+
+impl Announce {
+    /// The addresses that can be dialled; `None` from a peer that sends more than it may.
+    pub fn dialable(mut self) -> Option<Vec<SocketAddr>> {
+        if self.addresses.len() > MAX_ANNOUNCED {
+            return None;
+        }
+        self.addresses.retain(is_dialable);
+        Some(self.addresses)
+    }
+}
+
+/// Who else holds some of the blob.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peers {
+    /// At most [`MAX_PEERS`], each with at most [`MAX_ANNOUNCED`] addresses.
+    pub providers: Vec<Provider>,
+}
+
+impl Peers {
+    /// The providers, with the addresses that can be dialled; `None` from a peer that sends more than it
+    /// may.
+    pub fn dialable(mut self) -> Option<Vec<Provider>> {
+        let is_long = |provider: &Provider| provider.addresses.len() > MAX_ANNOUNCED;
+        if self.providers.len() > MAX_PEERS || self.providers.iter().any(is_long) {
+            return None;
+        }
+        self.providers.iter_mut().for_each(|provider| provider.addresses.retain(is_dialable));
+        self.providers.retain(|provider| !provider.addresses.is_empty());
+        Some(self.providers)
+    }
+}
+
+/// Whether an address can be one of a single peer.
+fn is_dialable(address: &SocketAddr) -> bool {
+    let (ip, port) = (address.ip(), address.port());
+    let is_broadcast = matches!(ip, std::net::IpAddr::V4(ip) if ip.is_broadcast());
+    port != 0 && !ip.is_unspecified() && !ip.is_multicast() && !is_broadcast
 }
 
 /// The pieces that a provider can send.
@@ -132,6 +195,7 @@ pub struct Busy;
 mod tests {
     use crate::blob::{BlobHash, PIECE_SIZE};
     use crate::codec::{Message, encode};
+    use crate::id::PeerId;
 
     use super::*;
 
@@ -160,6 +224,13 @@ mod tests {
         check(encode(&BlobAnswer::Piece(Piece { index: 3 }), MAX_BLOB_FRAME), "0a00000082030300000000000000");
         check(encode(&BlobAnswer::NotFound(NotFound), MAX_BLOB_FRAME), "020000008403");
         check(encode(&BlobAnswer::Busy(Busy), MAX_BLOB_FRAME), "020000008503");
+        let address: SocketAddr = "127.0.0.1:4290".parse().expect("an address");
+        let announce = BlobRequest::Announce(Announce { addresses: vec![address] });
+        let addresses = "0100000000000000000000007f000001c210";
+        check(encode(&announce, MAX_BLOB_FRAME), &format!("140000000483{addresses}"));
+        let providers = vec![Provider { peer: PeerId([0xbb; 32]), addresses: vec![address] }];
+        let peers = format!("3c00000083830100000000000000{}{addresses}", "bb".repeat(32));
+        check(encode(&BlobAnswer::Peers(Peers { providers }), MAX_BLOB_FRAME), &peers);
     }
 
     #[test]
@@ -171,6 +242,25 @@ mod tests {
 
     #[test]
     fn later_release_may_say_what_this_one_skips() {
-        assert_eq!(BlobAnswer::decode_body(0x8383, b"peers"), Ok(None));
+        assert_eq!(BlobAnswer::decode_body(0x83ff, b"news"), Ok(None));
+        assert_eq!(BlobRequest::decode_body(0x837f, b"news"), Ok(None));
+    }
+
+    #[test]
+    fn peers_beyond_the_limits_are_refused_and_addresses_of_nobody_left_out() {
+        let address = |text: &str| text.parse::<SocketAddr>().expect("an address");
+        let good = address("192.0.2.7:4290");
+        let nobody =
+            ["0.0.0.0:4290", "192.0.2.7:0", "224.0.0.1:4290", "255.255.255.255:1", "[::]:1"].map(address);
+        let announce = Announce { addresses: [&[good], &nobody[..]].concat() };
+        assert_eq!(announce.dialable(), Some(vec![good]));
+        assert_eq!(Announce { addresses: vec![good; MAX_ANNOUNCED + 1] }.dialable(), None);
+
+        let provider =
+            |addresses: &[SocketAddr]| Provider { peer: PeerId([1; 32]), addresses: addresses.to_vec() };
+        let peers = Peers { providers: vec![provider(&[good]), provider(&nobody)] };
+        assert_eq!(peers.dialable(), Some(vec![provider(&[good])]));
+        assert_eq!(Peers { providers: vec![provider(&[good]); MAX_PEERS + 1] }.dialable(), None);
+        assert_eq!(Peers { providers: vec![provider(&[good; MAX_ANNOUNCED + 1])] }.dialable(), None);
     }
 }

@@ -3,11 +3,15 @@
 //! A plane proves the peer's name and encrypts. Not here: the gate, which every link passes before
 //! anything else crosses it, and the blob wire; both are the same on every plane.
 
-mod certificate;
+mod race;
+mod tls;
 mod quinn;
+mod certificate;
 
 pub use self::certificate::CertificateMakingError;
-pub use self::quinn::{BindError, QuinnPlane};
+pub use self::quinn::QuinnPlane;
+pub use self::race::RacingPlane;
+pub use self::tls::TlsPlane;
 
 use std::io;
 use std::net::SocketAddr;
@@ -40,6 +44,9 @@ pub trait Plane: Send + Sync {
 /// A connection to one peer, whose name the plane has proven.
 #[async_trait]
 pub trait Link: Send + Sync {
+    /// The name of the plane that it is on.
+    fn plane(&self) -> &'static str;
+
     /// The peer.
     fn peer(&self) -> PeerId;
 
@@ -94,4 +101,25 @@ pub enum DialError {
         /// The plane's name.
         plane: &'static str,
     },
+}
+
+/// Why the plane does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The port cannot be had.
+    #[error("listening on {address}, {protocol}, did not succeed")]
+    Socket {
+        /// The address.
+        address: SocketAddr,
+        /// `UDP` or `TCP`.
+        protocol: &'static str,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// TLS cannot be set up.
+    #[error("TLS of the data plane cannot be set up")]
+    Tls(#[source] CertificateMakingError),
+    /// The ciphers are not those of QUIC.
+    #[error("the ciphers of the data plane are not those of QUIC")]
+    Ciphers,
 }

@@ -21,8 +21,8 @@ use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::debug;
 
-use super::certificate::{CertificateMakingError, Tls, peer_of};
-use super::{Channel, DialError, Link, Plane};
+use super::certificate::{Tls, peer_of};
+use super::{BindError, Channel, DialError, Link, Plane};
 use crate::identity::Identity;
 use crate::interfaces::expand;
 
@@ -52,25 +52,6 @@ pub struct QuinnPlane {
     _guard: DropGuard,
 }
 
-/// Why the plane does not start.
-#[derive(Debug, thiserror::Error)]
-pub enum BindError {
-    /// The port cannot be had.
-    #[error("listening on {address}, UDP, did not succeed")]
-    Socket {
-        /// The address.
-        address: SocketAddr,
-        /// What the operating system said.
-        source: io::Error,
-    },
-    /// TLS cannot be set up.
-    #[error("TLS of the data plane cannot be set up")]
-    Tls(#[source] CertificateMakingError),
-    /// The ciphers are not those of QUIC.
-    #[error("the ciphers of the data plane are not those of QUIC")]
-    Ciphers,
-}
-
 impl QuinnPlane {
     /// Listens on this UDP port; port 0 lets the system choose.
     pub async fn bind(identity: &Identity, address: SocketAddr) -> Result<Self, BindError> {
@@ -83,7 +64,7 @@ impl QuinnPlane {
         server.max_incoming(MAX_HANDSHAKES).migration(false);
         let mut config = EndpointConfig::default();
         config.max_udp_payload_size(MAX_PACKET).expect("it is above the least of 1,200");
-        let failure = |source| BindError::Socket { address, source };
+        let failure = |source| BindError::Socket { address, protocol: "UDP", source };
         let socket = std::net::UdpSocket::bind(address).map_err(failure)?;
         let listening = socket.local_addr().map_err(failure)?;
         let endpoint =
@@ -199,6 +180,10 @@ struct QuinnLink {
 
 #[async_trait]
 impl Link for QuinnLink {
+    fn plane(&self) -> &'static str {
+        NAME
+    }
+
     fn peer(&self) -> PeerId {
         self.peer
     }

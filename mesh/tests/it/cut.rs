@@ -49,6 +49,10 @@ struct CutLink {
 
 #[async_trait]
 impl Link for CutLink {
+    fn plane(&self) -> &'static str {
+        self.inner.plane()
+    }
+
     fn peer(&self) -> PeerId {
         self.inner.peer()
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use mesh::fetch::{Exchange, ExchangeConfig};
 use mesh::gate::Credentials;
 use mesh::identity::Identity;
-use mesh::plane::{Plane, QuinnPlane};
+use mesh::plane::{Plane, QuinnPlane, RacingPlane, TlsPlane};
 use mesh::store::BlobStore;
 use mesh::swarm::{Incoming, Mesh, MeshConfig};
 use protocol::membership::{Membership, Role};
@@ -88,7 +88,7 @@ impl Peer {
     ) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let store = BlobStore::open(folder.path()).await.expect("a store");
-        let plane = QuinnPlane::bind(&identity, loopback()).await.expect("a plane");
+        let plane = RacingPlane::bind(&identity, loopback()).await.expect("a plane");
         let config = exchange_config(store.clone(), wrap(Arc::new(plane)), credentials);
         Self { id: identity.peer(), store, exchange: Exchange::start(config), folder }
     }
@@ -97,6 +97,13 @@ impl Peer {
     pub(crate) fn provider(&self) -> Provider {
         Provider { peer: self.id, addresses: self.exchange.addresses() }
     }
+}
+
+/// Each plane by itself, for a process that has just been made.
+pub(crate) async fn single_planes(identity: &Identity) -> [Arc<dyn Plane>; 2] {
+    let quic = QuinnPlane::bind(identity, loopback()).await.expect("a plane");
+    let tls = TlsPlane::bind(identity, loopback()).await.expect("a plane");
+    [Arc::new(quic), Arc::new(tls)]
 }
 
 /// Times that suit a test.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use mesh::fetch::FetchError;
 use mesh::gate::{Credentials, GateError};
-use mesh::plane::{Channel, Link, Plane, QuinnPlane};
+use mesh::plane::{Channel, Link};
 use mesh::swarm::{ConnectError, Mesh, MeshConfig};
 use protocol::codec::{MAX_FRAME, MAX_HELLO, encode};
 use protocol::membership::{CLOCK_SKEW, MEMBER_LIFETIME};
@@ -12,7 +12,7 @@ use protocol::wire::{BlobRequest, MAX_BLOB_FRAME};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
-use crate::farm::{Farm, PATIENCE, Peer, key, loopback, now};
+use crate::farm::{Farm, PATIENCE, Peer, key, now, single_planes};
 
 /// Credentials that pass no gate of this farm, each with its name.
 fn refused_credentials(farm: &Farm, peer: protocol::PeerId) -> [(&'static str, Credentials); 3] {
@@ -78,11 +78,12 @@ async fn stranger_on_the_data_plane_gets_not_one_byte() {
     oversized.extend_from_slice(&vec![0; MAX_HELLO + 1]);
     let mut announced = (MAX_FRAME as u32).to_le_bytes().to_vec();
     announced.extend_from_slice(&[1, 0]);
-    let stranger = QuinnPlane::bind(&key(), loopback()).await.expect("a plane");
-    for said in [open.clone(), oversized, announced, b"GET / HTTP/1.1\r\n\r\n".to_vec(), Vec::new()] {
-        let link = stranger.dial(holder.id, holder.exchange.addresses()[0]).await.expect("it answers");
-        assert!(answer_to(&*link, &said).await.is_empty(), "after {said:?}");
-        timeout(PATIENCE, link.closed()).await.expect("the link is closed");
+    for stranger in single_planes(&key()).await {
+        for said in [&open, &oversized, &announced, &b"GET / HTTP/1.1\r\n\r\n".to_vec(), &Vec::new()] {
+            let link = stranger.dial(holder.id, holder.exchange.addresses()[0]).await.expect("it answers");
+            assert!(answer_to(&*link, said).await.is_empty(), "{}, after {said:?}", link.plane());
+            timeout(PATIENCE, link.closed()).await.expect("the link is closed");
+        }
     }
 }
 
@@ -92,22 +93,24 @@ async fn second_channel_is_not_answered_before_the_hello() {
     let holder = farm.peer().await;
     let blob = holder.store.import_bytes(b"secret").await.expect("there is room");
     let open = encode(&BlobRequest::Open(blob), MAX_BLOB_FRAME).expect("it is small");
-    let stranger = QuinnPlane::bind(&key(), loopback()).await.expect("a plane");
-    let link = stranger.dial(holder.id, holder.exchange.addresses()[0]).await.expect("it answers");
-    // The first channel says nothing, for as long as it is let.
-    let mut first = link.open().await.expect("the link is open");
-    first.writer.write_all(&[1]).await.expect("the link is open");
-    assert!(answer_to(&*link, &open).await.is_empty());
+    for stranger in single_planes(&key()).await {
+        let link = stranger.dial(holder.id, holder.exchange.addresses()[0]).await.expect("it answers");
+        // The first channel says nothing, for as long as it is let.
+        let mut first = link.open().await.expect("the link is open");
+        first.writer.write_all(&[1]).await.expect("the link is open");
+        assert!(answer_to(&*link, &open).await.is_empty(), "{}", link.plane());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_peer_at_the_address_is_noticed() {
     let farm = Farm::new();
     let (one, other) = (farm.peer().await, farm.peer().await);
-    let plane = QuinnPlane::bind(&key(), loopback()).await.expect("a plane");
-    let wrong = plane.dial(one.id, other.exchange.addresses()[0]).await;
-    let wrong = wrong.err().expect("the other peer answers").to_string();
-    assert!(wrong.starts_with("another peer answers at 127.0.0.1:"), "{wrong}");
+    for plane in single_planes(&key()).await {
+        let wrong = plane.dial(one.id, other.exchange.addresses()[0]).await;
+        let wrong = wrong.err().expect("the other peer answers").to_string();
+        assert!(wrong.starts_with("another peer answers at 127.0.0.1:"), "{wrong}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,5 +3,6 @@
 mod cut;
 mod exchange;
 mod farm;
+mod planes;
 mod gate;
 mod session;

@@ -1,0 +1,122 @@
+//! Two planes on one port number: TLS over TCP, and QUIC.
+//!
+//! A dial tries both, TLS a little earlier because it is the faster plane where it gets through, and takes
+//! what answers first; the next dial to that peer gives the same plane the head start. Where only one is
+//! let through, by a firewall or a NAT, that one is used. Not here: anything about the planes themselves.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use protocol::PeerId;
+use tokio::sync::Notify;
+use tokio::time::sleep;
+
+use super::quinn::QuinnPlane;
+use super::tls::TlsPlane;
+use super::{BindError, DialError, Link, Plane};
+use crate::identity::Identity;
+
+/// How much earlier the preferred plane begins.
+const HEAD_START: Duration = Duration::from_millis(200);
+/// How often a free port is looked for that is free for both.
+const TRIES: usize = 16;
+/// The most peers whose plane is remembered.
+const MAX_REMEMBERED: usize = 4096;
+
+/// Links over TLS or QUIC.
+pub struct RacingPlane {
+    tls: Arc<dyn Plane>,
+    quic: Arc<dyn Plane>,
+    /// Peers that were last reached over QUIC.
+    over_quic: Mutex<HashSet<PeerId>>,
+}
+
+impl RacingPlane {
+    /// Listens on this port, TCP and UDP; port 0 lets the system choose one that is free for both.
+    pub async fn bind(identity: &Identity, address: SocketAddr) -> Result<Self, BindError> {
+        let mut tries = if address.port() == 0 { TRIES } else { 1 };
+        loop {
+            tries -= 1;
+            let tls = TlsPlane::bind(identity, address).await?;
+            let port = tls.port();
+            match QuinnPlane::bind(identity, SocketAddr::new(address.ip(), port)).await {
+                Ok(quic) => return Ok(Self::new(Arc::new(tls), Arc::new(quic))),
+                Err(error) if tries == 0 => return Err(error),
+                Err(_) => tls.close().await,
+            }
+        }
+    }
+
+    fn new(tls: Arc<dyn Plane>, quic: Arc<dyn Plane>) -> Self {
+        Self { tls, quic, over_quic: Mutex::default() }
+    }
+
+    fn remember(&self, peer: PeerId, is_quic: bool) {
+        let mut over_quic = self.over_quic.lock().expect("nothing panics while it holds them");
+        if !is_quic {
+            over_quic.remove(&peer);
+        } else if over_quic.len() < MAX_REMEMBERED {
+            over_quic.insert(peer);
+        }
+    }
+
+    fn was_quic(&self, peer: PeerId) -> bool {
+        self.over_quic.lock().expect("nothing panics while it holds them").contains(&peer)
+    }
+}
+
+#[async_trait]
+impl Plane for RacingPlane {
+    fn name(&self) -> &'static str {
+        "TLS or QUIC"
+    }
+
+    async fn dial(&self, peer: PeerId, address: SocketAddr) -> Result<Arc<dyn Link>, DialError> {
+        let was_quic = self.was_quic(peer);
+        let (first, second) = if was_quic { (&self.quic, &self.tls) } else { (&self.tls, &self.quic) };
+        let ahead = first.dial(peer, address);
+        let is_lost = Notify::new();
+        let behind = async {
+            tokio::select! {
+                () = sleep(HEAD_START) => {}
+                () = is_lost.notified() => {}
+            }
+            second.dial(peer, address).await
+        };
+        tokio::pin!(ahead, behind);
+        let (link, is_first) = tokio::select! {
+            link = &mut ahead => match link {
+                Ok(link) => (link, true),
+                Err(_) => {
+                    is_lost.notify_one();
+                    (behind.await?, false)
+                }
+            },
+            link = &mut behind => match link {
+                Ok(link) => (link, false),
+                Err(_) => (ahead.await?, true),
+            },
+        };
+        self.remember(peer, is_first == was_quic);
+        Ok(link)
+    }
+
+    async fn accept(&self) -> Option<Arc<dyn Link>> {
+        tokio::select! {
+            Some(link) = self.tls.accept() => Some(link),
+            Some(link) = self.quic.accept() => Some(link),
+            else => None,
+        }
+    }
+
+    fn addresses(&self) -> Vec<SocketAddr> {
+        self.tls.addresses()
+    }
+
+    async fn close(&self) {
+        tokio::join!(self.tls.close(), self.quic.close());
+    }
+}

@@ -107,7 +107,7 @@ pub(crate) struct CoordinatorArguments {
     /// Where nodes reach the coordinator, UDP and TCP. Defaults to 0.0.0.0:4288.
     #[arg(long, value_name = "ADDR", env = environment::LISTEN)]
     pub(crate) listen: Option<SocketAddr>,
-    /// Where blobs are served, UDP. Defaults to 0.0.0.0:4289.
+    /// Where blobs are served, TCP and UDP. Defaults to 0.0.0.0:4289.
     #[arg(long, value_name = "ADDR", env = environment::DATA_LISTEN)]
     pub(crate) data_listen: Option<SocketAddr>,
     /// An address under which other machines reach this one, for tickets: a host name or IP address,
@@ -155,7 +155,7 @@ pub(crate) struct NodeArguments {
     /// Where everything is kept. Defaults to `comfy-farm/node` in the user's data folder.
     #[arg(long, value_name = "DIR", env = environment::DATA)]
     pub(crate) data: Option<PathBuf>,
-    /// Where blobs are served, UDP. Defaults to 0.0.0.0:4290, or a free port where that one is taken.
+    /// Where blobs are served, TCP and UDP. Defaults to 0.0.0.0:4290, or a free port where that one is taken.
     #[arg(long, value_name = "ADDR", env = environment::DATA_LISTEN)]
     pub(crate) data_listen: Option<SocketAddr>,
     /// The engine. Defaults to `comfyui` where `--comfyui` is given, else to `builtin`.

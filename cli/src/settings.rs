@@ -19,7 +19,7 @@ use crate::environment;
 const HTTP_PORT: u16 = 8288;
 /// The port of the control plane, UDP and TCP.
 const LISTEN_PORT: u16 = 4288;
-/// The port of the coordinator's data plane, UDP.
+/// The port of the coordinator's data plane, TCP and UDP.
 const DATA_PORT: u16 = 4289;
 
 /// Settings that cannot be used.

@@ -17,7 +17,7 @@ use std::time::Duration;
 use mesh::fetch::{Exchange, ExchangeConfig};
 use mesh::folder::{DataFolder, FolderError};
 use mesh::gate::Credentials;
-use mesh::plane::{BindError, QuinnPlane};
+use mesh::plane::{BindError, RacingPlane};
 use mesh::store::BlobStore;
 use mesh::swarm::{AnnounceError, Mesh, MeshConfig, MeshError, announced};
 use protocol::message::Provider;
@@ -156,7 +156,7 @@ impl Coordinator {
 
         let credentials = Credentials::new(farm, peer, admission.own_membership(net::unix_time()));
         let identity = admission.identity().clone();
-        let plane = QuinnPlane::bind(&identity, config.data_listen).await?;
+        let plane = RacingPlane::bind(&identity, config.data_listen).await?;
         let mesh_config = MeshConfig { identity, listen: config.mesh_listen.clone(), accept: true };
         let (mesh, incoming) = Mesh::start(mesh_config).await?;
         mesh.set_credentials(credentials.clone());

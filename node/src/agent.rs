@@ -15,7 +15,7 @@ use mesh::fetch::{Exchange, ExchangeConfig};
 use mesh::folder::{DataFolder, FolderError};
 use mesh::gate::Credentials;
 use mesh::identity::{Identity, IdentityError};
-use mesh::plane::{BindError, QuinnPlane};
+use mesh::plane::{BindError, RacingPlane};
 use mesh::store::{BlobStore, StoreError};
 use mesh::swarm::{Mesh, MeshConfig, MeshError};
 use protocol::ticket::Ticket;
@@ -164,15 +164,15 @@ fn empty_folder(path: &Path) -> Result<PathBuf, StartError> {
     Ok(path.to_owned())
 }
 
-async fn bind_data_plane(listen: Option<SocketAddr>, identity: &Identity) -> Result<QuinnPlane, BindError> {
+async fn bind_data_plane(listen: Option<SocketAddr>, identity: &Identity) -> Result<RacingPlane, BindError> {
     if let Some(address) = listen {
-        return QuinnPlane::bind(identity, address).await;
+        return RacingPlane::bind(identity, address).await;
     }
     let any = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port);
-    match QuinnPlane::bind(identity, any(DEFAULT_DATA_PORT)).await {
+    match RacingPlane::bind(identity, any(DEFAULT_DATA_PORT)).await {
         Ok(plane) => Ok(plane),
         // Several nodes may run on one machine; only the first gets the usual port.
-        Err(_) => QuinnPlane::bind(identity, any(0)).await,
+        Err(_) => RacingPlane::bind(identity, any(0)).await,
     }
 }
 

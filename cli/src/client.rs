@@ -60,6 +60,15 @@ pub(crate) struct Client {
     key: Option<String>,
 }
 
+/// How a job waits for a node.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Terms {
+    /// 0 to 100.
+    pub(crate) priority: u8,
+    /// After how many seconds it expires.
+    pub(crate) ttl: Option<u64>,
+}
+
 /// One event of a job's stream.
 #[derive(Debug)]
 pub(crate) struct JobEvent {
@@ -99,9 +108,12 @@ impl Client {
         workflow: &str,
         texts: &[(String, String)],
         files: &[(String, PathBuf)],
-        priority: u8,
+        terms: Terms,
     ) -> Result<Value, ClientError> {
-        let mut form = Form::new().text("priority", priority.to_string());
+        let mut form = Form::new().text("priority", terms.priority.to_string());
+        if let Some(ttl) = terms.ttl {
+            form = form.text("ttl_seconds", ttl.to_string());
+        }
         for (name, text) in texts {
             form = form.text(name.clone(), text.clone());
         }

@@ -15,7 +15,7 @@ use self::processes::Farm;
 use super::run::{follow, save_outputs};
 use super::{asked_to_stop, text};
 use crate::args::DemoArguments;
-use crate::client::Client;
+use crate::client::{Client, Terms};
 use crate::picture;
 use crate::settings::ClientSettings;
 use crate::show;
@@ -109,7 +109,7 @@ struct Done {
 async fn one_job(client: &Client, input: &Path, out: &Path) -> anyhow::Result<Done> {
     let begun = Instant::now();
     let files = [("picture".to_owned(), input.to_owned())];
-    let job = client.submit(WORKFLOW, &[], &files, 50).await?;
+    let job = client.submit(WORKFLOW, &[], &files, Terms { priority: 50, ttl: None }).await?;
     eprintln!("job {}", text(&job, "id"));
     let job = follow(client, text(&job, "id")).await?;
     let saved = save_outputs(client, &job, out).await?;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::args::RunArguments;
-use crate::client::Client;
+use crate::client::{Client, Terms};
 use crate::commands::{connect, text};
 use crate::failure::Failure;
 use crate::settings::SettingsFile;
@@ -17,7 +17,8 @@ pub(super) async fn run(arguments: &RunArguments, file: &SettingsFile) -> anyhow
     let out = &arguments.out;
     std::fs::create_dir_all(out)
         .map_err(|error| Failure::Usage(format!("`{}` cannot take the outputs: {error}", out.display())))?;
-    let job = client.submit(&arguments.workflow, &texts, &files, arguments.priority).await?;
+    let terms = Terms { priority: arguments.priority, ttl: arguments.ttl };
+    let job = client.submit(&arguments.workflow, &texts, &files, terms).await?;
     if arguments.detach {
         if as_json {
             show::json(&job)

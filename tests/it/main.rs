@@ -2,6 +2,7 @@
 
 mod api;
 mod browser;
+mod clients;
 mod command_line;
 mod demo;
 mod guards;

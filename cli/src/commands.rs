@@ -15,10 +15,11 @@ mod schema;
 
 use crate::args::{Arguments, Command, ToolArguments};
 use crate::client::Client;
-use crate::settings::{ClientSettings, SettingsFile};
+use crate::settings::{ClientSettings, SettingsFile, check_environment};
 
 /// Carries out what was typed.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    check_environment()?;
     let file = SettingsFile::load(arguments.config.as_deref())?;
     match arguments.command {
         Command::Demo(arguments) => demo::demo(arguments).await,

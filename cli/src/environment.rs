@@ -34,3 +34,17 @@ pub(crate) const HOME: &str = "HOME";
 /// Those that set how a role runs; the demo's processes do not inherit them.
 pub(crate) const ALL: [&str; 10] =
     [URL, KEY, CONFIG, DATA, HTTP, LISTEN, DATA_LISTEN, ANNOUNCE, JOIN, COMFYUI];
+
+/// What all of them begin with.
+const PREFIX: &str = "COMFY_FARM_";
+/// Those that building and testing read, and this program does not.
+const ELSEWHERE: [&str; 4] =
+    ["COMFY_FARM_TEST_", "COMFY_FARM_CACHE", "COMFY_FARM_WEB_", "COMFY_FARM_UPDATE_"];
+
+/// The first of these variables that looks like ours and is none, such as a misspelt one.
+pub(crate) fn unknown(names: impl IntoIterator<Item = String>) -> Option<String> {
+    let is_known = |name: &str| ALL.contains(&name) || [LOG, LOG_FORMAT].contains(&name);
+    let is_elsewhere = |name: &str| ELSEWHERE.iter().any(|prefix| name.starts_with(prefix));
+    let mut names = names.into_iter();
+    names.find(|name| name.starts_with(PREFIX) && !is_known(name) && !is_elsewhere(name))
+}

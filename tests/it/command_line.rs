@@ -87,6 +87,17 @@ async fn each_kind_of_failure_has_its_exit_code() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn misspelt_variable_of_the_environment_is_an_error_that_names_the_nearest() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut command = Process::comfy_farm(folder.path(), &["jobs"]);
+    let output = command.env("COMFY_FARM_HTPP", "127.0.0.1:1").output().await?;
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(3), "{words}");
+    assert!(words.contains("`COMFY_FARM_HTPP`; did you mean `COMFY_FARM_HTTP`?"), "{words}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn bare_workflow_with_nothing_exposed_lists_what_it_could_expose() -> anyhow::Result<()> {
     let farm = Farm::start(FarmOptions::default()).await?;
     let folder = tempfile::tempdir()?;

@@ -1,0 +1,202 @@
+//! The settings file: its tables, and the error for a key that nothing reads.
+//!
+//! Not here: what a missing key defaults to.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::SettingsError;
+use crate::args::EngineChoice;
+use crate::environment;
+
+/// The settings file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct SettingsFile {
+    /// For the tools.
+    pub(super) client: ClientTable,
+    /// For `comfy-farm coordinator`.
+    pub(super) coordinator: CoordinatorTable,
+    /// For `comfy-farm node`.
+    pub(super) node: NodeTable,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ClientTable {
+    pub(super) url: Option<String>,
+    pub(super) key: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct CoordinatorTable {
+    pub(super) data: Option<PathBuf>,
+    pub(super) http: Option<SocketAddr>,
+    pub(super) listen: Option<SocketAddr>,
+    pub(super) data_listen: Option<SocketAddr>,
+    pub(super) announce: Vec<String>,
+    pub(super) allow_host: Vec<String>,
+    pub(super) allow_origin: Vec<String>,
+    pub(super) tls_cert: Option<PathBuf>,
+    pub(super) tls_key: Option<PathBuf>,
+    pub(super) insecure_http: bool,
+    pub(super) lease: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct NodeTable {
+    pub(super) join: Option<String>,
+    pub(super) data: Option<PathBuf>,
+    pub(super) data_listen: Option<SocketAddr>,
+    pub(super) engine: Option<EngineChoice>,
+    pub(super) comfyui: Option<String>,
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) yes: bool,
+}
+
+/// The keys of each table; `labels` is free below itself.
+const KNOWN: [(&str, &[&str]); 3] = [
+    ("client", &["url", "key"]),
+    (
+        "coordinator",
+        &[
+            "data",
+            "http",
+            "listen",
+            "data_listen",
+            "announce",
+            "allow_host",
+            "allow_origin",
+            "tls_cert",
+            "tls_key",
+            "insecure_http",
+            "lease",
+        ],
+    ),
+    ("node", &["join", "data", "data_listen", "engine", "comfyui", "labels", "yes"]),
+];
+
+/// An error where the environment sets something that nothing reads.
+pub(crate) fn check_environment() -> Result<(), SettingsError> {
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    let Some(name) = environment::unknown(names) else { return Ok(()) };
+    let nearest = nearest(&name, environment::ALL.iter().map(|known| (*known, ())));
+    Err(SettingsError::UnknownVariable { nearest: nearest.map(|(known, ())| known.to_owned()), name })
+}
+
+impl SettingsFile {
+    /// Reads the named file, or the user's own where there is one.
+    pub(crate) fn load(named: Option<&Path>) -> Result<Self, SettingsError> {
+        let path = match named {
+            Some(path) => path.to_owned(),
+            None => match super::user_folder(environment::XDG_CONFIG_HOME, ".config") {
+                Some(folder) if folder.join("config.toml").exists() => folder.join("config.toml"),
+                _ => return Ok(Self::default()),
+            },
+        };
+        let text = std::fs::read_to_string(&path)
+            .map_err(|source| SettingsError::Read { path: path.clone(), source })?;
+        Self::parse(&text, &path)
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, SettingsError> {
+        let error = |source| SettingsError::Parse { path: path.to_owned(), source };
+        let table: toml::Table = toml::from_str(text).map_err(error)?;
+        if let Some((key, nearest)) = unknown_key(&table) {
+            return Err(SettingsError::UnknownKey { path: path.to_owned(), key, nearest });
+        }
+        toml::from_str(text).map_err(error)
+    }
+}
+
+/// The first key that nothing reads, and the known one that looks most like it.
+fn unknown_key(file: &toml::Table) -> Option<(String, Option<String>)> {
+    for (name, value) in file {
+        let Some((_, keys)) = KNOWN.iter().find(|(table, _)| table == name) else {
+            // A key of some table may stand where only tables do.
+            let inside = KNOWN.iter().flat_map(|(table, keys)| keys.iter().map(move |key| (*key, *table)));
+            let tables = KNOWN.iter().map(|(table, _)| (*table, ""));
+            let nearest = nearest(name, tables.chain(inside)).map(|(known, table)| match table {
+                "" => known.to_owned(),
+                table => format!("{table}.{known}"),
+            });
+            return Some((name.clone(), nearest));
+        };
+        let Some(table) = value.as_table() else { continue };
+        if let Some(key) = table.keys().find(|key| !keys.contains(&key.as_str())) {
+            let nearest = nearest(key, keys.iter().map(|known| (*known, "")));
+            let nearest = nearest.map(|(known, _)| format!("{name}.{known}"));
+            return Some((format!("{name}.{key}"), nearest));
+        }
+    }
+    None
+}
+
+/// The known word that looks most like this one, with what belongs to it.
+fn nearest<'a, T>(word: &str, known: impl Iterator<Item = (&'a str, T)>) -> Option<(&'a str, T)> {
+    let scored = known.map(|(known, belonging)| (strsim::jaro_winkler(word, known), known, belonging));
+    let best = scored.max_by(|a, b| a.0.total_cmp(&b.0))?;
+    (best.0 > 0.6).then_some((best.1, best.2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<SettingsFile, SettingsError> {
+        SettingsFile::parse(text, Path::new("config.toml"))
+    }
+
+    #[test]
+    fn unknown_key_is_an_error_that_names_the_nearest_known_one() {
+        let error = parse("[coordinator]\nhtpp = \"127.0.0.1:1\"\n").expect_err("unknown");
+        let expected = "settings file `config.toml` has an unknown key `coordinator.htpp`; did you mean `coordinator.http`?";
+        assert_eq!(error.to_string(), expected);
+        let error = parse("[coordnator]\n").expect_err("unknown");
+        assert!(error.to_string().ends_with("did you mean `coordinator`?"), "{error}");
+        let error = parse("htp = \"127.0.0.1:1\"\n").expect_err("unknown");
+        assert!(error.to_string().ends_with("did you mean `coordinator.http`?"), "{error}");
+        let error = parse("zzz = 1\n").expect_err("unknown");
+        assert!(error.to_string().ends_with("unknown key `zzz`"), "{error}");
+    }
+
+    #[test]
+    fn every_known_key_is_read() {
+        let text = r#"
+            [client]
+            url = "http://farm"
+            key = "k"
+            [coordinator]
+            data = "d"
+            http = "127.0.0.1:1"
+            listen = "0.0.0.0:2"
+            data_listen = "0.0.0.0:3"
+            announce = ["farm.example"]
+            allow_host = ["farm.example"]
+            allow_origin = ["https://tools.example"]
+            tls_cert = "c"
+            tls_key = "k"
+            insecure_http = true
+            lease = 20
+            [node]
+            join = "farm1"
+            data = "d"
+            data_listen = "0.0.0.0:4"
+            engine = "comfyui"
+            comfyui = "http://127.0.0.1:8188"
+            labels = { room = "2.14" }
+            yes = true
+        "#;
+        parse(text).expect("all are known");
+        let table: toml::Table = toml::from_str(text).expect("TOML");
+        for (name, keys) in KNOWN {
+            let given = table[name].as_table().expect("a table");
+            assert!(keys.iter().all(|key| given.contains_key(*key)), "{name}: {keys:?}");
+        }
+    }
+}

@@ -5,9 +5,10 @@
 //! coordinator knows that.
 
 mod faults;
+mod learned;
 mod transfer;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
@@ -20,6 +21,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{Instrument, debug, debug_span, warn};
 
 use crate::fetch::faults::Faults;
+use crate::fetch::learned::Learned;
 use crate::fetch::transfer::{Transfer, TransferError};
 use crate::gate::Credentials;
 use crate::links::{LinkError, Links};
@@ -199,17 +201,20 @@ impl Exchange {
         let mut fetched: Vec<Fetched> = Vec::new();
         let mut tried: Vec<(PeerId, String)> = Vec::new();
         let ourselves = self.inner.config.credentials.peer();
-        let mut asking: Vec<&Provider> =
-            providers.iter().filter(|provider| provider.peer != ourselves).collect();
+        let mut asking: VecDeque<Provider> =
+            providers.iter().filter(|provider| provider.peer != ourselves).cloned().collect();
+        let known = asking.iter().map(|provider| provider.peer).chain([ourselves]);
+        let learned = Learned::besides(known);
         let mut pause = BUSY_PAUSE;
         for _ in 0..BUSY_PASSES {
-            let mut busy = Vec::new();
-            for provider in asking {
+            let mut busy = VecDeque::new();
+            while let Some(provider) = asking.pop_front() {
                 if is_complete(partial) {
                     return Ok(fetched);
                 }
                 let before = partial.bytes();
-                let asked = self.ask(partial, provider, progress).await;
+                let asked = self.ask(partial, &provider, &learned, progress).await;
+                asking.extend(learned.take());
                 let bytes = partial.bytes() - before;
                 if bytes > 0 {
                     fetched.push(Fetched { blob, from: provider.peer, bytes });
@@ -219,11 +224,11 @@ impl Exchange {
                     Err(AskError::Transfer(TransferError::Store(error))) => return Err(error.into()),
                     Err(error) => {
                         debug!(provider = %provider.peer.fmt_short(), %error, "provider did not give the blob");
-                        if matches!(error, AskError::Transfer(TransferError::Busy)) {
-                            busy.push(provider);
-                        }
                         tried.retain(|(peer, _)| *peer != provider.peer);
                         tried.push((provider.peer, error_chain(&error)));
+                        if matches!(error, AskError::Transfer(TransferError::Busy)) {
+                            busy.push_back(provider);
+                        }
                     }
                 }
             }
@@ -245,6 +250,7 @@ impl Exchange {
         &self,
         partial: &Arc<PartialBlob>,
         provider: &Provider,
+        learned: &Learned,
         progress: Option<&watch::Sender<u64>>,
     ) -> Result<(), AskError> {
         let (peer, hash) = (provider.peer, partial.blob().hash);
@@ -252,7 +258,9 @@ impl Exchange {
             return Err(AskError::Fault(reason));
         }
         let link = self.link(provider).await?;
-        let transfer = Transfer { partial, piece_timeout: self.inner.config.piece_timeout, progress };
+        let piece_timeout = self.inner.config.piece_timeout;
+        let listening = self.addresses();
+        let transfer = Transfer { partial, piece_timeout, progress, listening: &listening, learned };
         let result = transfer.run(&*link).await;
         if let Err(error) = &result
             && error.is_fault()

@@ -73,6 +73,7 @@ pub(crate) struct Links {
     appeared: Notify,
     tasks: TaskTracker,
     serving: serve::Limits,
+    askers: Arc<serve::Askers>,
     stop: CancellationToken,
 }
 
@@ -94,6 +95,7 @@ impl Links {
             appeared: Notify::new(),
             tasks: TaskTracker::new(),
             serving: serve::Limits::default(),
+            askers: Arc::default(),
             stop,
         });
         links.tasks.spawn(Arc::clone(&links).take_links());
@@ -255,7 +257,7 @@ impl Links {
         }
         link.admit();
         self.appeared.notify_waiters();
-        info!(peer = %peer.fmt_short(), plane = self.plane.name(), ?side, "link opened");
+        info!(peer = %peer.fmt_short(), plane = link.plane(), ?side, "link opened");
         let span = debug_span!("link", peer = %peer.fmt_short());
         self.tasks.spawn(Arc::clone(self).serve(Arc::clone(link), membership).instrument(span));
         Ok(())
@@ -271,7 +273,9 @@ impl Links {
                 () = &mut expired => break,
                 channel = link.accept() => match channel {
                     Some(channel) if !self.credentials.is_revoked(link.peer()) => {
-                        let conversation = serve::serve_task(channel, self.store.clone(), serving.clone());
+                        let asker = serve::Asker { peer: link.peer(), askers: Arc::clone(&self.askers) };
+                        let (store, limits) = (self.store.clone(), serving.clone());
+                        let conversation = serve::serve_task(channel, store, limits, asker);
                         self.tasks.spawn(conversation.in_current_span());
                     }
                     _ => break,
@@ -281,6 +285,9 @@ impl Links {
         link.close("");
         if let Some(links) = self.lock().get_mut(&link.peer()) {
             links.retain(|other| !Arc::ptr_eq(other, &link));
+        }
+        if self.get(link.peer()).is_none() {
+            self.askers.forget(link.peer());
         }
         debug!("link closed");
     }

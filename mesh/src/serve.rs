@@ -3,6 +3,10 @@
 //! Everything here is asked for by a member on a link that passed the gate; what it may cost is bounded
 //! all the same. The words are `protocol::wire`'s. Not here: which blobs exist; that is the store's.
 
+mod askers;
+
+pub(crate) use self::askers::Askers;
+
 use std::io;
 use std::io::Read;
 use std::ops::Range;
@@ -10,9 +14,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::wire::{
-    Bad, BlobAnswer, BlobRequest, Busy, Get, Have, MAX_BLOB_FRAME, MAX_RANGE, NotFound, Outboard, Piece,
+    Announce, Bad, BlobAnswer, BlobRequest, Busy, Get, Have, MAX_BLOB_FRAME, MAX_RANGE, NotFound, Outboard,
+    Peers, Piece,
 };
-use protocol::{BlobRef, GROUP_SIZE};
+use protocol::{BlobRef, GROUP_SIZE, PeerId};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
@@ -69,16 +74,22 @@ enum ServeError {
     Store(#[from] StoreError),
 }
 
+/// Who asks, and who else does.
+pub(crate) struct Asker {
+    pub(crate) peer: PeerId,
+    pub(crate) askers: Arc<Askers>,
+}
+
 /// Has one conversation and reports what went wrong.
-pub(crate) async fn serve_task(channel: Channel, store: BlobStore, limits: Limits) {
+pub(crate) async fn serve_task(channel: Channel, store: BlobStore, limits: Limits, asker: Asker) {
     let mut answers = FrameSender::with_limit(channel.writer, MAX_BLOB_FRAME);
     let Ok(permit) = limits.conversations.try_acquire() else {
         // The asker may be gone already.
         let _ = answers.send(&BlobAnswer::Busy(Busy)).await;
         return;
     };
-    let mut conversation =
-        Conversation { requests: FrameReceiver::with_limit(channel.reader, MAX_BLOB_FRAME), answers };
+    let requests = FrameReceiver::with_limit(channel.reader, MAX_BLOB_FRAME);
+    let mut conversation = Conversation { requests, answers, asker, told: 0 };
     match conversation.run(&store, &limits).await {
         Ok(()) => {}
         Err(ServeError::Frame(FrameError::Io(_) | FrameError::Cut)) => debug!("asker left"),
@@ -91,6 +102,9 @@ pub(crate) async fn serve_task(channel: Channel, store: BlobStore, limits: Limit
 struct Conversation {
     requests: FrameReceiver<BlobRequest>,
     answers: FrameSender<BlobAnswer>,
+    asker: Asker,
+    /// Up to which news the asker was told of others.
+    told: u64,
 }
 
 impl Conversation {
@@ -109,8 +123,9 @@ impl Conversation {
                 BlobRequest::GetOutboard(_) => self.send_outboard(blob, &source).await?,
                 BlobRequest::Get(get) => {
                     let range = checked_range(get, blob).ok_or(ServeError::OutOfTurn)?;
-                    self.send_pieces(range, &source).await?;
+                    self.send_pieces(blob, range, &source).await?;
                 }
+                BlobRequest::Announce(announce) => self.hear(announce, blob).await?,
                 BlobRequest::Bad(bad) => return check(bad, blob, store, limits).await,
                 BlobRequest::Open(_) => return Err(ServeError::OutOfTurn),
             }
@@ -126,6 +141,22 @@ impl Conversation {
     async fn answer(&mut self, answer: &BlobAnswer, bytes: &[u8]) -> Result<(), ServeError> {
         let sent = timeout(ASKER_TIMEOUT, self.answers.send_with(answer, bytes)).await;
         Ok(sent.map_err(|_| ServeError::Silent)??)
+    }
+
+    /// Takes note of where the asker listens, and tells it of the others.
+    async fn hear(&mut self, announce: Announce, blob: BlobRef) -> Result<(), ServeError> {
+        let addresses = announce.dialable().ok_or(ServeError::OutOfTurn)?;
+        self.asker.askers.add(blob.hash, self.asker.peer, addresses);
+        self.tell(blob).await
+    }
+
+    /// Tells the asker of others, where it has not heard of them.
+    async fn tell(&mut self, blob: BlobRef) -> Result<(), ServeError> {
+        let providers = self.asker.askers.news(blob.hash, self.asker.peer, &mut self.told);
+        if providers.is_empty() {
+            return Ok(());
+        }
+        self.answer(&BlobAnswer::Peers(Peers { providers }), &[]).await
     }
 
     async fn send_outboard(&mut self, blob: BlobRef, source: &Source) -> Result<(), ServeError> {
@@ -156,7 +187,12 @@ impl Conversation {
     }
 
     /// Sends pieces in order; the next one is read while one crosses.
-    async fn send_pieces(&mut self, range: Range<u64>, source: &Source) -> Result<(), ServeError> {
+    async fn send_pieces(
+        &mut self,
+        blob: BlobRef,
+        range: Range<u64>,
+        source: &Source,
+    ) -> Result<(), ServeError> {
         let read = |piece| {
             let source = source.clone();
             spawn_blocking(move || source.read_piece(piece))
@@ -168,6 +204,7 @@ impl Conversation {
             if index + 1 < range.end {
                 next = Some(read(index + 1));
             }
+            self.tell(blob).await?;
             self.answer(&BlobAnswer::Piece(Piece { index }), &piece).await?;
         }
         Ok(())

@@ -6,17 +6,20 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::wire::{
-    Bad, BlobAnswer, BlobRequest, Get, GetOutboard, Have, MAX_BLOB_FRAME, MAX_RANGE, Outboard, Piece,
+    Announce, Bad, BlobAnswer, BlobRequest, Get, GetOutboard, Have, MAX_ANNOUNCED, MAX_BLOB_FRAME, MAX_RANGE,
+    Outboard, Piece,
 };
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 
+use crate::fetch::learned::Learned;
 use crate::frames::{FrameError, FrameReceiver, FrameSender};
 use crate::plane::Link;
 use crate::store::{PartialBlob, Pieces, StoreError};
@@ -80,16 +83,24 @@ pub(super) struct Transfer<'a> {
     pub(super) partial: &'a Arc<PartialBlob>,
     pub(super) piece_timeout: Duration,
     pub(super) progress: Option<&'a watch::Sender<u64>>,
+    /// Where others can fetch from us what we have of it.
+    pub(super) listening: &'a [SocketAddr],
+    /// Whom the provider names besides itself.
+    pub(super) learned: &'a Learned,
 }
 
-impl Transfer<'_> {
+impl<'a> Transfer<'a> {
     pub(super) async fn run(&self, link: &dyn Link) -> Result<(), TransferError> {
         let channel = self.in_time(async { Ok(link.open().await?) }).await?;
         let mut provider = Channel {
             requests: FrameSender::with_limit(channel.writer, MAX_BLOB_FRAME),
             answers: FrameReceiver::with_limit(channel.reader, MAX_BLOB_FRAME),
+            learned: self.learned,
         };
         let have = self.in_time(provider.open(self.partial)).await?;
+        if self.partial.blob().pieces() > 1 {
+            self.in_time(provider.announce(self.listening)).await?;
+        }
         let result = self.take(&mut provider, &have).await;
         if let Err(TransferError::Wrong(part)) = &result {
             let bad = match part {
@@ -102,7 +113,7 @@ impl Transfer<'_> {
         result
     }
 
-    async fn take(&self, provider: &mut Channel, have: &Pieces) -> Result<(), TransferError> {
+    async fn take(&self, provider: &mut Channel<'a>, have: &Pieces) -> Result<(), TransferError> {
         if self.partial.needs_outboard() {
             self.take_outboard(provider).await?;
         }
@@ -113,7 +124,7 @@ impl Transfer<'_> {
         self.take_pieces(provider, missing).await
     }
 
-    async fn take_outboard(&self, provider: &mut Channel) -> Result<(), TransferError> {
+    async fn take_outboard(&self, provider: &mut Channel<'a>) -> Result<(), TransferError> {
         let blob = self.partial.blob();
         let length = outboard_size(blob.size);
         provider.requests.send(&BlobRequest::GetOutboard(GetOutboard)).await?;
@@ -140,7 +151,7 @@ impl Transfer<'_> {
 
     async fn take_pieces(
         &self,
-        provider: &mut Channel,
+        provider: &mut Channel<'a>,
         missing: Vec<Range<u64>>,
     ) -> Result<(), TransferError> {
         let mut missing = missing.into_iter();
@@ -198,12 +209,13 @@ struct Writing {
 }
 
 /// The channel of the conversation.
-struct Channel {
+struct Channel<'a> {
     requests: FrameSender<BlobRequest>,
     answers: FrameReceiver<BlobAnswer>,
+    learned: &'a Learned,
 }
 
-impl Channel {
+impl Channel<'_> {
     /// Asks for the blob; the pieces that the provider has.
     async fn open(&mut self, partial: &PartialBlob) -> Result<Pieces, TransferError> {
         let blob = partial.blob();
@@ -223,11 +235,20 @@ impl Channel {
         }
     }
 
-    /// The next answer, without news of pieces that the provider got meanwhile.
+    /// Says where we listen.
+    async fn announce(&mut self, listening: &[SocketAddr]) -> Result<(), TransferError> {
+        let addresses = listening.iter().take(MAX_ANNOUNCED).copied().collect();
+        Ok(self.requests.send(&BlobRequest::Announce(Announce { addresses })).await?)
+    }
+
+    /// The next answer, without news of pieces that the provider got meanwhile and of other providers.
     async fn answer(&mut self) -> Result<BlobAnswer, TransferError> {
         loop {
             match self.answers.recv().await?.ok_or(TransferError::Ended)? {
                 BlobAnswer::Have(_) => {}
+                BlobAnswer::Peers(peers) => {
+                    self.learned.add(peers.dialable().ok_or(TransferError::OutOfTurn)?);
+                }
                 answer => return Ok(answer),
             }
         }

@@ -101,6 +101,28 @@ async fn killed_transfer_resumes_after_a_restart_with_what_is_missing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn askers_hear_of_each_other_and_go_on_when_their_only_provider_dies() {
+    let farm = Farm::new();
+    let holder = farm.peer().await;
+    let bytes = bytes(8 * PIECE_SIZE as usize + 77);
+    let blob = holder.store.import_bytes(&bytes).await.expect("there is room");
+    let dying = key();
+    let credentials = farm.credentials(dying.peer());
+    let after = 3 * PIECE_SIZE as usize + 500_000;
+    let dying = Peer::start(dying, credentials, |inner| Arc::new(CutPlane { inner, after })).await;
+    assert_eq!(dying.store.import_bytes(&bytes).await.expect("there is room"), blob);
+
+    let (first, second) = (farm.peer().await, farm.peer().await);
+    let providers = [dying.provider(), holder.provider()];
+    first.exchange.fetch(blob, &providers, None).await.expect("the holder has the rest");
+    let fetched = second.exchange.fetch(blob, &[dying.provider()], None).await;
+    let from = |peer, bytes| Fetched { blob, from: peer, bytes };
+    let before = 3 * PIECE_SIZE;
+    let expected = [from(dying.id, before), from(first.id, blob.size - before)];
+    assert_eq!(fetched.expect("the first asker has the rest"), expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_fetch_serves_all_who_ask() {
     let farm = Farm::new();
     let (holder, asker) = (farm.peer().await, farm.peer().await);

@@ -12,6 +12,8 @@ pub mod interfaces;
 pub mod swarm;
 pub mod tree;
 pub mod store;
+pub mod folders;
+pub mod control;
 pub mod plane;
 pub mod links;
 mod serve;

@@ -7,38 +7,52 @@
 //! DIR/partial/<hash>.outboard       the tree they were verified with
 //! DIR/partial/<hash>.pieces         which pieces those are, one bit each
 //! DIR/in-place.json                 blobs that are files elsewhere, with size and time of change
+//! DIR/pins.json                     blobs that are never evicted
 //! DIR/temporary/                    bytes whose hash is not known yet; emptied at each start
 //! ```
 //!
 //! Bytes get a blob's name only after their hash matched, and after they are on the disk. A blob is
-//! whole or known to be partial; the names in memory are those on the disk. Not here: which blobs are
-//! worth keeping, and how they cross between peers.
+//! whole or known to be partial; the names in memory are those on the disk. When a blob was last used is
+//! the time of change of its file. Not here: how blobs cross between peers.
 
+mod byte_size;
+mod index;
 mod draft;
 mod files;
+mod hand_over;
 mod in_place;
+mod marks;
 mod partial;
 mod pieces;
+mod room;
 mod source;
 
+pub use byte_size::{ByteSize, ParseByteSizeError};
 pub use draft::BlobWriter;
+pub(crate) use files::hash_in_place;
+pub(crate) use in_place::InPlaceFile;
 pub use partial::PartialBlob;
 pub use pieces::Pieces;
+pub use room::{BlobHold, Collected, free_bytes};
 pub(crate) use source::Source;
 
-use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::SystemTime;
 
-use protocol::{BlobHash, BlobRef};
-use tracing::warn;
+use protocol::{BlobHash, BlobRef, Sha256};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tracing::{debug, warn};
 
 use crate::store::draft::Draft;
 use crate::store::files::read_parts;
-use crate::store::in_place::{InPlaceFile, InPlaceIndex};
+use crate::store::in_place::InPlaceIndex;
+use crate::store::index::Index;
+use crate::store::marks::Marks;
 use crate::tree::{MAX_BLOB_SIZE, TreeHasher};
 
 /// The blobs of one process. A clone is another handle to the same store.
@@ -51,20 +65,28 @@ pub struct BlobStore {
 struct Inner {
     directory: PathBuf,
     index: Mutex<Index>,
+    /// Held while room is made and taken.
+    room: Mutex<()>,
+    /// Counts what went away or came in place, which nobody hears of otherwise.
+    changes: watch::Sender<u64>,
 }
 
-#[derive(Debug, Default)]
-struct Index {
-    whole: HashMap<BlobHash, Held>,
-    /// Partial blobs that somebody is filling.
-    partial: HashMap<BlobHash, Weak<PartialBlob>>,
-}
-
-#[derive(Debug, Clone)]
-struct Held {
-    size: u64,
-    /// The file elsewhere; `None` for one of the store's own.
-    in_place: Option<InPlaceFile>,
+/// A whole blob, as people ask about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlobEntry {
+    /// Its hash.
+    pub hash: BlobHash,
+    /// How many bytes it is.
+    pub size: u64,
+    /// Whether it is never evicted.
+    pub pinned: bool,
+    /// Whether other peers may have it.
+    pub shared: bool,
+    /// The files elsewhere that it is; they are neither counted nor evicted.
+    pub in_place: Vec<PathBuf>,
+    /// Its SHA-256, where it is known.
+    pub sha256: Option<Sha256>,
 }
 
 /// Why the store cannot do what was asked.
@@ -89,6 +111,28 @@ pub enum StoreError {
     /// No such blob is whole here.
     #[error("blob `{0}` is not in the store")]
     Missing(BlobHash),
+    /// The disk has less room than is needed, before the first byte or in the middle.
+    #[error("{wanted} bytes are wanted and {free} are free in `{}`: make room and try again", folder.display())]
+    NoRoom {
+        /// How many bytes are to be written.
+        wanted: u64,
+        /// How many can be.
+        free: u64,
+        /// Where.
+        folder: PathBuf,
+    },
+    /// All that may be evicted does not win enough.
+    #[error("{wanted} bytes are wanted, and of the quota of {quota} bytes {used} are used in `{}`: raise the quota or unpin something", folder.display())]
+    OverQuota {
+        /// How many bytes are to be written.
+        wanted: u64,
+        /// How many the store may take.
+        quota: u64,
+        /// How many it takes.
+        used: u64,
+        /// Where.
+        folder: PathBuf,
+    },
     /// A file changed while it was read.
     #[error("`{}` changed while it was read: try again when nothing writes to it", .0.display())]
     Changed(PathBuf),
@@ -115,58 +159,94 @@ impl BlobStore {
         for folder in [temporary, directory.join("partial"), directory.join("blobs")] {
             fs::create_dir_all(&folder).map_err(failure("creating", &folder))?;
         }
-        let mut index = Index { whole: scan(&directory.join("blobs"))?, partial: HashMap::new() };
+        let mut index = Index::default();
+        index.marks = Marks::read(&directory)?;
+        scan(&directory.join("blobs"), &mut index)?;
         for file in InPlaceIndex::read(&directory)? {
             if file.is_unchanged() {
-                let held = Held { size: file.blob.size, in_place: Some(file.clone()) };
-                index.whole.entry(file.blob.hash).or_insert(held);
+                index.add_file(file);
             } else {
                 warn!(path = %file.path.display(), "file in place has changed, no longer served");
             }
         }
-        Ok(Self { inner: Arc::new(Inner { directory, index: Mutex::new(index) }) })
+        let (index, room, changes) = (Mutex::new(index), Mutex::default(), watch::Sender::new(0));
+        Ok(Self { inner: Arc::new(Inner { directory, index, room, changes }) })
     }
 
     /// The blob's reference, if it is whole here.
     pub fn get(&self, hash: BlobHash) -> Option<BlobRef> {
-        self.index().whole.get(&hash).map(|held| BlobRef { hash, size: held.size })
+        self.index().get(hash)
     }
 
     /// Whether the blob is whole here.
     pub fn contains(&self, hash: BlobHash) -> bool {
-        self.index().whole.contains_key(&hash)
+        self.get(hash).is_some()
     }
 
     /// Every whole blob, in no order.
     pub fn complete(&self) -> Vec<BlobRef> {
-        self.index().whole.iter().map(|(hash, held)| BlobRef { hash: *hash, size: held.size }).collect()
+        self.index().complete().collect()
+    }
+
+    /// Every whole blob that other peers may have, in no order.
+    pub fn shared(&self) -> Vec<BlobRef> {
+        let index = self.index();
+        index.complete().filter(|blob| index.is_shared(blob.hash)).collect()
+    }
+
+    /// Every whole blob with what is known of it, by hash.
+    pub fn list(&self) -> Vec<BlobEntry> {
+        let index = self.index();
+        let entry = |BlobRef { hash, size }| BlobEntry {
+            hash,
+            size,
+            pinned: index.marks.is_pinned(hash),
+            shared: index.is_shared(hash),
+            in_place: index.files_of(hash).map(|file| file.path.clone()).collect(),
+            sha256: index.files_of(hash).find_map(|file| file.sha256.clone()),
+        };
+        let mut entries: Vec<_> = index.complete().map(entry).collect();
+        entries.sort_by_key(|entry| entry.hash);
+        entries
+    }
+
+    /// The blob with this SHA-256, among the files in place that were hashed with it.
+    pub fn with_sha256(&self, sha256: &Sha256) -> Option<BlobRef> {
+        self.index().with_sha256(sha256)
+    }
+
+    /// Changes whenever blobs went away by themselves, or came or went in place.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.changes.subscribe()
     }
 
     /// The file that holds a whole blob. Whoever opens it must not write to it.
     pub fn path_of(&self, hash: BlobHash) -> Option<PathBuf> {
         let index = self.index();
-        let held = index.whole.get(&hash)?;
-        Some(held.in_place.as_ref().map_or_else(|| self.blob_path(hash), |file| file.path.clone()))
+        match index.own(hash) {
+            Some(_) => Some(self.blob_path(hash)),
+            None => index.files_of(hash).next().map(|file| file.path.clone()),
+        }
     }
 
     /// Opens a whole blob for reading. A file in place that has changed is forgotten, never opened.
     pub async fn open_blob(&self, hash: BlobHash) -> Result<Option<(tokio::fs::File, BlobRef)>, StoreError> {
         let store = self.clone();
-        let opened = blocking(move || store.open_whole(hash)).await?;
+        let opened = blocking(move || store.use_whole(hash)).await?;
         Ok(opened.map(|(file, blob)| (tokio::fs::File::from_std(file), blob)))
     }
 
     /// The blob's reference, if it is whole here and its file neither went away nor changed.
     pub async fn check(&self, hash: BlobHash) -> Result<Option<BlobRef>, StoreError> {
         let store = self.clone();
-        Ok(blocking(move || store.open_whole(hash)).await?.map(|(_, blob)| blob))
+        Ok(blocking(move || store.use_whole(hash)).await?.map(|(_, blob)| blob))
     }
 
     /// All bytes of a whole blob of at most `limit` bytes.
     pub async fn read_all(&self, hash: BlobHash, limit: u64) -> Result<Vec<u8>, StoreError> {
         let store = self.clone();
         blocking(move || {
-            let (file, blob) = store.open_whole(hash)?.ok_or(StoreError::Missing(hash))?;
+            let (file, blob) = store.use_whole(hash)?.ok_or(StoreError::Missing(hash))?;
             if blob.size > limit {
                 return Err(StoreError::TooLarge { limit });
             }
@@ -182,7 +262,7 @@ impl BlobStore {
         let (store, bytes) = (self.clone(), bytes.to_vec());
         blocking(move || {
             let mut draft = Draft::new(&store, MAX_BLOB_SIZE)?;
-            draft.write(&bytes)?;
+            draft.write(&store, &bytes)?;
             draft.finish(&store)
         })
         .await
@@ -197,15 +277,14 @@ impl BlobStore {
     pub async fn partial(&self, blob: BlobRef) -> Result<Arc<PartialBlob>, StoreError> {
         let store = self.clone();
         blocking(move || {
-            let mut index = store.index();
-            if let Some(partial) = index.partial.get(&blob.hash).and_then(Weak::upgrade)
-                && partial.blob() == blob
-            {
+            let known = store.index().partial.get(&blob.hash).and_then(Weak::upgrade);
+            if let Some(partial) = known.filter(|partial| partial.blob() == blob) {
                 return Ok(partial);
             }
-            drop(index);
             let partial = Arc::new(PartialBlob::open(&store, blob)?);
-            index = store.index();
+            // Asked for again when it is taken; here nothing has crossed yet.
+            drop(store.make_room(partial.bytes_to_reserve()?)?);
+            let mut index = store.index();
             index.partial.retain(|_, partial| partial.strong_count() > 0);
             index.partial.insert(blob.hash, Arc::downgrade(&partial));
             Ok(partial)
@@ -218,10 +297,15 @@ impl BlobStore {
         let store = self.clone();
         blocking(move || {
             let mut index = store.index();
-            let held = index.whole.remove(&hash);
+            index.remove_own(hash);
             index.partial.remove(&hash);
-            if held.is_some_and(|held| held.in_place.is_some()) {
+            let files: Vec<_> = index.files_of(hash).map(|file| file.path.clone()).collect();
+            if !files.is_empty() {
+                for path in &files {
+                    index.remove_file(path);
+                }
                 store.save_in_place(&index)?;
+                store.tell_change();
             }
             let partial = ["data", "outboard", "pieces"].map(|part| store.partial_path(hash, part));
             let whole = [store.blob_path(hash), store.outboard_path(hash)];
@@ -249,37 +333,51 @@ impl BlobStore {
         Ok(verified)
     }
 
-    fn open_whole(&self, hash: BlobHash) -> Result<Option<(fs::File, BlobRef)>, StoreError> {
-        let Some(held) = self.index().whole.get(&hash).cloned() else { return Ok(None) };
-        let path = held.in_place.as_ref().map_or_else(|| self.blob_path(hash), |file| file.path.clone());
-        let file = match fs::File::open(&path) {
-            Err(source) if source.kind() == io::ErrorKind::NotFound => None,
-            Err(source) => return Err(StoreError::Io { attempt: "opening", path, source }),
-            Ok(file) => {
-                let metadata = file.metadata().map_err(failure("reading", &path))?;
-                let unchanged = match &held.in_place {
-                    Some(in_place) => in_place.matches(&metadata),
-                    None => metadata.len() == held.size,
-                };
-                unchanged.then_some(file)
+    /// Opens a whole blob, which counts as a use of it.
+    fn use_whole(&self, hash: BlobHash) -> Result<Option<(fs::File, BlobRef)>, StoreError> {
+        let opened = self.open_whole(hash)?;
+        if let Some((file, _)) = opened.as_ref().filter(|_| self.index().own(hash).is_some()) {
+            let now = SystemTime::now();
+            self.index().touch(hash, now);
+            if let Err(error) = file.set_modified(now) {
+                debug!(%error, blob = %hash.fmt_short(), "use of a blob is not remembered after a restart");
             }
-        };
-        if file.is_none() {
-            warn!(path = %path.display(), blob = %hash.fmt_short(), "file has gone or changed, no longer served");
-            self.index().whole.remove(&hash);
         }
-        Ok(file.map(|file| (file, BlobRef { hash, size: held.size })))
+        Ok(opened)
+    }
+
+    /// Opens the store's own file or the first file in place that is unchanged; forgets the others.
+    fn open_whole(&self, hash: BlobHash) -> Result<Option<(fs::File, BlobRef)>, StoreError> {
+        let own = self.index().own(hash);
+        if let Some(own) = own {
+            let matches = |metadata: &fs::Metadata| metadata.len() == own.size;
+            if let Some(file) = open_matching(&self.blob_path(hash), matches)? {
+                return Ok(Some((file, BlobRef { hash, size: own.size })));
+            }
+            self.index().remove_own(hash);
+            self.tell_change();
+        }
+        let files: Vec<InPlaceFile> = self.index().files_of(hash).cloned().collect();
+        for in_place in files {
+            if let Some(file) = open_matching(&in_place.path, |metadata| in_place.matches(metadata))? {
+                return Ok(Some((file, in_place.blob)));
+            }
+            self.index().remove_file(&in_place.path);
+            self.tell_change();
+        }
+        Ok(None)
     }
 
     fn add_whole(&self, blob: BlobRef) {
-        let mut index = self.index();
-        index.whole.insert(blob.hash, Held { size: blob.size, in_place: None });
-        index.partial.remove(&blob.hash);
+        self.index().add_own(blob, SystemTime::now());
+    }
+
+    fn tell_change(&self) {
+        self.inner.changes.send_modify(|count| *count += 1);
     }
 
     fn save_in_place(&self, index: &Index) -> Result<(), StoreError> {
-        let files = index.whole.values().filter_map(|held| held.in_place.clone()).collect();
-        InPlaceIndex::write(&self.inner.directory, files)
+        InPlaceIndex::write(&self.inner.directory, &index.files().collect::<Vec<_>>())
     }
 
     /// Writes an outboard under its final name; a blob of one group has none.
@@ -323,19 +421,52 @@ impl BlobStore {
     }
 }
 
-/// The whole blobs in a folder. Names that are no hashes are other things, such as outboards.
-fn scan(folder: &Path) -> Result<HashMap<BlobHash, Held>, StoreError> {
-    let mut whole = HashMap::new();
+/// Finds the whole blobs in a folder. Names that are no hashes are other things, such as outboards.
+fn scan(folder: &Path, index: &mut Index) -> Result<(), StoreError> {
     for shelf in fs::read_dir(folder).map_err(failure("reading", folder))? {
         let shelf = shelf.map_err(failure("reading", folder))?.path();
         for entry in fs::read_dir(&shelf).map_err(failure("reading", &shelf))? {
             let entry = entry.map_err(failure("reading", &shelf))?;
             let Ok(hash) = entry.file_name().to_string_lossy().parse() else { continue };
-            let size = entry.metadata().map_err(failure("reading", &entry.path()))?.len();
-            whole.insert(hash, Held { size, in_place: None });
+            let metadata = entry.metadata().map_err(failure("reading", &entry.path()))?;
+            let used = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+            index.add_own(BlobRef { hash, size: metadata.len() }, used);
         }
     }
-    Ok(whole)
+    Ok(())
+}
+
+/// Opens a file if it is there and is still what it was.
+fn open_matching(
+    path: &Path,
+    matches: impl FnOnce(&fs::Metadata) -> bool,
+) -> Result<Option<fs::File>, StoreError> {
+    let file = match fs::File::open(path) {
+        Err(source) if source.kind() == io::ErrorKind::NotFound => None,
+        Err(source) => return Err(StoreError::Io { attempt: "opening", path: path.to_owned(), source }),
+        Ok(file) => Some(file),
+    };
+    let metadata = file.as_ref().map(fs::File::metadata).transpose().map_err(failure("reading", path))?;
+    if metadata.is_some_and(|metadata| matches(&metadata)) {
+        return Ok(file);
+    }
+    warn!(path = %path.display(), "file has gone or changed, no longer served");
+    Ok(None)
+}
+
+/// Replaces a file of the store as a whole.
+fn write_json(directory: &Path, name: &str, value: &(impl Serialize + ?Sized)) -> Result<(), StoreError> {
+    let path = directory.join(name);
+    let file = tempfile::NamedTempFile::new_in(directory.join("temporary"));
+    let file = file.map_err(failure("writing", &path))?;
+    let mut writer = io::BufWriter::new(file.as_file());
+    serde_json::to_writer_pretty(&mut writer, value)
+        .map_err(|error| failure("writing", &path)(error.into()))?;
+    io::Write::flush(&mut writer).map_err(failure("writing", &path))?;
+    drop(writer);
+    file.as_file().sync_all().map_err(failure("writing", &path))?;
+    file.persist(&path).map_err(|error| failure("writing", &path)(error.error))?;
+    Ok(())
 }
 
 fn remove_file(path: &Path) -> Result<(), StoreError> {

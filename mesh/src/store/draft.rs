@@ -48,8 +48,9 @@ impl BlobWriter {
     async fn flush(&mut self) -> Result<(), StoreError> {
         let mut draft = self.draft.take().ok_or(StoreError::Abandoned)?;
         let mut buffer = std::mem::take(&mut self.buffer);
+        let store = self.store.clone();
         let (draft, buffer) = blocking(move || {
-            draft.write(&buffer)?;
+            draft.write(&store, &buffer)?;
             buffer.clear();
             Ok((draft, buffer))
         })
@@ -82,10 +83,13 @@ impl Draft {
         }
     }
 
-    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+    pub(super) fn write(&mut self, store: &BlobStore, bytes: &[u8]) -> Result<(), StoreError> {
         self.check_room(bytes.len() as u64)?;
+        let room = store.make_room(bytes.len() as u64)?;
+        let written = self.file.write_all(bytes);
+        written.map_err(|error| store.write_failure(bytes.len() as u64, self.file.path(), error))?;
+        drop(room);
         self.hasher.update(bytes);
-        self.file.write_all(bytes).map_err(failure("writing", self.file.path()))?;
         self.written += bytes.len() as u64;
         Ok(())
     }

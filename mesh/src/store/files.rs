@@ -5,14 +5,15 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use protocol::{BlobHash, BlobRef, PIECE_SIZE};
+use sha2::Digest;
 
 use super::draft::Draft;
 use super::in_place::InPlaceFile;
-use super::{BlobStore, Held, StoreError, blocking, failure};
+use super::{BlobStore, StoreError, blocking, failure};
 use crate::tree::{MAX_BLOB_SIZE, TreeHasher};
 
 /// The coarsest clock of the file systems that models lie on.
@@ -24,8 +25,10 @@ impl BlobStore {
         let (store, path) = (self.clone(), path.as_ref().to_owned());
         blocking(move || {
             let mut file = fs::File::open(&path).map_err(failure("opening", &path))?;
+            let size = file.metadata().map_err(failure("reading", &path))?.len();
+            drop(store.make_room(size)?);
             let mut draft = Draft::new(&store, MAX_BLOB_SIZE)?;
-            read_parts(&mut file, &path, |part| draft.write(part))?;
+            read_parts(&mut file, &path, |part| draft.write(&store, part))?;
             draft.finish(&store)
         })
         .await
@@ -36,30 +39,50 @@ impl BlobStore {
         let (store, path) = (self.clone(), path.as_ref().to_owned());
         blocking(move || {
             let path = fs::canonicalize(&path).map_err(failure("finding", &path))?;
-            let mut file = fs::File::open(&path).map_err(failure("opening", &path))?;
-            let before = file.metadata().map_err(failure("reading", &path))?;
-            // A second change within one tick of the file system's clock would look like none.
-            if before.modified().is_ok_and(|time| time.elapsed().is_ok_and(|age| age < CLOCK_TICK)) {
-                std::thread::sleep(CLOCK_TICK);
-            }
-            let mut hasher = TreeHasher::default();
-            read_parts(&mut file, &path, |part| {
-                hasher.update(part);
-                Ok(())
-            })?;
-            let (blob, outboard) = hasher.finish();
-            let in_place = InPlaceFile::new(path.clone(), blob, &before);
-            if !in_place.is_unchanged() {
-                return Err(StoreError::Changed(path));
-            }
-            store.save_outboard(blob.hash, &outboard)?;
-            let mut index = store.index();
-            let held = Held { size: blob.size, in_place: Some(in_place) };
-            index.whole.entry(blob.hash).or_insert(held);
+            let (in_place, outboard) = hash_in_place(&path)?;
+            let blob = in_place.blob;
+            store.add_in_place(in_place, &outboard)?;
+            let index = store.index();
             store.save_in_place(&index)?;
             Ok(blob)
         })
         .await
+    }
+
+    /// Makes a hashed file a blob, until the process ends: `keep_in_place` makes that last.
+    pub(crate) fn add_in_place(&self, file: InPlaceFile, outboard: &[u8]) -> Result<(), StoreError> {
+        self.save_outboard(file.blob.hash, outboard)?;
+        self.index().add_file(file);
+        self.tell_change();
+        Ok(())
+    }
+
+    /// Forgets files in place that are no longer there or no longer what they were.
+    pub(crate) fn drop_in_place(&self, paths: &[PathBuf]) {
+        let mut index = self.index();
+        let dropped = paths.iter().filter(|path| index.remove_file(path)).count();
+        drop(index);
+        if dropped > 0 {
+            self.tell_change();
+        }
+    }
+
+    /// Writes down which files in place there are.
+    pub(crate) fn keep_in_place(&self) -> Result<(), StoreError> {
+        let index = self.index();
+        self.save_in_place(&index)
+    }
+
+    /// What is known of the file in place at this path.
+    pub(crate) fn file_at(&self, path: &Path) -> Option<InPlaceFile> {
+        self.index().file_at(path).cloned()
+    }
+
+    /// The files in place below this folder.
+    pub(crate) fn files_below(&self, folder: &Path) -> Vec<PathBuf> {
+        let index = self.index();
+        let below = index.files().filter(|file| file.path.starts_with(folder));
+        below.map(|file| file.path.clone()).collect()
     }
 
     /// Writes a whole blob to this path, by way of a temporary file beside it. It is a copy (a cheap one
@@ -67,7 +90,7 @@ impl BlobStore {
     pub async fn export(&self, hash: BlobHash, destination: impl AsRef<Path>) -> Result<(), StoreError> {
         let (store, destination) = (self.clone(), destination.as_ref().to_owned());
         blocking(move || {
-            let (mut file, _) = store.open_whole(hash)?.ok_or(StoreError::Missing(hash))?;
+            let (mut file, _) = store.use_whole(hash)?.ok_or(StoreError::Missing(hash))?;
             let folder = destination.parent().filter(|folder| !folder.as_os_str().is_empty());
             let mut temporary = tempfile::Builder::new()
                 .prefix(".comfy-farm-")
@@ -80,6 +103,28 @@ impl BlobStore {
         })
         .await
     }
+}
+
+/// Hashes a file where it lies, under both names that models have; also gives its outboard.
+pub(crate) fn hash_in_place(path: &Path) -> Result<(InPlaceFile, Vec<u8>), StoreError> {
+    let mut file = fs::File::open(path).map_err(failure("opening", path))?;
+    let before = file.metadata().map_err(failure("reading", path))?;
+    // A second change within one tick of the file system's clock would look like none.
+    if before.modified().is_ok_and(|time| time.elapsed().is_ok_and(|age| age < CLOCK_TICK)) {
+        std::thread::sleep(CLOCK_TICK);
+    }
+    let mut hasher = TreeHasher::default();
+    let mut sha256 = sha2::Sha256::new();
+    read_parts(&mut file, path, |part| {
+        hasher.update(part);
+        sha256.update(part);
+        Ok(())
+    })?;
+    let (blob, outboard) = hasher.finish();
+    let mut in_place = InPlaceFile::new(path.to_owned(), blob, &before);
+    let digest = hex::encode(sha256.finalize());
+    in_place.sha256 = Some(digest.parse().expect("64 hex digits are a SHA-256"));
+    if in_place.is_unchanged() { Ok((in_place, outboard)) } else { Err(StoreError::Changed(path.to_owned())) }
 }
 
 /// Reads a file to its end in parts of 1 MiB.

@@ -1,29 +1,39 @@
 //! Files elsewhere that are blobs where they lie, and how a change of one is noticed.
 //!
 //! Size, time of change and inode are compared; a file that differs in any is another file. Not here:
-//! which folders are searched for models.
+//! which folders are searched for models; that is `folders`.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use protocol::BlobRef;
+use protocol::{BlobRef, Sha256};
 use serde::{Deserialize, Serialize};
 
-use super::{StoreError, failure};
+use super::{StoreError, failure, write_json};
 
 const NAME: &str = "in-place.json";
 
 /// A file that is a blob, as it was when it was hashed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct InPlaceFile {
-    pub(super) path: PathBuf,
-    pub(super) blob: BlobRef,
+pub(crate) struct InPlaceFile {
+    pub(crate) path: PathBuf,
+    pub(crate) blob: BlobRef,
     modified_seconds: i64,
     modified_nanoseconds: i64,
     inode: u64,
+    /// The name of the same bytes in the world of models; absent where nobody asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) sha256: Option<Sha256>,
+    /// Whether other peers may have it. Defaults to true.
+    #[serde(default = "shared")]
+    pub(crate) shared: bool,
+}
+
+fn shared() -> bool {
+    true
 }
 
 impl InPlaceFile {
@@ -34,6 +44,8 @@ impl InPlaceFile {
             modified_seconds: metadata.mtime(),
             modified_nanoseconds: metadata.mtime_nsec(),
             inode: metadata.ino(),
+            sha256: None,
+            shared: true,
         }
     }
 
@@ -42,7 +54,7 @@ impl InPlaceFile {
         fs::metadata(&self.path).is_ok_and(|metadata| self.matches(&metadata))
     }
 
-    pub(super) fn matches(&self, metadata: &fs::Metadata) -> bool {
+    pub(crate) fn matches(&self, metadata: &fs::Metadata) -> bool {
         metadata.is_file()
             && metadata.len() == self.blob.size
             && metadata.mtime() == self.modified_seconds
@@ -64,15 +76,7 @@ impl InPlaceIndex {
         serde_json::from_slice(&bytes).map_err(|error| failure("reading", &path)(error.into()))
     }
 
-    pub(super) fn write(directory: &Path, mut files: Vec<InPlaceFile>) -> Result<(), StoreError> {
-        files.sort_by(|one, other| one.path.cmp(&other.path));
-        let path = directory.join(NAME);
-        let file = tempfile::NamedTempFile::new_in(directory.join("temporary"));
-        let file = file.map_err(failure("writing", &path))?;
-        serde_json::to_writer_pretty(file.as_file(), &files)
-            .map_err(|error| failure("writing", &path)(error.into()))?;
-        file.as_file().sync_all().map_err(failure("writing", &path))?;
-        file.persist(&path).map_err(|error| failure("writing", &path)(error.error))?;
-        Ok(())
+    pub(super) fn write(directory: &Path, files: &[&InPlaceFile]) -> Result<(), StoreError> {
+        write_json(directory, NAME, files)
     }
 }

@@ -14,7 +14,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use protocol::{BlobRef, PIECE_SIZE};
 
 use super::draft::sync_folder;
-use super::{BlobStore, Pieces, StoreError, blocking, failure, remove_file};
+use super::{BlobHold, BlobStore, Pieces, StoreError, blocking, failure, remove_file};
 use crate::tree::{OutboardVerifier, Tree, outboard_size, piece_size};
 
 /// What is there of a blob that is not whole yet.
@@ -22,6 +22,7 @@ use crate::tree::{OutboardVerifier, Tree, outboard_size, piece_size};
 pub struct PartialBlob {
     blob: BlobRef,
     store: BlobStore,
+    _hold: BlobHold,
     data: fs::File,
     marks: fs::File,
     /// Set once the outboard is there.
@@ -44,6 +45,7 @@ impl PartialBlob {
         let partial = Self {
             blob,
             store: store.clone(),
+            _hold: store.hold(blob.hash),
             data: open(store.partial_path(blob.hash, "data"))?,
             marks: open(store.partial_path(blob.hash, "pieces"))?,
             tree: OnceLock::new(),
@@ -120,21 +122,30 @@ impl PartialBlob {
 
     fn take_tree(&self, tree: Tree) -> Result<(), StoreError> {
         debug_assert_eq!(tree.blob(), self.blob);
-        self.reserve().map_err(failure("reserving space for", &self.data_path()))?;
+        self.reserve()?;
         // Whoever came first verified the same tree.
         let _ = self.tree.set(tree);
         Ok(())
     }
 
+    /// How many bytes are still to be taken from the disk for it.
+    pub(super) fn bytes_to_reserve(&self) -> Result<u64, StoreError> {
+        let metadata = self.data.metadata().map_err(failure("reading", &self.data_path()))?;
+        Ok(self.blob.size.saturating_sub(metadata.len()))
+    }
+
     /// Takes the room for the whole blob before its first byte, where the file system can.
-    fn reserve(&self) -> io::Result<()> {
-        if self.data.metadata()?.len() == self.blob.size {
+    fn reserve(&self) -> Result<(), StoreError> {
+        let wanted = self.bytes_to_reserve()?;
+        if wanted == 0 {
             return Ok(());
         }
-        match fallocate(&self.data, FallocateFlags::empty(), 0, self.blob.size as i64) {
+        let _room = self.store.make_room(wanted)?;
+        let reserved = match fallocate(&self.data, FallocateFlags::empty(), 0, self.blob.size as i64) {
             Ok(()) | Err(Errno::EOPNOTSUPP | Errno::EINVAL) => self.data.set_len(self.blob.size),
             Err(errno) => Err(errno.into()),
-        }
+        };
+        reserved.map_err(|error| self.store.write_failure(wanted, &self.data_path(), error))
     }
 
     /// Writes a piece if it verifies, and says whether it does. It blocks on the disk.
@@ -143,7 +154,8 @@ impl PartialBlob {
             return Ok(false);
         }
         let path = self.data_path();
-        self.data.write_all_at(bytes, piece * PIECE_SIZE).map_err(failure("writing", &path))?;
+        let written = self.data.write_all_at(bytes, piece * PIECE_SIZE);
+        written.map_err(|error| self.store.write_failure(bytes.len() as u64, &path, error))?;
         let mut pieces = self.lock();
         pieces.insert(piece);
         let byte = piece / 8;

@@ -19,11 +19,15 @@ pub(crate) enum Source {
 }
 
 impl BlobStore {
-    /// What can be served of this blob; `None` where nothing of it is here, or of another size.
+    /// What can be served of this blob; `None` where nothing of it is here, it is of another size, or it
+    /// is not shared.
     pub(crate) async fn source(&self, blob: BlobRef) -> Result<Option<Source>, StoreError> {
         let store = self.clone();
         blocking(move || {
-            if let Some((file, found)) = store.open_whole(blob.hash)? {
+            if let Some((file, found)) = store.use_whole(blob.hash)? {
+                if !store.index().is_shared(blob.hash) {
+                    return Ok(None);
+                }
                 let outboard = store.outboard_path(blob.hash);
                 return Ok((found == blob).then_some(Source::Whole { blob, file: Arc::new(file), outboard }));
             }

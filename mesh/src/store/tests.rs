@@ -83,3 +83,79 @@ async fn marked_piece_that_does_not_verify_is_fetched_again() {
     assert_eq!(partial.bytes(), PIECE_SIZE);
     assert!(partial.pieces().contains(0));
 }
+
+#[tokio::test]
+async fn quota_evicts_the_least_recently_used_and_neither_pinned_nor_held() {
+    let (_folder, store) = store().await;
+    let mut blobs = Vec::new();
+    for value in 0..4 {
+        blobs.push(store.import_bytes(&[value; 100_000]).await.expect("there is room"));
+    }
+    store.set_pinned(blobs[0].hash, true).await.expect("it is whole");
+    let hold = store.hold(blobs[1].hash);
+    store.open_blob(blobs[2].hash).await.expect("no error").expect("it is whole");
+    store.set_quota(Some(450_000));
+    let changes = store.changes();
+
+    let fifth = store.import_bytes(&[4; 100_000]).await.expect("one blob goes");
+    assert!(changes.has_changed().expect("the store lives"));
+    assert!(!store.contains(blobs[3].hash) && store.contains(fifth.hash));
+    assert_eq!(store.complete().len(), 4);
+
+    let too_large = store.import_bytes(&[5; 300_000]).await;
+    assert!(
+        matches!(too_large, Err(StoreError::OverQuota { wanted: 300_000, quota: 450_000, .. })),
+        "{too_large:?}"
+    );
+    assert_eq!(store.complete().len(), 4, "nothing goes where all of it would not be enough");
+    drop(hold);
+    store.import_bytes(&[5; 300_000]).await.expect("the rest goes");
+    assert!(store.contains(blobs[0].hash), "it is pinned");
+    assert_eq!(store.complete().len(), 2);
+}
+
+#[tokio::test]
+async fn order_of_use_and_pins_survive_a_restart() {
+    let (folder, store) = store().await;
+    let mut blobs = Vec::new();
+    for value in 0..3 {
+        blobs.push(store.import_bytes(&[value; 1000]).await.expect("there is room"));
+    }
+    store.set_pinned(blobs[1].hash, true).await.expect("it is whole");
+    assert_eq!(store.read_all(blobs[0].hash, 1000).await.expect("it is whole").len(), 1000);
+    drop(store);
+
+    let store = BlobStore::open(folder.path()).await.expect("the store again");
+    let collected = store.collect(Some(2000)).await.expect("own folder");
+    assert_eq!(collected, Collected { blobs: 1, partial: 0, bytes: 1000 });
+    assert!(!store.contains(blobs[2].hash), "it was used least recently of those that may go");
+    let missing = store.set_pinned(blobs[2].hash, true).await;
+    assert!(matches!(missing, Err(StoreError::Missing(_))), "{missing:?}");
+}
+
+#[tokio::test]
+async fn leftovers_are_collected_unless_somebody_fills_them() {
+    let (folder, store) = store().await;
+    let abandoned = BlobRef { hash: BlobHash([1; 32]), size: 10 };
+    drop(store.partial(abandoned).await.expect("an empty one"));
+    let filled = store.partial(BlobRef { hash: BlobHash([2; 32]), size: 10 }).await.expect("an empty one");
+    let collected = store.collect(None).await.expect("own folder");
+    assert_eq!((collected.blobs, collected.partial), (0, 1));
+    assert_eq!(files_in(&folder.path().join("partial")), 2, "data and marks of the one that is filled");
+    drop(filled);
+}
+
+#[tokio::test]
+async fn fetch_that_does_not_fit_is_refused_before_its_first_byte() {
+    let (folder, store) = store().await;
+    let free = free_bytes(folder.path()).expect("it can be asked");
+    let blob = BlobRef { hash: BlobHash([1; 32]), size: free.saturating_mul(2) };
+    let refused = store.partial(blob).await;
+    assert!(
+        matches!(&refused, Err(StoreError::NoRoom { wanted, .. }) if *wanted == blob.size),
+        "{refused:?}"
+    );
+    store.set_quota(Some(1000));
+    let refused = store.partial(BlobRef { hash: BlobHash([2; 32]), size: 1001 }).await;
+    assert!(matches!(refused, Err(StoreError::OverQuota { wanted: 1001, .. })), "{refused:?}");
+}

@@ -1,0 +1,161 @@
+//! What commands on the same machine ask of the process that has a data folder: its store of blobs.
+//!
+//! The process listens on `DATA/control.sock`, which only its user can open. A connection carries one
+//! request, a line of JSON, and answers, one line each: any number of `progress`, then `done` or `failed`.
+//! `Custodian` finds the process, or does the same itself where none runs. Not here: what the farm as a
+//! whole is asked; that is the coordinator's HTTP.
+
+mod custodian;
+mod server;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use protocol::BlobHash;
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+pub use custodian::{Custodian, CustodianError};
+pub use server::{ControlError, ControlServer};
+
+use crate::folders::{self, IndexError, IndexProgress, Indexed};
+use crate::store::{BlobEntry, BlobStore, Collected, StoreError};
+
+/// The socket's name in the data folder.
+const SOCKET: &str = "control.sock";
+/// How long the address of a socket may be, with the byte that ends it.
+const MAX_SOCKET_NAME: usize = 104;
+/// The longest request, in bytes.
+const MAX_REQUEST: u64 = 64 << 10;
+/// The longest answer: a list of some 200,000 blobs.
+const MAX_ANSWER: u64 = 64 << 20;
+
+/// What is asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// Every whole blob.
+    List,
+    /// To index a folder or file in place.
+    Add {
+        /// Its full path.
+        path: PathBuf,
+    },
+    /// To read blobs again.
+    Verify {
+        /// Which; all without one.
+        hash: Option<BlobHash>,
+    },
+    /// To delete leftovers, and what is over the quota.
+    Collect {
+        /// In place of the store's own quota.
+        quota: Option<u64>,
+    },
+    /// To pin or unpin a blob.
+    Pin {
+        /// Which.
+        hash: BlobHash,
+        /// Whether it is to be pinned.
+        pinned: bool,
+    },
+}
+
+/// What comes of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// For `List`.
+    Listed(Vec<BlobEntry>),
+    /// For `Add`.
+    Added(Indexed),
+    /// For `Verify`.
+    Verified(Verified),
+    /// For `Collect`.
+    Collected(Collected),
+    /// For `Pin`.
+    Pinned,
+}
+
+/// What reading blobs again came to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Verified {
+    /// How many are what their name says.
+    pub good: u64,
+    /// Those that were not, or had gone; the store has forgotten them.
+    pub bad: Vec<BlobHash>,
+}
+
+/// A line of an answer.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Answer {
+    Progress(IndexProgress),
+    Done(Reply),
+    Failed(String),
+}
+
+/// Why the store could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum PerformError {
+    /// The store itself.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A folder.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+}
+
+/// Does what is asked with this store.
+async fn perform(
+    store: &BlobStore,
+    request: Request,
+    stop: CancellationToken,
+    tell: impl Fn(IndexProgress) + Send + Sync + 'static,
+) -> Result<Reply, PerformError> {
+    Ok(match request {
+        Request::List => Reply::Listed(store.list()),
+        Request::Add { path } => Reply::Added(folders::index(store, &path, stop, tell).await?),
+        Request::Verify { hash: Some(hash) } if !store.contains(hash) => {
+            return Err(StoreError::Missing(hash).into());
+        }
+        Request::Verify { hash } => {
+            let blobs = hash.map_or_else(|| store.list(), |hash| entries_of(store, hash));
+            let total = blobs.iter().map(|blob| blob.size).sum();
+            let (mut verified, mut done) = (Verified::default(), 0);
+            for blob in blobs {
+                match store.verify(blob.hash).await? {
+                    true => verified.good += 1,
+                    false => verified.bad.push(blob.hash),
+                }
+                done += blob.size;
+                tell(IndexProgress { done, total });
+            }
+            Reply::Verified(verified)
+        }
+        Request::Collect { quota } => Reply::Collected(store.collect(quota).await?),
+        Request::Pin { hash, pinned } => {
+            store.set_pinned(hash, pinned).await?;
+            Reply::Pinned
+        }
+    })
+}
+
+/// Opens a socket by a name that fits its address, also in a folder with a long one.
+fn short_path<T>(path: &Path, open: impl FnOnce(PathBuf) -> io::Result<T>) -> io::Result<T> {
+    if path.as_os_str().len() < MAX_SOCKET_NAME {
+        return open(path.to_owned());
+    }
+    let folder = File::open(path.parent().unwrap_or(Path::new("/")))?;
+    let name = path.file_name().unwrap_or_default();
+    open(PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name))
+}
+
+fn entries_of(store: &BlobStore, hash: BlobHash) -> Vec<BlobEntry> {
+    store.list().into_iter().filter(|entry| entry.hash == hash).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,112 @@
+//! The folders that ComfyUI's `extra_model_paths.yaml` names.
+//!
+//! Only what ComfyUI's own example uses is understood: sections of `key: value` lines, where a value may
+//! be a block of several lines (`|`). Not here: which files in them are models.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The longest such file that is read, in bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+/// The folders that the file names and that exist.
+pub(super) fn model_folders(file: &Path) -> io::Result<Vec<PathBuf>> {
+    if fs::metadata(file)?.len() > MAX_FILE {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "a list of paths has at most 1 MiB"));
+    }
+    let text = fs::read_to_string(file)?;
+    let here = file.parent().unwrap_or(Path::new("/"));
+    let home = std::env::home_dir();
+    let mut folders: Vec<PathBuf> = sections(&text)
+        .into_iter()
+        .flat_map(|section| section.folders(here, home.as_deref()))
+        .filter_map(|folder| fs::canonicalize(folder).ok())
+        .filter(|folder| folder.is_dir())
+        .collect();
+    folders.sort();
+    // What lies in another one is found there.
+    folders.dedup_by(|later, earlier| later.starts_with(earlier));
+    Ok(folders)
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Section {
+    base: Option<String>,
+    paths: Vec<String>,
+}
+
+impl Section {
+    fn folders(self, here: &Path, home: Option<&Path>) -> Vec<PathBuf> {
+        let expand = |path: &str| match (path.strip_prefix("~/"), home) {
+            (Some(rest), Some(home)) => home.join(rest),
+            _ => PathBuf::from(path),
+        };
+        // A relative base is relative to the file, as ComfyUI has it.
+        let base = here.join(self.base.as_deref().map_or_else(PathBuf::new, expand));
+        self.paths.iter().map(|path| base.join(expand(path))).collect()
+    }
+}
+
+fn sections(text: &str) -> Vec<Section> {
+    let mut sections: Vec<Section> = Vec::new();
+    // Deeper lines than this belong to the block that was begun there.
+    let mut block: Option<usize> = None;
+    for line in text.lines() {
+        let content = line.split(" #").next().unwrap_or_default().trim();
+        if content.is_empty() || content.starts_with('#') {
+            continue;
+        }
+        let depth = line.len() - line.trim_start().len();
+        if let (Some(begun), Some(section)) = (block, sections.last_mut())
+            && depth > begun
+        {
+            section.paths.push(unquote(content).to_owned());
+            continue;
+        }
+        block = None;
+        let Some((key, value)) = content.split_once(':') else { continue };
+        let value = unquote(value.trim());
+        if depth == 0 {
+            sections.push(Section::default());
+            continue;
+        }
+        let Some(section) = sections.last_mut() else { continue };
+        match (key.trim(), value) {
+            ("is_default", _) => {}
+            ("base_path", value) => section.base = Some(value.to_owned()),
+            (_, "" | "|" | ">" | "|-") => block = Some(depth),
+            (_, path) => section.paths.push(path.to_owned()),
+        }
+    }
+    sections
+}
+
+fn unquote(text: &str) -> &str {
+    let quoted = |quote: char| text.strip_prefix(quote).and_then(|text| text.strip_suffix(quote));
+    quoted('"').or_else(|| quoted('\'')).unwrap_or(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sections_with_blocks_comments_and_quotes_are_understood() {
+        let text = "# models elsewhere\ncomfyui:\n    base_path: /srv/models # shared\n    is_default: true\n    \
+                    checkpoints: 'check points/'\n    text_encoders: |\n        clip/\n        text_encoders/\n    \
+                    vae: /other/vae\nsecond:\n    loras: loras\n";
+        let found: Vec<_> = sections(text)
+            .into_iter()
+            .flat_map(|section| section.folders(Path::new("/here"), None))
+            .collect();
+        let expected = [
+            "/srv/models/check points/",
+            "/srv/models/clip/",
+            "/srv/models/text_encoders/",
+            "/other/vae",
+            "/here/loras",
+        ];
+        assert_eq!(found, expected.map(PathBuf::from));
+    }
+}

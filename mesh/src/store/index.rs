@@ -1,0 +1,219 @@
+//! What the store knows in memory: its own whole blobs, the files in place, and which blobs must stay.
+//!
+//! Pure: the order of eviction is decided here. Not here: the disk.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Weak;
+use std::time::SystemTime;
+
+use protocol::{BlobHash, BlobRef, Sha256};
+
+use super::PartialBlob;
+use super::in_place::InPlaceFile;
+use super::marks::Marks;
+
+/// The store's memory.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    own: HashMap<BlobHash, Own>,
+    files: BTreeMap<PathBuf, InPlaceFile>,
+    /// The files in place of each blob; none is empty.
+    places: HashMap<BlobHash, BTreeSet<PathBuf>>,
+    /// How many want each of these blobs to stay.
+    holds: HashMap<BlobHash, usize>,
+    /// Partial blobs that somebody is filling.
+    pub(super) partial: HashMap<BlobHash, Weak<PartialBlob>>,
+    pub(super) marks: Marks,
+    /// How many bytes the store may take; `None` for all that there are.
+    pub(super) quota: Option<u64>,
+}
+
+/// A blob in the store's own folder.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Own {
+    pub(super) size: u64,
+    pub(super) used: SystemTime,
+}
+
+/// Something that may be deleted to make room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Candidate {
+    pub(super) used: SystemTime,
+    pub(super) hash: BlobHash,
+    pub(super) bytes: u64,
+    /// Whether it is a whole blob, or what is left of a transfer.
+    pub(super) is_whole: bool,
+}
+
+impl Index {
+    /// The blob's reference, if it is whole here.
+    pub(super) fn get(&self, hash: BlobHash) -> Option<BlobRef> {
+        let own = self.own.get(&hash).map(|own| BlobRef { hash, size: own.size });
+        own.or_else(|| self.files_of(hash).next().map(|file| file.blob))
+    }
+
+    /// The blob among the store's own.
+    pub(super) fn own(&self, hash: BlobHash) -> Option<Own> {
+        self.own.get(&hash).copied()
+    }
+
+    /// The files in place that are this blob.
+    pub(super) fn files_of(&self, hash: BlobHash) -> impl Iterator<Item = &InPlaceFile> {
+        self.places.get(&hash).into_iter().flatten().filter_map(|path| self.files.get(path))
+    }
+
+    /// Every file in place, by path.
+    pub(super) fn files(&self) -> impl Iterator<Item = &InPlaceFile> {
+        self.files.values()
+    }
+
+    /// The file in place at this path.
+    pub(super) fn file_at(&self, path: &Path) -> Option<&InPlaceFile> {
+        self.files.get(path)
+    }
+
+    /// The blob with this SHA-256, among the files in place.
+    pub(super) fn with_sha256(&self, sha256: &Sha256) -> Option<BlobRef> {
+        self.files.values().find(|file| file.sha256.as_ref() == Some(sha256)).map(|file| file.blob)
+    }
+
+    /// Every whole blob, in no order.
+    pub(super) fn complete(&self) -> impl Iterator<Item = BlobRef> {
+        let own = self.own.iter().map(|(hash, own)| BlobRef { hash: *hash, size: own.size });
+        let elsewhere = self.places.keys().filter(|hash| !self.own.contains_key(hash));
+        own.chain(elsewhere.filter_map(|hash| self.get(*hash)))
+    }
+
+    /// Whether other peers may have it: a blob whose only copies are private files is not theirs.
+    pub(super) fn is_shared(&self, hash: BlobHash) -> bool {
+        self.own.contains_key(&hash) || self.files_of(hash).all(|file| file.shared)
+    }
+
+    pub(super) fn add_own(&mut self, blob: BlobRef, used: SystemTime) {
+        self.own.insert(blob.hash, Own { size: blob.size, used });
+        self.partial.remove(&blob.hash);
+    }
+
+    pub(super) fn remove_own(&mut self, hash: BlobHash) {
+        self.own.remove(&hash);
+    }
+
+    pub(super) fn touch(&mut self, hash: BlobHash, now: SystemTime) {
+        if let Some(own) = self.own.get_mut(&hash) {
+            own.used = now;
+        }
+    }
+
+    pub(super) fn add_file(&mut self, file: InPlaceFile) {
+        self.remove_file(&file.path.clone());
+        self.places.entry(file.blob.hash).or_default().insert(file.path.clone());
+        self.files.insert(file.path.clone(), file);
+    }
+
+    /// Forgets the file in place at this path; says whether there was one.
+    pub(super) fn remove_file(&mut self, path: &Path) -> bool {
+        let Some(file) = self.files.remove(path) else { return false };
+        if let Some(places) = self.places.get_mut(&file.blob.hash) {
+            places.remove(path);
+            if places.is_empty() {
+                self.places.remove(&file.blob.hash);
+            }
+        }
+        true
+    }
+
+    pub(super) fn hold(&mut self, hash: BlobHash) {
+        *self.holds.entry(hash).or_default() += 1;
+    }
+
+    pub(super) fn release(&mut self, hash: BlobHash) {
+        if let Some(count) = self.holds.get_mut(&hash) {
+            *count -= 1;
+            if *count == 0 {
+                self.holds.remove(&hash);
+            }
+        }
+    }
+
+    /// Whether it must not be deleted: somebody works with it, or it is pinned.
+    pub(super) fn must_stay(&self, hash: BlobHash) -> bool {
+        self.holds.contains_key(&hash) || self.marks.is_pinned(hash)
+    }
+
+    /// How many bytes the store's own blobs take.
+    pub(super) fn own_bytes(&self) -> u64 {
+        self.own.values().map(|own| own.size).sum()
+    }
+
+    /// All that may be deleted, out of the whole blobs and these leftovers, the least recently used first.
+    pub(super) fn candidates(&self, leftovers: Vec<Candidate>) -> Vec<Candidate> {
+        let whole = self.own.iter().map(|(hash, own)| Candidate {
+            used: own.used,
+            hash: *hash,
+            bytes: own.size,
+            is_whole: true,
+        });
+        let may_go = |candidate: &Candidate| !self.must_stay(candidate.hash);
+        let mut candidates: Vec<_> = whole.chain(leftovers).filter(may_go).collect();
+        candidates.sort();
+        candidates
+    }
+
+    /// The candidates to delete so that `lacking` bytes are won; `None` where all are not enough.
+    pub(super) fn choose(&self, lacking: u64, leftovers: Vec<Candidate>) -> Option<Vec<Candidate>> {
+        let mut candidates = self.candidates(leftovers);
+        let mut won = 0_u64;
+        let enough = candidates.iter().position(|candidate| {
+            won = won.saturating_add(candidate.bytes);
+            won >= lacking
+        });
+        candidates.truncate(enough? + 1);
+        Some(candidates)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn index() -> Index {
+        let mut index = Index::default();
+        for age in 1..=4_u8 {
+            let blob = BlobRef { hash: BlobHash([age; 32]), size: 10 };
+            index.add_own(blob, SystemTime::UNIX_EPOCH + Duration::from_secs(100 - u64::from(age)));
+        }
+        index
+    }
+
+    fn chosen(index: &Index, lacking: u64) -> Option<Vec<u8>> {
+        let chosen = index.choose(lacking, vec![]);
+        chosen.map(|chosen| chosen.iter().map(|candidate| candidate.hash.0[0]).collect())
+    }
+
+    #[test]
+    fn least_recently_used_goes_first_and_no_more_than_needed() {
+        let mut index = index();
+        assert_eq!(chosen(&index, 1), Some(vec![4]));
+        assert_eq!(chosen(&index, 11), Some(vec![4, 3]));
+        index.touch(BlobHash([4; 32]), SystemTime::UNIX_EPOCH + Duration::from_secs(200));
+        assert_eq!(chosen(&index, 11), Some(vec![3, 2]));
+    }
+
+    #[test]
+    fn nothing_is_chosen_where_all_of_it_is_not_enough() {
+        let mut index = index();
+        assert_eq!(chosen(&index, 41), None);
+        index.hold(BlobHash([4; 32]));
+        index.hold(BlobHash([4; 32]));
+        index.marks.set_pinned(BlobHash([3; 32]), true);
+        assert_eq!(chosen(&index, 21), None);
+        assert_eq!(chosen(&index, 20), Some(vec![2, 1]));
+        index.release(BlobHash([4; 32]));
+        assert_eq!(chosen(&index, 21), None, "it is still held once");
+        index.release(BlobHash([4; 32]));
+        assert_eq!(chosen(&index, 21), Some(vec![4, 2, 1]));
+    }
+}

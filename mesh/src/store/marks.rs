@@ -1,0 +1,49 @@
+//! What people decided about blobs: which ones are pinned, in `DIR/pins.json`.
+//!
+//! Not here: blobs that are held only while somebody works with them; that is `room`.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use protocol::BlobHash;
+use serde::{Deserialize, Serialize};
+
+use super::{StoreError, failure, write_json};
+
+const NAME: &str = "pins.json";
+
+/// The pinned blobs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Marks {
+    /// Never evicted.
+    pinned: BTreeSet<BlobHash>,
+}
+
+impl Marks {
+    pub(super) fn read(directory: &Path) -> Result<Self, StoreError> {
+        let path = directory.join(NAME);
+        match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(failure("reading", &path)(error)),
+            Ok(bytes) => {
+                serde_json::from_slice(&bytes).map_err(|error| failure("reading", &path)(error.into()))
+            }
+        }
+    }
+
+    pub(super) fn write(&self, directory: &Path) -> Result<(), StoreError> {
+        write_json(directory, NAME, self)
+    }
+
+    pub(super) fn is_pinned(&self, hash: BlobHash) -> bool {
+        self.pinned.contains(&hash)
+    }
+
+    /// Pins or unpins; says whether that changes anything.
+    pub(super) fn set_pinned(&mut self, hash: BlobHash, pinned: bool) -> bool {
+        if pinned { self.pinned.insert(hash) } else { self.pinned.remove(&hash) }
+    }
+}

@@ -1,0 +1,234 @@
+//! Room on the disk: the quota, what is deleted to keep to it, and what must never be.
+//!
+//! The store's own blobs and what is half fetched count; files in place do not, and are never deleted.
+//! A store without a quota deletes nothing by itself. Not here: the order of eviction, which is `index`.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::MutexGuard;
+use std::time::SystemTime;
+
+use nix::sys::statvfs::statvfs;
+use protocol::BlobHash;
+use tracing::{info, warn};
+
+use super::index::Candidate;
+use super::{BlobStore, StoreError, blocking, failure, remove_file};
+
+/// A blob that is not evicted as long as this lives.
+#[derive(Debug)]
+pub struct BlobHold {
+    store: BlobStore,
+    hash: BlobHash,
+}
+
+impl Drop for BlobHold {
+    fn drop(&mut self) {
+        self.store.index().release(self.hash);
+    }
+}
+
+/// What was deleted to win room.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Collected {
+    /// How many whole blobs.
+    pub blobs: u64,
+    /// How many transfers that nobody goes on with.
+    pub partial: u64,
+    /// How many bytes both were.
+    pub bytes: u64,
+}
+
+impl BlobStore {
+    /// Sets how many bytes the store may take. Without one it takes what it is given.
+    pub fn set_quota(&self, quota: Option<u64>) {
+        self.index().quota = quota;
+    }
+
+    /// Keeps a blob from eviction, also one that is still to come.
+    pub fn hold(&self, hash: BlobHash) -> BlobHold {
+        self.index().hold(hash);
+        BlobHold { store: self.clone(), hash }
+    }
+
+    /// Pins or unpins a whole blob: a pinned one is never evicted, also after a restart.
+    pub async fn set_pinned(&self, hash: BlobHash, pinned: bool) -> Result<(), StoreError> {
+        let store = self.clone();
+        blocking(move || {
+            let mut index = store.index();
+            if pinned && index.get(hash).is_none() {
+                return Err(StoreError::Missing(hash));
+            }
+            let mut marks = index.marks.clone();
+            if marks.set_pinned(hash, pinned) {
+                marks.write(&store.inner.directory)?;
+                index.marks = marks;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Deletes what nobody goes on with, and the least recently used blobs over this quota or, without
+    /// one, the store's own.
+    pub async fn collect(&self, quota: Option<u64>) -> Result<Collected, StoreError> {
+        let store = self.clone();
+        blocking(move || {
+            let _room = store.lock_room();
+            let mut collected = Collected::default();
+            let leftovers = store.leftovers()?;
+            let stale: Vec<_> =
+                leftovers.into_iter().filter(|left| !store.index().must_stay(left.hash)).collect();
+            store.delete(&stale, &mut collected)?;
+            store.remove_stray_outboards()?;
+            let quota = quota.or(store.index().quota);
+            let lacking = quota.map_or(0, |quota| store.index().own_bytes().saturating_sub(quota));
+            if lacking > 0 {
+                let chosen = store.index().choose(lacking, vec![]);
+                // What must stay may be more than the quota; then all the rest goes.
+                let chosen = chosen.unwrap_or_else(|| store.index().candidates(vec![]));
+                store.delete(&chosen, &mut collected)?;
+            }
+            Ok(collected)
+        })
+        .await
+    }
+
+    /// Sees to it that so many bytes can be written, and keeps others from doing the same until the guard
+    /// is dropped. It blocks on the disk.
+    pub(super) fn make_room(&self, wanted: u64) -> Result<MutexGuard<'_, ()>, StoreError> {
+        let room = self.lock_room();
+        let folder = &self.inner.directory;
+        let quota = self.index().quota;
+        let mut free = free_bytes(folder)?;
+        if let Some(quota) = quota {
+            let used = self.bytes_used()?;
+            let over = used.saturating_add(wanted).saturating_sub(quota);
+            let lacking = over.max(wanted.saturating_sub(free));
+            if lacking > 0 {
+                let leftovers = self.leftovers()?;
+                let chosen = self.index().choose(lacking, leftovers);
+                let Some(chosen) = chosen else {
+                    let folder = folder.clone();
+                    return Err(if over > 0 {
+                        StoreError::OverQuota { wanted, quota, used, folder }
+                    } else {
+                        StoreError::NoRoom { wanted, free, folder }
+                    });
+                };
+                let mut collected = Collected::default();
+                self.delete(&chosen, &mut collected)?;
+                info!(?collected, "blobs were evicted to make room");
+                free = free_bytes(folder)?;
+            }
+        }
+        if free < wanted {
+            return Err(StoreError::NoRoom { wanted, free, folder: folder.clone() });
+        }
+        Ok(room)
+    }
+
+    /// The error of a write that failed; of a full disk, with the numbers.
+    pub(super) fn write_failure(&self, wanted: u64, path: &Path, error: io::Error) -> StoreError {
+        let folder = &self.inner.directory;
+        match (error.kind(), free_bytes(folder)) {
+            (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, Ok(free)) => {
+                StoreError::NoRoom { wanted, free, folder: folder.clone() }
+            }
+            _ => failure("writing", path)(error),
+        }
+    }
+
+    fn lock_room(&self) -> MutexGuard<'_, ()> {
+        self.inner.room.lock().expect("nothing panics while it makes room")
+    }
+
+    /// What counts against the quota.
+    fn bytes_used(&self) -> Result<u64, StoreError> {
+        let mut used = self.index().own_bytes();
+        for folder in ["partial", "temporary"] {
+            let folder = self.inner.directory.join(folder);
+            for entry in fs::read_dir(&folder).map_err(failure("reading", &folder))? {
+                // A file that went away between the two looks takes nothing.
+                let length = entry.and_then(|entry| entry.metadata()).map_or(0, |metadata| metadata.len());
+                used = used.saturating_add(length);
+            }
+        }
+        Ok(used)
+    }
+
+    /// What is left of transfers, of those under way too: those are held.
+    fn leftovers(&self) -> Result<Vec<Candidate>, StoreError> {
+        let folder = self.inner.directory.join("partial");
+        let mut leftovers = Vec::new();
+        for entry in fs::read_dir(&folder).map_err(failure("reading", &folder))? {
+            let entry = entry.map_err(failure("reading", &folder))?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            let Some(Ok(hash)) = name.strip_suffix(".data").map(str::parse) else { continue };
+            let Ok(metadata) = entry.metadata() else { continue };
+            let used = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+            leftovers.push(Candidate { used, hash, bytes: metadata.len(), is_whole: false });
+        }
+        Ok(leftovers)
+    }
+
+    fn delete(&self, chosen: &[Candidate], collected: &mut Collected) -> Result<(), StoreError> {
+        for candidate in chosen {
+            let hash = candidate.hash;
+            // The lock is kept, so that nobody begins to work with it meanwhile.
+            let mut index = self.index();
+            if index.must_stay(hash) {
+                continue;
+            }
+            if candidate.is_whole {
+                index.remove_own(hash);
+                let is_elsewhere = index.files_of(hash).next().is_some();
+                remove_file(&self.blob_path(hash))?;
+                if !is_elsewhere {
+                    remove_file(&self.outboard_path(hash))?;
+                }
+                collected.blobs += 1;
+            } else {
+                for part in ["data", "outboard", "pieces"] {
+                    remove_file(&self.partial_path(hash, part))?;
+                }
+                collected.partial += 1;
+            }
+            collected.bytes += candidate.bytes;
+        }
+        if collected.blobs > 0 {
+            self.tell_change();
+        }
+        Ok(())
+    }
+
+    /// Removes hash trees of blobs that are not here any more.
+    fn remove_stray_outboards(&self) -> Result<(), StoreError> {
+        let folder = self.inner.directory.join("blobs");
+        for shelf in fs::read_dir(&folder).map_err(failure("reading", &folder))? {
+            let shelf = shelf.map_err(failure("reading", &folder))?.path();
+            for entry in fs::read_dir(&shelf).map_err(failure("reading", &shelf))? {
+                let path = entry.map_err(failure("reading", &shelf))?.path();
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let Some(Ok(hash)) = name.strip_suffix(".outboard").map(str::parse) else { continue };
+                let index = self.index();
+                // The lock is kept, so that no blob comes to its tree meanwhile.
+                if index.get(hash).is_none() && !index.must_stay(hash) {
+                    remove_file(&path)?;
+                    warn!(path = %path.display(), "hash tree of a blob that has gone was removed");
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How many bytes this user can still write where the folder lies.
+pub fn free_bytes(folder: &Path) -> Result<u64, StoreError> {
+    let status =
+        statvfs(folder).map_err(|errno| failure("asking for free space in", folder)(errno.into()))?;
+    Ok(u64::from(status.blocks_available()).saturating_mul(u64::from(status.fragment_size())))
+}

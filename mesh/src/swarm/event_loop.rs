@@ -2,7 +2,6 @@
 //! neither join nor pass the gate in time.
 
 use std::collections::HashMap;
-use std::error::Error;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -102,19 +101,11 @@ impl Listener {
     }
 }
 
-/// The error of the operating system inside those that libp2p puts around it, each of which says the
-/// same again.
+/// The error of the operating system inside those that libp2p puts around it. They pass its words on,
+/// are of types that have no name, and skip it among their causes: so its code is read from its words.
 fn words_of_the_system(error: io::Error) -> io::Error {
-    let mut code = error.raw_os_error();
-    let mut layer: Option<&(dyn Error + 'static)> = error.get_ref().map(|inner| inner as _);
-    while let (None, Some(inner)) = (code, layer) {
-        let io = inner.downcast_ref::<io::Error>();
-        code = io.and_then(io::Error::raw_os_error);
-        layer = match io.and_then(io::Error::get_ref) {
-            Some(within) => Some(within),
-            None => inner.source(),
-        };
-    }
+    let text = error.to_string();
+    let code = text.rsplit_once("(os error ").and_then(|(_, rest)| rest.strip_suffix(')')?.parse().ok());
     code.map_or(error, io::Error::from_raw_os_error)
 }
 
@@ -157,7 +148,7 @@ impl EventLoop {
             ping: ping::Behaviour::new(ping::Config::new().with_interval(PING).with_timeout(PING)),
             streams,
         };
-        let failure = |error: &dyn Error| MeshError::Transport(error.to_string());
+        let failure = |error: &dyn std::error::Error| MeshError::Transport(error.to_string());
         let swarm = SwarmBuilder::with_existing_identity(config.identity.keypair())
             .with_tokio()
             .with_tcp(tcp::Config::new().nodelay(true), noise::Config::new, yamux::Config::default)
@@ -382,24 +373,26 @@ impl Dial {
 
 #[cfg(test)]
 mod tests {
+    use std::error::Error;
+    use std::net::{TcpListener, UdpSocket};
+    use std::sync::Arc;
+
     use super::*;
+    use crate::identity::Identity;
+    use crate::swarm::Mesh;
 
-    #[derive(Debug, thiserror::Error)]
-    #[error(transparent)]
-    struct Layer(#[from] io::Error);
-
-    #[test]
-    fn error_of_the_system_is_told_without_what_is_around_it() {
-        let system = || io::Error::from_raw_os_error(98);
-        let check = |error: io::Error, expected: &io::Error| {
-            let told = words_of_the_system(error);
-            assert_eq!((told.kind(), told.to_string()), (expected.kind(), expected.to_string()));
-            assert!(told.get_ref().is_none_or(|inner| inner.source().is_none()), "{told:?}");
-        };
-        check(system(), &system());
-        check(io::Error::other(system()), &system());
-        check(io::Error::other(Layer(system())), &system());
-        check(io::Error::other(Layer(io::Error::other(Layer(system())))), &system());
-        check(io::Error::other("no port"), &io::Error::other("no port"));
+    #[tokio::test]
+    async fn taken_port_is_told_once_and_as_in_use() {
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for listen in [tcp.local_addr().unwrap(), udp.local_addr().unwrap()] {
+            let identity = Arc::new(Identity::generate().unwrap());
+            let config = MeshConfig { identity, listen: vec![listen], accept: true };
+            let Err(MeshError::Listen { source, .. }) = Mesh::start(config).await.map(drop) else {
+                panic!("a taken port was had");
+            };
+            assert_eq!(source.kind(), io::ErrorKind::AddrInUse, "{source:?}");
+            assert!(source.source().is_none(), "{source:?}");
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use mesh::identity::Identity;
+use mesh::plane::QuinnPlane;
 use mesh::swarm::Session;
 use protocol::membership::Role;
 use protocol::message::{

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use mesh::store::ByteSize;
 
 use crate::commands::blob::BlobCommand;
 use crate::{environment, failure};
@@ -54,7 +55,7 @@ impl Command {
     /// What is logged where the environment does not say: the daemons tell their milestones.
     pub(crate) fn log_default(&self) -> &'static str {
         match self {
-            Self::Coordinator(_) | Self::Node(_) => "info",
+            Self::Coordinator(_) | Self::Node(_) | Self::Blob(BlobCommand::Share(_)) => "info",
             _ => "error",
         }
     }
@@ -164,6 +165,13 @@ pub(crate) struct NodeArguments {
     /// The ComfyUI to attach to, such as http://127.0.0.1:8188.
     #[arg(long, value_name = "URL", env = environment::COMFYUI)]
     pub(crate) comfyui: Option<String>,
+    /// How much disk the store of blobs may take, such as 200GB; then the least recently used go. Defaults
+    /// to all that is free.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) quota: Option<ByteSize>,
+    /// A folder of models to serve where they lie, or ComfyUI's `extra_model_paths.yaml`. Repeatable.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) models: Vec<PathBuf>,
     /// A label, such as room=2.14. Repeatable.
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) label: Vec<String>,

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use coordinator::api::ServeError;
 use coordinator::service::StartError as CoordinatorStartError;
+use mesh::control::{CustodianError, FailureKind};
 use mesh::swarm::JoinError;
 use node::agent::StartError as NodeStartError;
 use node::engine::comfyui::client::AddressError;
@@ -17,7 +18,7 @@ use crate::settings::SettingsError;
 /// The exit codes, as `--help` shows them.
 pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
-  0  done                          6  no such workflow, job or node
+  0  done                          6  no such workflow, job, node or blob
   1  any other failure             7  the farm or the file refused the input
   2  wrong command line            8  the job failed
   3  wrong settings                9  the job was cancelled or expired
@@ -56,6 +57,9 @@ pub(crate) enum Failure {
         /// `canceled` or `expired`.
         state: String,
     },
+    /// Blobs that are not what their name says.
+    #[error("{0}")]
+    Damaged(String),
     /// The owner was asked and did not agree, or could not be asked.
     #[error("{0}")]
     NotAgreed(String),
@@ -75,6 +79,7 @@ fn classify(error: &anyhow::Error) -> (u8, Option<&'static str>) {
     for cause in error.chain() {
         if let Some(failure) = cause.downcast_ref::<Failure>() {
             return match failure {
+                Failure::Damaged(_) => (1, Some("damaged blobs are fetched again when a run needs them")),
                 Failure::Usage(_) => (2, None),
                 Failure::NotFound(_) => (6, None),
                 Failure::Input(_) => (7, None),
@@ -104,6 +109,14 @@ fn classify(error: &anyhow::Error) -> (u8, Option<&'static str>) {
                 ClientError::Refused { status: 404, .. } => (6, None),
                 ClientError::Refused { status: 400..=499, .. } | ClientError::File { .. } => (7, None),
                 _ => (1, None),
+            };
+        }
+        if let Some(error) = cause.downcast_ref::<CustodianError>() {
+            return match error.kind() {
+                _ if error.is_in_use() => (11, None),
+                FailureKind::NotFound => (6, Some("`comfy-farm blob ls` lists what is here")),
+                FailureKind::Input => (7, None),
+                FailureKind::Other => (1, None),
             };
         }
         if cause.is::<JoinError>() {

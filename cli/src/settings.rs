@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use coordinator::api::TlsFiles;
+use mesh::store::ByteSize;
 use protocol::LEASE_DURATION;
 
 pub(crate) use self::file::{SettingsFile, check_environment};
@@ -170,6 +171,8 @@ pub(crate) struct NodeSettings {
     /// The ComfyUI to attach to; `None` for the built-in engine.
     pub(crate) comfyui: Option<String>,
     pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) quota: Option<ByteSize>,
+    pub(crate) models: Vec<PathBuf>,
     pub(crate) yes: bool,
     pub(crate) builtin_pause: Duration,
 }
@@ -200,6 +203,8 @@ impl NodeSettings {
             data_listen: arguments.data_listen.or(table.data_listen),
             comfyui,
             labels,
+            quota: arguments.quota.or(table.quota),
+            models: if arguments.models.is_empty() { table.models } else { arguments.models },
             yes: arguments.yes || table.yes,
             builtin_pause: Duration::from_millis(arguments.builtin_pause),
         })

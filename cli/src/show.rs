@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use mesh::folders::IndexProgress;
 use serde_json::Value;
 use tracing_subscriber::EnvFilter;
 
@@ -96,5 +97,29 @@ impl JobProgress {
         if let Some(bar) = self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+/// How far work on bytes is: a bar on a terminal, nothing elsewhere.
+pub(crate) struct ByteProgress {
+    bar: ProgressBar,
+}
+
+impl ByteProgress {
+    pub(crate) fn new() -> Self {
+        let style = ProgressStyle::with_template("{bar:32} {bytes} of {total_bytes}, {eta} left");
+        let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+        Self { bar: ProgressBar::new(0).with_style(style) }
+    }
+
+    pub(crate) fn show(&self, now: IndexProgress) {
+        self.bar.set_length(now.total);
+        self.bar.set_position(now.done);
+    }
+}
+
+impl Drop for ByteProgress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
     }
 }

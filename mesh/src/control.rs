@@ -94,7 +94,19 @@ pub struct Verified {
 enum Answer {
     Progress(IndexProgress),
     Done(Reply),
-    Failed(String),
+    Failed { kind: FailureKind, words: String },
+}
+
+/// Whose matter a failure is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FailureKind {
+    /// No such blob is here.
+    NotFound,
+    /// What was named cannot be used.
+    Input,
+    /// Anything else.
+    Other,
 }
 
 /// Why the store could not do what was asked.
@@ -106,6 +118,16 @@ pub enum PerformError {
     /// A folder.
     #[error(transparent)]
     Index(#[from] IndexError),
+}
+
+impl PerformError {
+    fn kind(&self) -> FailureKind {
+        match self {
+            Self::Store(StoreError::Missing(_)) => FailureKind::NotFound,
+            Self::Index(IndexError::Read { .. }) => FailureKind::Input,
+            _ => FailureKind::Other,
+        }
+    }
 }
 
 /// Does what is asked with this store.

@@ -218,10 +218,11 @@ impl<'a> Work<'a> {
 
     fn hash_all(&self, store: &BlobStore, stop: &CancellationToken, tell: &(dyn Fn(IndexProgress) + Sync)) {
         while let Some(found) = self.next().filter(|_| !stop.is_cancelled()) {
-            let hashed = hash_in_place(&found.path).and_then(|(mut file, outboard)| {
-                file.shared = found.shared;
-                store.add_in_place(file, &outboard)
-            });
+            let hashed =
+                hash_in_place(&found.path, || stop.is_cancelled()).and_then(|(mut file, outboard)| {
+                    file.shared = found.shared;
+                    store.add_in_place(file, &outboard)
+                });
             let mut state = self.state.lock().expect("nothing panics while it holds the work");
             state.done.passed += found.metadata.len();
             match hashed {
@@ -229,6 +230,7 @@ impl<'a> Work<'a> {
                     state.done.files += 1;
                     state.done.bytes += found.metadata.len();
                 }
+                Err(_) if stop.is_cancelled() => return,
                 Err(error) => {
                     state.done.skipped += 1;
                     let error = protocol::error_chain(&error);

@@ -136,8 +136,8 @@ pub enum StoreError {
     /// A file changed while it was read.
     #[error("`{}` changed while it was read: try again when nothing writes to it", .0.display())]
     Changed(PathBuf),
-    /// A write was cancelled half-way, so what was written is not known.
-    #[error("an earlier write of this blob was cancelled, begin again")]
+    /// A write or a hash was cancelled half-way.
+    #[error("earlier work on this blob was cancelled, begin again")]
     Abandoned,
 }
 

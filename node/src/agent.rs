@@ -11,17 +11,20 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use mesh::control::ControlServer;
 use mesh::fetch::{Exchange, ExchangeConfig};
 use mesh::folder::{DataFolder, FolderError};
+use mesh::folders::index_task;
 use mesh::gate::Credentials;
 use mesh::identity::{Identity, IdentityError};
 use mesh::plane::{BindError, RacingPlane};
 use mesh::store::{BlobStore, StoreError};
 use mesh::swarm::{Mesh, MeshConfig, MeshError};
 use protocol::ticket::Ticket;
-use protocol::{Device, PeerId};
+use protocol::{Device, PeerId, error_chain};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::ends::{Ends, KeepError};
 use crate::engine::Engine;
@@ -42,6 +45,10 @@ pub struct AgentConfig {
     /// Where it serves blobs. Defaults to all interfaces at [`DEFAULT_DATA_PORT`], or at a free port
     /// where that one is taken.
     pub data_listen: Option<SocketAddr>,
+    /// How many bytes its store may take. Defaults to all that there are.
+    pub quota: Option<u64>,
+    /// Folders of models that it serves where they lie.
+    pub models: Vec<PathBuf>,
     /// What executes workflows.
     pub engine: Arc<dyn Engine>,
     /// What the engine computes on: one slot for each.
@@ -100,6 +107,9 @@ pub struct Agent {
     tools: Arc<Tools>,
     devices: Vec<Device>,
     folder: Arc<DataFolder>,
+    /// What answers the commands on this machine; `None` where no socket could be made.
+    control: Option<ControlServer>,
+    models: Vec<PathBuf>,
 }
 
 impl Agent {
@@ -119,6 +129,9 @@ impl Agent {
         mesh.set_credentials(credentials.clone());
 
         let blobs = BlobStore::open(&data.join("blobs")).await?;
+        blobs.set_quota(config.quota);
+        let control = ControlServer::bind(&data, blobs.clone());
+        let control = control.inspect_err(|error| warn!(error = error_chain(error), "no commands")).ok();
         let plane = bind_data_plane(config.data_listen, &identity).await?;
         let exchange =
             Exchange::start(ExchangeConfig::new(blobs.clone(), Arc::new(plane), credentials.clone()));
@@ -127,8 +140,19 @@ impl Agent {
         info!(%peer, coordinator = %belonging.coordinator, "node is up");
 
         let tools = Arc::new(Tools { engine: config.engine, exchange, blobs, ends, scratch });
-        let devices = config.devices;
-        Ok(Self { peer, mesh, credentials, belonging, belonging_path, tools, devices, folder })
+        let (devices, models) = (config.devices, config.models);
+        Ok(Self {
+            peer,
+            mesh,
+            credentials,
+            belonging,
+            belonging_path,
+            tools,
+            devices,
+            folder,
+            control,
+            models,
+        })
     }
 
     /// Who this node is.
@@ -142,12 +166,19 @@ impl Agent {
     }
 
     /// Serves the coordinator until `stop`; then gives back every lease and ends.
-    pub async fn serve(self, stop: CancellationToken) {
+    pub async fn serve(mut self, stop: CancellationToken) {
+        let mut upkeep = JoinSet::new();
+        if let Some(control) = self.control.take() {
+            upkeep.spawn(control.serve(stop.clone()));
+        }
+        let models = std::mem::take(&mut self.models);
+        upkeep.spawn(index_task(self.tools.blobs.clone(), models, stop.clone()));
         let (exchange, mesh) = (self.tools.exchange.clone(), self.mesh.clone());
         // Held until nothing is written into it any more.
         let _folder = Arc::clone(&self.folder);
         let (duty, session_events) = duty::Duty::new(self);
         duty.serve(session_events, stop).await;
+        while upkeep.join_next().await.is_some() {}
         exchange.shutdown().await;
         mesh.shutdown();
         mesh.stopped().await;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
-use mesh::store::{BlobStore, StoreError};
+use mesh::store::{BlobHold, BlobStore, StoreError};
 use protocol::message::{Outcome, RunEnded};
 use protocol::{BlobHash, OutputFile, RunId};
 use tracing::warn;
@@ -34,7 +34,20 @@ pub struct Ends {
     blobs: BlobStore,
     /// Held while outputs are stored or removed, so that none is removed that another run just made too.
     outputs: tokio::sync::Mutex<()>,
-    kept: Mutex<BTreeMap<RunId, RunEnded>>,
+    kept: Mutex<BTreeMap<RunId, Kept>>,
+}
+
+/// An end that waits, with its outputs, which are not evicted meanwhile.
+struct Kept {
+    ended: RunEnded,
+    _outputs: Vec<BlobHold>,
+}
+
+impl Kept {
+    fn new(ended: RunEnded, blobs: &BlobStore) -> Self {
+        let held = outputs(&ended).map(|hash| blobs.hold(hash)).collect();
+        Self { ended, _outputs: held }
+    }
 }
 
 /// A file that a run made, before it is a blob.
@@ -66,7 +79,9 @@ impl Ends {
             let is_whole = path.extension().is_some_and(|extension| extension == "json");
             let bytes = if is_whole { tokio::fs::read(&path).await.map_err(error)? } else { Vec::new() };
             match serde_json::from_slice::<RunEnded>(&bytes) {
-                Ok(ended) if are_here(&ended, &blobs).await? => drop(kept.insert(ended.lease.run, ended)),
+                Ok(ended) if are_here(&ended, &blobs).await? => {
+                    kept.insert(ended.lease.run, Kept::new(ended, &blobs));
+                }
                 _ => {
                     warn!(file = %path.display(), "end of a run cannot be presented any more");
                     tokio::fs::remove_file(&path).await.map_err(error)?;
@@ -90,30 +105,31 @@ impl Ends {
             files.push(OutputFile { output, index, file_name, media_type, blob });
         }
         ended.outcome = Outcome::Succeeded(files);
+        let kept = Kept::new(ended.clone(), &self.blobs);
         self.write(&ended).await?;
-        self.lock().insert(ended.lease.run, ended.clone());
+        self.lock().insert(ended.lease.run, kept);
         Ok(ended)
     }
 
     /// Keeps the end of a run that made nothing.
     pub async fn keep_failure(&self, ended: RunEnded) -> Result<(), KeepError> {
         self.write(&ended).await?;
-        self.lock().insert(ended.lease.run, ended);
+        self.lock().insert(ended.lease.run, Kept::new(ended, &self.blobs));
         Ok(())
     }
 
     /// All that wait for their acknowledgement, the latest run last.
     pub fn kept(&self) -> Vec<RunEnded> {
-        self.lock().values().cloned().collect()
+        self.lock().values().map(|kept| kept.ended.clone()).collect()
     }
 
     /// Forgets an end that is recorded, and its outputs unless another end has them too.
     pub async fn forget(&self, run: RunId) -> Result<(), KeepError> {
         let _outputs = self.outputs.lock().await;
-        let Some(ended) = self.lock().remove(&run) else { return Ok(()) };
+        let Some(Kept { ended, .. }) = self.lock().remove(&run) else { return Ok(()) };
         let path = self.path(run);
         tokio::fs::remove_file(&path).await.map_err(|source| KeepError::File { path, source })?;
-        let still_kept: Vec<BlobHash> = self.lock().values().flat_map(outputs).collect();
+        let still_kept: Vec<BlobHash> = self.lock().values().flat_map(|kept| outputs(&kept.ended)).collect();
         for hash in outputs(&ended).filter(|hash| !still_kept.contains(hash)) {
             self.blobs.remove(hash).await?;
         }
@@ -136,7 +152,7 @@ impl Ends {
         self.folder.join(format!("{run}.json"))
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<RunId, RunEnded>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<RunId, Kept>> {
         self.kept.lock().expect("nothing panics while it holds the ends")
     }
 }

@@ -115,6 +115,8 @@ async fn run_impl(
     let Filled { workflow, files, outputs } =
         fill(&graph, &interface, &parameters, &Filling { output_prefix, inputs: grant.inputs.clone() })
             .map_err(invalid)?;
+    // No input is evicted to make room for another one, or before the engine has it.
+    let _held: Vec<_> = files.iter().map(|(_, blob)| tools.blobs.hold(blob.hash)).collect();
     for (_, blob) in &files {
         needs.fetch(*blob, record).await?;
     }

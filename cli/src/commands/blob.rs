@@ -1,17 +1,44 @@
 //! `comfy-farm blob`: the blobs on this machine, one file for each subcommand.
 
 mod ls;
+mod add;
+mod verify;
+mod gc;
+mod pin;
+mod share;
+mod get;
+mod carry;
+mod progress;
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use mesh::control::{Custodian, Reply, Request};
+use mesh::store::ByteSize;
+use protocol::BlobHash;
 
-use crate::environment;
+use crate::{environment, settings, show};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum BlobCommand {
     /// List the blobs that a data folder holds.
     Ls(LsArguments),
+    /// Make models blobs where they lie: each file of the folder is hashed, none is copied.
+    Add(AddArguments),
+    /// Read blobs again, and forget those that are not what their name says.
+    Verify(VerifyArguments),
+    /// Delete what transfers left behind, and the least recently used blobs over the quota.
+    Gc(GcArguments),
+    /// Never evict a blob.
+    Pin(PinArguments),
+    /// Let a blob be evicted again.
+    Unpin(PinArguments),
+    /// Serve one file to whoever has the ticket that this prints, with no farm: the quickest way to carry
+    /// a model to another machine. The ticket is a secret like a password: whoever has it can fetch the
+    /// file, as long as this runs.
+    Share(share::ShareArguments),
+    /// Fetch a file that another machine shares, from it and from those who fetch it as well.
+    Get(get::GetArguments),
 }
 
 /// Whose blobs they are.
@@ -31,8 +58,66 @@ pub(crate) struct LsArguments {
     pub(crate) json: bool,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct AddArguments {
+    #[command(flatten)]
+    pub(crate) store: StoreArguments,
+    /// A folder of models, one file, or ComfyUI's `extra_model_paths.yaml`. What is listed in the folder's
+    /// `.comfy-farm-private` is never served.
+    pub(crate) path: PathBuf,
+    /// Answer in JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArguments {
+    #[command(flatten)]
+    pub(crate) store: StoreArguments,
+    /// The blob. Defaults to all of them.
+    pub(crate) hash: Option<BlobHash>,
+    /// Answer in JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GcArguments {
+    #[command(flatten)]
+    pub(crate) store: StoreArguments,
+    /// Shrink to this size, such as 200GB. Defaults to the quota of the process that runs there.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) quota: Option<ByteSize>,
+    /// Answer in JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PinArguments {
+    #[command(flatten)]
+    pub(crate) store: StoreArguments,
+    /// The blob.
+    pub(crate) hash: BlobHash,
+}
+
 pub(super) async fn blob(command: BlobCommand) -> anyhow::Result<()> {
     match command {
         BlobCommand::Ls(arguments) => ls::ls(&arguments).await,
+        BlobCommand::Add(arguments) => add::add(&arguments).await,
+        BlobCommand::Verify(arguments) => verify::verify(&arguments).await,
+        BlobCommand::Gc(arguments) => gc::gc(&arguments).await,
+        BlobCommand::Pin(arguments) => pin::set_pinned(&arguments, true).await,
+        BlobCommand::Unpin(arguments) => pin::set_pinned(&arguments, false).await,
+        BlobCommand::Share(arguments) => share::share(&arguments).await,
+        BlobCommand::Get(arguments) => get::get(&arguments).await,
     }
+}
+
+/// Asks whoever has the store, and shows on the way how far it is.
+async fn ask(store: &StoreArguments, request: Request) -> anyhow::Result<Reply> {
+    let data = settings::node_data(store.data.as_deref())?;
+    let progress = show::ByteProgress::new();
+    let reply = Custodian::find(&data).await?.ask(request, move |now| progress.show(now)).await?;
+    Ok(reply)
 }

@@ -7,6 +7,7 @@ use anyhow::ensure;
 use coordinator::api::{self, ApiConfig};
 use coordinator::handle::Invitation;
 use coordinator::service::{Coordinator, CoordinatorConfig};
+use mesh::control::ControlServer;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -43,6 +44,8 @@ pub(super) async fn coordinator(arguments: CoordinatorArguments, file: SettingsF
         write_private(&admin_key_file(&settings.data), key)?;
     }
     let stop = CancellationToken::new();
+    let control = ControlServer::bind(&settings.data, coordinator.handle.blobs().clone())?;
+    let commands = tokio::spawn(control.serve(stop.clone()));
     let server = api.serve(coordinator.handle.clone(), stop.clone()).await?;
     let ticket = coordinator.handle.invite(FIRST_TICKET).await?;
 
@@ -76,6 +79,7 @@ pub(super) async fn coordinator(arguments: CoordinatorArguments, file: SettingsF
     };
     stop.cancel();
     server.stopped().await;
+    commands.await?;
     coordinator.shutdown().await;
     ensure!(!failed, "the coordinator's store has failed; its log says why");
     Ok(())

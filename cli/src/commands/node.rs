@@ -40,6 +40,8 @@ pub(super) async fn node(arguments: NodeArguments, file: SettingsFile) -> anyhow
         ticket,
         labels: settings.labels,
         data_listen: settings.data_listen,
+        quota: settings.quota.map(|quota| quota.0),
+        models: settings.models,
         engine,
         devices: vec![device],
     })

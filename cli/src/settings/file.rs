@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use mesh::store::ByteSize;
 use serde::Deserialize;
 
 use super::SettingsError;
@@ -56,6 +57,8 @@ pub(super) struct NodeTable {
     pub(super) engine: Option<EngineChoice>,
     pub(super) comfyui: Option<String>,
     pub(super) labels: BTreeMap<String, String>,
+    pub(super) quota: Option<ByteSize>,
+    pub(super) models: Vec<PathBuf>,
     pub(super) yes: bool,
 }
 
@@ -78,7 +81,7 @@ const KNOWN: [(&str, &[&str]); 3] = [
             "lease",
         ],
     ),
-    ("node", &["join", "data", "data_listen", "engine", "comfyui", "labels", "yes"]),
+    ("node", &["join", "data", "data_listen", "engine", "comfyui", "labels", "quota", "models", "yes"]),
 ];
 
 /// An error where the environment sets something that nothing reads.
@@ -190,6 +193,8 @@ mod tests {
             engine = "comfyui"
             comfyui = "http://127.0.0.1:8188"
             labels = { room = "2.14" }
+            quota = "200GB"
+            models = ["/srv/models"]
             yes = true
         "#;
         parse(text).expect("all are known");

@@ -9,7 +9,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
-use super::{Answer, MAX_ANSWER, PerformError, Reply, Request, SOCKET, perform, short_path};
+use super::{Answer, FailureKind, MAX_ANSWER, PerformError, Reply, Request, SOCKET, perform, short_path};
 use crate::folder::{DataFolder, FolderError};
 use crate::folders::IndexProgress;
 use crate::store::{BlobStore, StoreError};
@@ -52,8 +52,30 @@ pub enum CustodianError {
         source: io::Error,
     },
     /// The process tried it.
-    #[error("{0}")]
-    Failed(String),
+    #[error("{words}")]
+    Failed {
+        /// Whose matter it is.
+        kind: FailureKind,
+        /// Why, in words.
+        words: String,
+    },
+}
+
+impl CustodianError {
+    /// Whose matter it is.
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            Self::NoFolder(_) => FailureKind::Input,
+            Self::Perform(error) => error.kind(),
+            Self::Failed { kind, .. } => *kind,
+            Self::Folder(_) | Self::Store(_) | Self::Socket { .. } => FailureKind::Other,
+        }
+    }
+
+    /// Whether another process has the folder.
+    pub fn is_in_use(&self) -> bool {
+        matches!(self, Self::Folder(FolderError::InUse { .. }))
+    }
 }
 
 impl Custodian {
@@ -90,7 +112,7 @@ impl Custodian {
                 let answer = ask_process(path, &request, &tell).await;
                 match answer.map_err(|source| CustodianError::Socket { path: path.clone(), source })? {
                     Ok(reply) => Ok(reply),
-                    Err(words) => Err(CustodianError::Failed(words)),
+                    Err((kind, words)) => Err(CustodianError::Failed { kind, words }),
                 }
             }
         }
@@ -107,7 +129,7 @@ async fn ask_process(
     path: &Path,
     request: &Request,
     tell: &impl Fn(IndexProgress),
-) -> io::Result<Result<Reply, String>> {
+) -> io::Result<Result<Reply, (FailureKind, String)>> {
     let mut stream = connect(path).await?;
     let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
@@ -122,7 +144,7 @@ async fn ask_process(
         match serde_json::from_slice(&line)? {
             Answer::Progress(progress) => tell(progress),
             Answer::Done(reply) => return Ok(Ok(reply)),
-            Answer::Failed(words) => return Ok(Err(words)),
+            Answer::Failed { kind, words } => return Ok(Err((kind, words))),
         }
     }
 }

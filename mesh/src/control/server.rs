@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::{Answer, MAX_REQUEST, Request, SOCKET, perform};
+use super::{Answer, FailureKind, MAX_REQUEST, Request, SOCKET, perform};
 use crate::store::BlobStore;
 
 /// How many commands are served at a time.
@@ -106,8 +106,8 @@ async fn answer_impl(mut stream: UnixStream, store: BlobStore, stop: Cancellatio
     let request: Request = match serde_json::from_str(&line) {
         Ok(request) => request,
         Err(error) => {
-            return send(&mut writer, &Answer::Failed(format!("no request that is known here: {error}")))
-                .await;
+            let words = format!("no request that is known here: {error}");
+            return send(&mut writer, &Answer::Failed { kind: FailureKind::Input, words }).await;
         }
     };
 
@@ -124,7 +124,9 @@ async fn answer_impl(mut stream: UnixStream, store: BlobStore, stop: Cancellatio
             performed = &mut performing => {
                 let answer = match performed {
                     Ok(reply) => Answer::Done(reply),
-                    Err(error) => Answer::Failed(protocol::error_chain(&error)),
+                    Err(error) => {
+                        Answer::Failed { kind: error.kind(), words: protocol::error_chain(&error) }
+                    }
                 };
                 return send(&mut writer, &answer).await;
             }

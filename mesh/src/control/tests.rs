@@ -34,8 +34,9 @@ async fn running_process_is_asked_and_its_store_does_it() {
     let verified = Verified { good: 1, bad: vec![] };
     assert_eq!(ask(Request::Verify { hash: None }).await.expect("no error"), Reply::Verified(verified));
     let missing = BlobRef::of(b"another").hash;
-    let failed = ask(Request::Verify { hash: Some(missing) }).await.expect_err("it is not there").to_string();
-    assert_eq!(failed, format!("blob `{missing}` is not in the store"));
+    let failed = ask(Request::Verify { hash: Some(missing) }).await.expect_err("it is not there");
+    assert_eq!(failed.kind(), FailureKind::NotFound);
+    assert_eq!(failed.to_string(), format!("blob `{missing}` is not in the store"));
 
     stop.cancel();
     serving.await.expect("it ends");
@@ -74,7 +75,7 @@ async fn words_that_are_no_request_are_answered_and_too_many_of_them_are_cut_off
         stream.write_all(&words).await.expect("it is read");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.expect("it answers and hangs up");
-        assert!(answer.starts_with("{\"failed\":\"no request that is known here"), "{answer}");
+        assert!(answer.starts_with("{\"failed\":{\"kind\":\"input\""), "{answer}");
     }
     stop.cancel();
     serving.await.expect("it ends");

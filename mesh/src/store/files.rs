@@ -39,7 +39,7 @@ impl BlobStore {
         let (store, path) = (self.clone(), path.as_ref().to_owned());
         blocking(move || {
             let path = fs::canonicalize(&path).map_err(failure("finding", &path))?;
-            let (in_place, outboard) = hash_in_place(&path)?;
+            let (in_place, outboard) = hash_in_place(&path, || false)?;
             let blob = in_place.blob;
             store.add_in_place(in_place, &outboard)?;
             let index = store.index();
@@ -105,8 +105,12 @@ impl BlobStore {
     }
 }
 
-/// Hashes a file where it lies, under both names that models have; also gives its outboard.
-pub(crate) fn hash_in_place(path: &Path) -> Result<(InPlaceFile, Vec<u8>), StoreError> {
+/// Hashes a file where it lies, under both names that models have, unless it is stopped; also gives its
+/// outboard.
+pub(crate) fn hash_in_place(
+    path: &Path,
+    is_stopped: impl Fn() -> bool,
+) -> Result<(InPlaceFile, Vec<u8>), StoreError> {
     let mut file = fs::File::open(path).map_err(failure("opening", path))?;
     let before = file.metadata().map_err(failure("reading", path))?;
     // A second change within one tick of the file system's clock would look like none.
@@ -118,7 +122,7 @@ pub(crate) fn hash_in_place(path: &Path) -> Result<(InPlaceFile, Vec<u8>), Store
     read_parts(&mut file, path, |part| {
         hasher.update(part);
         sha256.update(part);
-        Ok(())
+        if is_stopped() { Err(StoreError::Abandoned) } else { Ok(()) }
     })?;
     let (blob, outboard) = hasher.finish();
     let mut in_place = InPlaceFile::new(path.to_owned(), blob, &before);

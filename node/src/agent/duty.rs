@@ -34,6 +34,8 @@ use crate::slots::Slots;
 const PROGRESS: Duration = Duration::from_millis(250);
 /// The longest between two heartbeats, whatever the coordinator wishes.
 const LONGEST_HEARTBEAT: Duration = Duration::from_secs(60);
+/// How often a change of what the store holds is told, at most.
+const INVENTORY: Duration = Duration::from_secs(5);
 /// How long runs get to stop when the process ends.
 const STOP: Duration = Duration::from_secs(5);
 /// The most ends in one `Register`, so that it fits its frame; further ones follow it.
@@ -48,6 +50,8 @@ pub(super) struct Duty {
     offers: watch::Receiver<Option<Offer>>,
     /// What the coordinator was told of it.
     told: Option<Offer>,
+    /// Counts what the store lost or found by itself.
+    blobs_changed: watch::Receiver<u64>,
     slots: Slots,
     runs: JoinSet<(LeaseId, Option<RunEnded>)>,
     running: BTreeMap<LeaseId, Running>,
@@ -78,12 +82,14 @@ impl Duty {
         let mut tasks = JoinSet::new();
         tasks.spawn(describe_task(Arc::clone(&tools.engine), devices, offered));
         tasks.spawn(renew_task(mesh.clone(), credentials, belonging, belonging_path));
+        let blobs_changed = tools.blobs.changes();
         let duty = Self {
             mesh,
             destination,
             tools,
             offers,
             told: None,
+            blobs_changed,
             slots,
             runs: JoinSet::new(),
             running: BTreeMap::new(),
@@ -103,6 +109,7 @@ impl Duty {
     ) {
         let (phases, mut entered) = mpsc::channel(64);
         let mut progress = ticks(PROGRESS);
+        let mut inventory = ticks(INVENTORY);
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -113,6 +120,7 @@ impl Duty {
                 Ok(()) = self.offers.changed() => self.on_offer().await,
                 _ = self.heartbeat.tick() => self.send_heartbeat().await,
                 _ = progress.tick() => self.send_progress().await,
+                _ = inventory.tick() => self.send_changed_inventory().await,
             }
         }
         // Nobody listens any more: runs and the session's reader must not wait for that.
@@ -192,9 +200,17 @@ impl Duty {
         self.send_inventory().await;
     }
 
-    /// Tells which large blobs this node holds; small ones are told by the runs that fetched them.
+    /// Tells the inventory again where the store evicted blobs, or models came and went in place.
+    async fn send_changed_inventory(&mut self) {
+        if self.writer.is_some() && self.blobs_changed.has_changed().unwrap_or(false) {
+            self.send_inventory().await;
+        }
+    }
+
+    /// Tells which large blobs this node serves; small ones are told by the runs that fetched them.
     async fn send_inventory(&mut self) {
-        let held: Vec<BlobRef> = self.tools.blobs.complete();
+        self.blobs_changed.mark_unchanged();
+        let held: Vec<BlobRef> = self.tools.blobs.shared();
         let large: Vec<BlobRef> = held.into_iter().filter(|blob| blob.size >= PIECE_SIZE).collect();
         let mut complete = true;
         let mut chunks = large.chunks(MAX_LIST);

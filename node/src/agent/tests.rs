@@ -39,6 +39,8 @@ async fn play(behaviours: Vec<Behaviour>) -> Played {
         ticket: Some(ticket),
         labels: BTreeMap::new(),
         data_listen: Some(loopback()),
+        quota: None,
+        models: vec![],
         engine: FakeEngine::new(behaviours),
         devices: vec![Device::Cpu { threads: 1 }],
     };

@@ -1,23 +1,32 @@
 //! `comfy-farm blob ls`.
 
-use mesh::folder::DataFolder;
-use mesh::store::BlobStore;
+use anyhow::bail;
+use mesh::control::{Reply, Request};
+use mesh::store::{BlobEntry, ByteSize};
 use serde_json::json;
 
-use super::LsArguments;
-use crate::settings;
+use super::{LsArguments, ask};
 use crate::show;
 
 pub(super) async fn ls(arguments: &LsArguments) -> anyhow::Result<()> {
-    let data = settings::node_data(arguments.store.data.as_deref())?;
-    let _folder = DataFolder::take(&data, "`comfy-farm blob`")?;
-    let mut blobs = BlobStore::open(data.join("blobs")).await?.complete();
-    blobs.sort();
+    let Reply::Listed(blobs) = ask(&arguments.store, Request::List).await? else {
+        bail!("the process answered something else: it may be of another version");
+    };
     if arguments.json {
         show::json(&json!({ "blobs": blobs }));
         return Ok(());
     }
-    let rows: Vec<_> = blobs.iter().map(|blob| vec![blob.hash.to_string(), blob.size.to_string()]).collect();
-    show::table(&["BLOB", "BYTES"], &rows);
+    show::table(&["BLOB", "SIZE", "KEPT", "FILE"], &blobs.iter().map(row).collect::<Vec<_>>());
     Ok(())
+}
+
+fn row(blob: &BlobEntry) -> Vec<String> {
+    let kept = match (blob.pinned, blob.shared) {
+        (true, true) => "pinned",
+        (true, false) => "pinned, private",
+        (false, false) => "private",
+        (false, true) => "",
+    };
+    let file = blob.in_place.first().map_or_else(String::new, |path| path.display().to_string());
+    vec![blob.hash.to_string(), ByteSize(blob.size).to_string(), kept.to_owned(), file]
 }

@@ -1,0 +1,164 @@
+//! `comfy-farm blob get`: a file that another machine shares, fetched beside its place and moved there.
+//!
+//! What has come lies in a hidden folder beside the file until then, so that a `get` that was killed goes
+//! on where it was.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::Context;
+use clap::Args;
+use mesh::fetch::{Exchange, FetchError};
+use mesh::folder::DataFolder;
+use mesh::store::BlobStore;
+use protocol::blob_ticket::BlobTicket;
+use protocol::message::Provider;
+use protocol::{BlobRef, Fetched};
+use serde_json::json;
+use tokio::sync::watch;
+
+use super::carry::Listener;
+use super::progress::FetchProgress;
+use crate::commands::asked_to_stop;
+use crate::failure::Failure;
+use crate::show;
+
+#[derive(Debug, Args)]
+pub(crate) struct GetArguments {
+    /// The ticket that `blob share` printed, or @FILE that holds it.
+    #[arg(value_name = "TICKET")]
+    pub(crate) ticket: String,
+    /// The file to make. It appears when it is complete and verified; until then, what has come lies in
+    /// `.FILE.comfy-farm` beside it, from where the same command goes on.
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// Where others who fetch the same file can take what is here, UDP and TCP. Defaults to a free port on
+    /// all interfaces.
+    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:0", hide_default_value = true)]
+    pub(crate) listen: SocketAddr,
+    /// Go on serving the file to others until Ctrl-C.
+    #[arg(long)]
+    pub(crate) keep_serving: bool,
+    /// Answer in JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+pub(super) async fn get(arguments: &GetArguments) -> anyhow::Result<()> {
+    let ticket = read_ticket(&arguments.ticket)?;
+    let output = &arguments.output;
+    let folder = folder_beside(output)?;
+    let listener = Listener::bind(arguments.listen).await?;
+    let taken = DataFolder::take(&folder, "another `blob get` of this file")?;
+    let store = BlobStore::open(&folder).await?;
+    let carrier = listener.join(ticket.clone(), store.clone());
+
+    let began = Instant::now();
+    let fetched = tokio::select! {
+        fetched = fetch(&carrier.exchange, &ticket) => fetched,
+        () = asked_to_stop() => Err(anyhow::anyhow!("stopped; the same command goes on from here")),
+    };
+    let fetched = match fetched {
+        Ok(fetched) => fetched,
+        Err(error) => {
+            carrier.exchange.shutdown().await;
+            return Err(error.context(format!("`{}` did not come whole", ticket.file_name)));
+        }
+    };
+    store.hand_over(ticket.blob.hash, output).await?;
+    if arguments.json {
+        let from: Vec<_> =
+            fetched.iter().map(|part| json!({ "peer": part.from, "bytes": part.bytes })).collect();
+        let BlobRef { hash, size } = ticket.blob;
+        let seconds = began.elapsed().as_secs_f64();
+        show::json(&json!({ "file": output, "blob": hash, "size": size, "seconds": seconds, "from": from }));
+    } else {
+        println!("done {}", output.display());
+    }
+    if arguments.keep_serving {
+        eprintln!("serving it to others until Ctrl-C");
+        asked_to_stop().await;
+    }
+    carrier.exchange.shutdown().await;
+    std::fs::remove_dir_all(&folder).with_context(|| format!("`{}` cannot be removed", folder.display()))?;
+    drop(taken);
+    Ok(())
+}
+
+/// Fetches the blob from the sharer and whoever it names. A link that breaks is made again as long as
+/// each one brings something.
+async fn fetch(exchange: &Exchange, ticket: &BlobTicket) -> anyhow::Result<Vec<Fetched>> {
+    // Held until the end: what an earlier run left is verified once.
+    let partial = exchange.store().partial(ticket.blob).await?;
+    let (sender, mut receiver) = watch::channel(partial.bytes());
+    let mut progress = FetchProgress::new(ticket.blob.size, partial.bytes());
+    let sharer = [Provider { peer: ticket.peer, addresses: ticket.addresses.clone() }];
+    let fetching = async {
+        loop {
+            let before = partial.bytes();
+            match exchange.fetch(ticket.blob, &sharer, Some(&sender)).await {
+                Err(FetchError::NoProvider { .. }) if partial.bytes() > before => {}
+                Err(error @ FetchError::NoProvider { .. }) => {
+                    return Err(Failure::Ticket(error.to_string()).into());
+                }
+                result => return Ok(result?),
+            }
+        }
+    };
+    let showing = async {
+        while receiver.changed().await.is_ok() {
+            progress.show(*receiver.borrow_and_update());
+        }
+        std::future::pending().await
+    };
+    let fetched = tokio::select! {
+        fetched = fetching => fetched,
+        () = showing => unreachable!("it never ends"),
+    };
+    progress.finish();
+    fetched
+}
+
+/// The ticket itself, or the file that holds it.
+fn read_ticket(word: &str) -> Result<BlobTicket, Failure> {
+    let text = match word.strip_prefix('@') {
+        None => word.to_owned(),
+        Some(path) => std::fs::read_to_string(path)
+            .map_err(|error| Failure::Ticket(format!("ticket file `{path}` cannot be read: {error}")))?,
+    };
+    text.parse().map_err(|error| Failure::Ticket(format!("{error}")))
+}
+
+/// The hidden folder beside the file that is to be made.
+fn folder_beside(output: &Path) -> Result<PathBuf, Failure> {
+    let wrong = |what: &str| Failure::Usage(format!("`{}` {what}", output.display()));
+    if output.is_dir() {
+        return Err(wrong("is a folder: give the name of a file in it"));
+    }
+    let name = output.file_name().ok_or_else(|| wrong("names no file"))?;
+    let parent = output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !parent.is_dir() {
+        return Err(wrong("cannot be made: its folder does not exist"));
+    }
+    Ok(parent.join(format!(".{}.comfy-farm", name.to_string_lossy())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn partial_file_lies_hidden_beside_the_whole_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let beside = folder_beside(&folder.path().join("model.bin")).expect("a file in a folder");
+        assert_eq!(beside, folder.path().join(".model.bin.comfy-farm"));
+        assert_eq!(
+            folder_beside(Path::new("model.bin")).ok(),
+            Some(PathBuf::from("./.model.bin.comfy-farm"))
+        );
+        for wrong in [folder.path(), Path::new("/"), Path::new("/no/such/folder/model.bin")] {
+            assert!(folder_beside(wrong).is_err(), "{}", wrong.display());
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! How a fetch goes: a bar on a terminal, a line for each tenth elsewhere, both on stderr.
+
+use std::io::IsTerminal;
+use std::time::Instant;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// What is shown while a blob comes.
+pub(super) struct FetchProgress {
+    bar: Option<ProgressBar>,
+    size: u64,
+    /// What was there before, and since when more comes.
+    start: (u64, Instant),
+    /// The tenths that have been told.
+    told: u64,
+}
+
+impl FetchProgress {
+    pub(super) fn new(size: u64, here: u64) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let template = "{bar:32} {bytes} of {total_bytes} verified  {bytes_per_sec}  {eta} left";
+            let style = ProgressStyle::with_template(template);
+            let bar =
+                ProgressBar::new(size).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar.set_position(here);
+            bar.reset_eta();
+            bar
+        });
+        if here > 0 {
+            eprintln!("{here} of {size} bytes are here from an earlier run");
+        }
+        Self { bar, size, start: (here, Instant::now()), told: tenths(here, size) }
+    }
+
+    /// Shows that so many bytes are here and verified.
+    pub(super) fn show(&mut self, bytes: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(bytes);
+        } else if tenths(bytes, self.size) > self.told {
+            self.told = tenths(bytes, self.size);
+            let rate = bytes.saturating_sub(self.start.0) as f64 / self.start.1.elapsed().as_secs_f64();
+            let left = (self.size - bytes) as f64 / rate;
+            let speed = rate / f64::from(1 << 20);
+            eprintln!("{bytes} of {} bytes verified, {speed:.0} MiB/s, {left:.0} s left", self.size);
+        }
+    }
+
+    /// Takes the bar away.
+    pub(super) fn finish(self) {
+        if let Some(bar) = self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn tenths(bytes: u64, size: u64) -> u64 {
+    (bytes * 10).checked_div(size).unwrap_or(10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tenths_of_any_size_are_counted() {
+        assert_eq!([0, 99, 100, 1000].map(|bytes| tenths(bytes, 1000)), [0, 0, 1, 10]);
+        assert_eq!(tenths(0, 0), 10);
+    }
+}

@@ -1,0 +1,54 @@
+//! `comfy-farm blob share`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+use mesh::identity::Identity;
+use mesh::store::BlobStore;
+use protocol::blob_ticket::BlobTicket;
+
+use super::carry::Listener;
+use crate::commands::asked_to_stop;
+use crate::failure::Failure;
+
+#[derive(Debug, Args)]
+pub(crate) struct ShareArguments {
+    /// The file. It is served where it lies, and no longer once it changes.
+    pub(crate) file: PathBuf,
+    /// Where it is served, UDP and TCP; other machines must reach it. Defaults to a free port on all
+    /// interfaces.
+    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:0", hide_default_value = true)]
+    pub(crate) listen: SocketAddr,
+}
+
+pub(super) async fn share(arguments: &ShareArguments) -> anyhow::Result<()> {
+    let file = arguments.file.display();
+    match std::fs::metadata(&arguments.file) {
+        Ok(metadata) if metadata.is_file() => {}
+        Ok(_) => return Err(Failure::Input(format!("`{file}` is no file: share one file at a time")).into()),
+        Err(error) => return Err(Failure::Input(format!("`{file}` cannot be read: {error}")).into()),
+    }
+    // Before the file is read, so that a port that is taken is found at once.
+    let listener = Listener::bind(arguments.listen).await?;
+    let folder = tempfile::Builder::new().prefix("comfy-farm-share-").tempdir()?;
+    let store = BlobStore::open(folder.path()).await?;
+    eprintln!("reading `{file}`");
+    let blob = store.import_in_place(&arguments.file).await?;
+
+    let name = arguments.file.file_name().unwrap_or_default().to_string_lossy();
+    let seed = Identity::generate()?.signing_key().to_bytes();
+    let ticket = BlobTicket::new(blob, &name, listener.peer(), listener.addresses(), seed);
+    let carrier = listener.join(ticket.clone(), store);
+    println!("{ticket}");
+    eprintln!("serving {} bytes until Ctrl-C; whoever has the ticket can fetch them:", blob.size);
+    eprintln!("  comfy-farm blob get TICKET -o {}", ticket.file_name);
+    if ticket.is_loopback_only() {
+        eprintln!(
+            "note: this ticket works on this machine only: `--listen` names an address of the loopback"
+        );
+    }
+    asked_to_stop().await;
+    carrier.exchange.shutdown().await;
+    Ok(())
+}

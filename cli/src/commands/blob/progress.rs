@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::time::Instant;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{BinaryBytes, ProgressBar, ProgressStyle};
 
 /// What is shown while a blob comes.
 pub(super) struct FetchProgress {
@@ -18,7 +18,7 @@ pub(super) struct FetchProgress {
 impl FetchProgress {
     pub(super) fn new(size: u64, here: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
-            let template = "{bar:32} {bytes} of {total_bytes} verified  {bytes_per_sec}  {eta} left";
+            let template = "{bar:32} {binary_bytes} of {binary_total_bytes} verified  {binary_bytes_per_sec}  {eta} left";
             let style = ProgressStyle::with_template(template);
             let bar =
                 ProgressBar::new(size).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
@@ -27,7 +27,7 @@ impl FetchProgress {
             bar
         });
         if here > 0 {
-            eprintln!("{here} of {size} bytes are here from an earlier run");
+            eprintln!("{} of {} are here from an earlier run", BinaryBytes(here), BinaryBytes(size));
         }
         Self { bar, size, start: (here, Instant::now()), told: tenths(here, size) }
     }
@@ -39,9 +39,9 @@ impl FetchProgress {
         } else if tenths(bytes, self.size) > self.told {
             self.told = tenths(bytes, self.size);
             let rate = bytes.saturating_sub(self.start.0) as f64 / self.start.1.elapsed().as_secs_f64();
-            let left = (self.size - bytes) as f64 / rate;
-            let speed = rate / f64::from(1 << 20);
-            eprintln!("{bytes} of {} bytes verified, {speed:.0} MiB/s, {left:.0} s left", self.size);
+            let left = self.size.saturating_sub(bytes) as f64 / rate;
+            let [bytes, size, rate] = [bytes, self.size, rate as u64].map(BinaryBytes);
+            eprintln!("{bytes} of {size} verified, {rate}/s, {left:.0} s left");
         }
     }
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
+use indicatif::BinaryBytes;
 use mesh::identity::Identity;
 use mesh::store::BlobStore;
 use protocol::blob_ticket::BlobTicket;
@@ -41,7 +42,7 @@ pub(super) async fn share(arguments: &ShareArguments) -> anyhow::Result<()> {
     let ticket = BlobTicket::new(blob, &name, listener.peer(), listener.addresses(), seed);
     let carrier = listener.join(ticket.clone(), store);
     println!("{ticket}");
-    eprintln!("serving {} bytes until Ctrl-C; whoever has the ticket can fetch them:", blob.size);
+    eprintln!("serving {} until Ctrl-C; whoever has the ticket can fetch it:", BinaryBytes(blob.size));
     eprintln!("  comfy-farm blob get TICKET -o {}", ticket.file_name);
     if ticket.is_loopback_only() {
         eprintln!(

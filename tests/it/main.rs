@@ -1,6 +1,7 @@
 //! The farm as its users meet it: real processes, real sockets, real clients.
 
 mod api;
+mod blobs;
 mod browser;
 mod clients;
 mod command_line;

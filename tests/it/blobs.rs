@@ -1,0 +1,234 @@
+//! A file carried from one process to another with a ticket and no farm.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use farm_tests::{Process, eventually, is_root, skipped};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::time::{Duration, sleep};
+
+const PIECE: u64 = 1 << 20;
+
+/// A file that is shared, and the folder in which it is fetched.
+struct Carrying {
+    folder: TempDir,
+    file: PathBuf,
+    sharer: Process,
+    ticket: String,
+}
+
+impl Carrying {
+    async fn start(size: u64) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("model.safetensors");
+        std::fs::write(&file, bytes(size))?;
+        let arguments = ["blob", "share", text(&file), "--listen", "127.0.0.1:0"];
+        let command = Process::comfy_farm(folder.path(), &arguments);
+        let mut sharer = Process::start(command, &folder.path().join("share.log"))?;
+        let ticket = sharer.line().await?;
+        assert!(ticket.starts_with("blob1"), "{ticket}");
+        Ok(Self { folder, file, sharer, ticket })
+    }
+
+    fn output(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn getter(&self, output: &Path, more: &[&str]) -> anyhow::Result<Process> {
+        let arguments = [&get(&self.ticket, output)[..], more].concat();
+        let log = output.with_extension("log");
+        Process::start(Process::comfy_farm(self.folder.path(), &arguments), &log)
+    }
+
+    /// Lets the sharer run in short turns until a first part of the file has come here, and leaves it frozen.
+    async fn send_a_part(&self, output: &Path) -> anyhow::Result<()> {
+        eventually(|| async {
+            self.sharer.signal(Signal::SIGCONT);
+            sleep(Duration::from_millis(2)).await;
+            self.sharer.signal(Signal::SIGSTOP);
+            Ok((pieces(output) > 0).then_some(()))
+        })
+        .await
+    }
+
+    fn assert_is_at(&self, output: &Path) -> anyhow::Result<()> {
+        assert!(std::fs::read(&self.file)? == std::fs::read(output)?, "`{}` differs", output.display());
+        Ok(())
+    }
+}
+
+fn get<'a>(ticket: &'a str, output: &'a Path) -> [&'a str; 7] {
+    ["blob", "get", ticket, "--output", text(output), "--listen", "127.0.0.1:0"]
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}
+
+/// Bytes of which no two pieces are the same.
+fn bytes(size: u64) -> Vec<u8> {
+    let mut bytes = vec![0; size as usize];
+    bytes.chunks_mut(PIECE as usize).zip(1_u8..).for_each(|(piece, number)| piece.fill(number));
+    bytes
+}
+
+fn hidden(output: &Path) -> PathBuf {
+    let name = output.file_name().expect("a file").to_str().expect("UTF-8");
+    output.with_file_name(format!(".{name}.comfy-farm"))
+}
+
+/// How many pieces an unfinished `get` has marked as written.
+fn pieces(output: &Path) -> u64 {
+    let entries = std::fs::read_dir(hidden(output).join("partial"));
+    let marks = entries.into_iter().flatten().flatten().map(|entry| entry.path());
+    let marks = marks.filter(|path| path.extension().is_some_and(|extension| extension == "pieces"));
+    let bits = marks.filter_map(|path| std::fs::read(path).ok()).flatten().map(u8::count_ones);
+    bits.map(u64::from).sum()
+}
+
+/// Fails a `get` and gives its words.
+async fn refused(command: &mut tokio::process::Command) -> anyhow::Result<(Option<i32>, String)> {
+    let output = command.env("COMFY_FARM_LOG", "error").stdin(Stdio::null()).output().await?;
+    assert!(!output.status.success());
+    assert_eq!(output.stdout, b"");
+    Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
+}
+
+#[tokio::test]
+async fn file_is_carried_by_its_ticket_and_nothing_is_left_beside_it() -> anyhow::Result<()> {
+    let carrying = Carrying::start(40_000_003).await?;
+    let output = carrying.output("out.bin");
+    let mut getter = carrying.getter(&output, &[])?;
+    assert_eq!(getter.line().await?, format!("done {}", output.display()));
+    assert!(getter.wait().await?.success());
+    carrying.assert_is_at(&output)?;
+    assert!(!hidden(&output).exists());
+    assert!(carrying.sharer.log().contains("this machine only"), "{}", carrying.sharer.log());
+    Ok(())
+}
+
+#[tokio::test]
+async fn killed_get_goes_on_where_it_was() -> anyhow::Result<()> {
+    let size = 64 * PIECE;
+    let carrying = Carrying::start(size).await?;
+    let output = carrying.output("out.bin");
+    carrying.sharer.signal(Signal::SIGSTOP);
+    let mut getter = carrying.getter(&output, &["--json"])?;
+    carrying.send_a_part(&output).await?;
+    getter.kill().await;
+    let kept = pieces(&output) * PIECE;
+    assert!(kept > 0 && kept < size && !output.exists());
+    carrying.sharer.signal(Signal::SIGCONT);
+
+    let mut getter = carrying.getter(&output, &["--json"])?;
+    let done = getter.json().await?;
+    assert!(getter.wait().await?.success());
+    carrying.assert_is_at(&output)?;
+    let fetched = done["from"][0]["bytes"].as_u64().unwrap_or_default();
+    assert!(fetched + kept <= size + 2 * PIECE, "{fetched} bytes came though {kept} were there");
+    assert!(fetched < size, "nothing was kept of {kept}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn rest_comes_from_another_getter_when_the_sharer_dies() -> anyhow::Result<()> {
+    let mut carrying = Carrying::start(64 * PIECE).await?;
+    let (first, second) = (carrying.output("first.bin"), carrying.output("second.bin"));
+    let mut serving = carrying.getter(&first, &["--keep-serving"])?;
+    assert_eq!(serving.line().await?, format!("done {}", first.display()));
+    carrying.sharer.signal(Signal::SIGSTOP);
+    let mut getter = carrying.getter(&second, &["--json"])?;
+    carrying.send_a_part(&second).await?;
+    carrying.sharer.kill().await;
+
+    let done: Value = getter.json().await?;
+    assert!(getter.wait().await?.success());
+    carrying.assert_is_at(&second)?;
+    assert_eq!(done["from"].as_array().map(Vec::len), Some(2), "{done}");
+    serving.signal(Signal::SIGTERM);
+    assert!(serving.wait().await?.success());
+    carrying.assert_is_at(&first)?;
+    assert!(!hidden(&first).exists());
+    Ok(())
+}
+
+#[tokio::test]
+async fn file_that_changed_is_not_carried_and_both_ends_name_it() -> anyhow::Result<()> {
+    let carrying = Carrying::start(3 * PIECE).await?;
+    std::fs::write(&carrying.file, vec![0; 3 * PIECE as usize])?;
+    let output = carrying.output("out.bin");
+    let mut command = Process::comfy_farm(carrying.folder.path(), &get(&carrying.ticket, &output));
+    let (code, words) = refused(&mut command).await?;
+    assert_eq!(code, Some(10), "{words}");
+    assert!(words.contains("model.safetensors") && words.contains("does not hold the blob"), "{words}");
+    assert!(!output.exists());
+    let log = carrying.sharer.log();
+    assert!(log.contains("no longer served") && log.contains("model.safetensors"), "{log}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn wrong_ticket_is_refused_with_what_is_wrong() -> anyhow::Result<()> {
+    let carrying = Carrying::start(1000).await?;
+    let output = carrying.output("out.bin");
+    let check = async |ticket: &str, expected: &str| -> anyhow::Result<()> {
+        let mut command = Process::comfy_farm(carrying.folder.path(), &get(ticket, &output));
+        let (code, words) = refused(&mut command).await?;
+        assert_eq!(code, Some(10), "{words}");
+        assert!(words.contains(expected), "{words}");
+        Ok(())
+    };
+    check("farm1aaaa", "begins with `blob1`").await?;
+    check(&carrying.ticket[..carrying.ticket.len() - 4], "damaged").await?;
+    check("@no-such-file", "no-such-file").await?;
+    // The same sharer, but another farm: its gate stays shut.
+    let ticket: protocol::blob_ticket::BlobTicket = carrying.ticket.parse()?;
+    let forged = protocol::blob_ticket::BlobTicket::new(
+        ticket.blob,
+        &ticket.file_name,
+        ticket.peer,
+        ticket.addresses,
+        [1; 32],
+    );
+    check(&forged.to_string(), "may not accept our membership").await?;
+    assert!(!output.exists());
+    Ok(())
+}
+
+#[tokio::test]
+async fn full_disk_is_told_with_both_numbers() -> anyhow::Result<()> {
+    if !is_root() {
+        skipped("a file system of 8 MiB is mounted by root only");
+        return Ok(());
+    }
+    let carrying = Carrying::start(20 * PIECE).await?;
+    let small = carrying.output("small");
+    std::fs::create_dir(&small)?;
+    let mounted = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=8m", "tmpfs", text(&small)])
+        .status()?;
+    assert!(mounted.success());
+    let output = small.join("out.bin");
+    let mut command = Process::comfy_farm(carrying.folder.path(), &get(&carrying.ticket, &output));
+    let result = refused(&mut command).await;
+    assert!(std::process::Command::new("umount").arg(&small).status()?.success());
+    let (_, words) = result?;
+    assert!(words.contains("20971520") && words.contains("free"), "{words}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn file_given_as_folder_or_missing_is_a_wrong_input() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    for (file, expected) in
+        [(folder.path().to_owned(), "is no file"), (folder.path().join("no"), "cannot be read")]
+    {
+        let mut command = Process::comfy_farm(folder.path(), &["blob", "share", text(&file)]);
+        let (code, words) = refused(&mut command).await?;
+        assert_eq!(code, Some(7), "{words}");
+        assert!(words.contains(expected), "{words}");
+    }
+    Ok(())
+}

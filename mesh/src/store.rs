@@ -203,7 +203,7 @@ impl BlobStore {
             pinned: index.marks.is_pinned(hash),
             shared: index.is_shared(hash),
             in_place: index.files_of(hash).map(|file| file.path.clone()).collect(),
-            sha256: index.files_of(hash).find_map(|file| file.sha256.clone()),
+            sha256: index.files_of(hash).find_map(|file| file.sha256),
         };
         let mut entries: Vec<_> = index.complete().map(entry).collect();
         entries.sort_by_key(|entry| entry.hash);

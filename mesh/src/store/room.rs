@@ -230,5 +230,5 @@ impl BlobStore {
 pub fn free_bytes(folder: &Path) -> Result<u64, StoreError> {
     let status =
         statvfs(folder).map_err(|errno| failure("asking for free space in", folder)(errno.into()))?;
-    Ok(u64::from(status.blocks_available()).saturating_mul(u64::from(status.fragment_size())))
+    Ok(status.blocks_available().saturating_mul(status.fragment_size()))
 }

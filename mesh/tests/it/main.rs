@@ -5,4 +5,5 @@ mod exchange;
 mod farm;
 mod planes;
 mod gate;
+mod room;
 mod session;

@@ -35,7 +35,7 @@ const PROGRESS: Duration = Duration::from_millis(250);
 /// The longest between two heartbeats, whatever the coordinator wishes.
 const LONGEST_HEARTBEAT: Duration = Duration::from_secs(60);
 /// How often a change of what the store holds is told, at most.
-const INVENTORY: Duration = Duration::from_secs(5);
+const INVENTORY: Duration = Duration::from_secs(2);
 /// How long runs get to stop when the process ends.
 const STOP: Duration = Duration::from_secs(5);
 /// The most ends in one `Register`, so that it fits its frame; further ones follow it.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use mesh::control::{Custodian, Request};
 use mesh::swarm::{Incoming, Session};
 use protocol::message::{
     Accepted, CoordinatorMessage, EndRecorded, Grant, JoinMessage, NodeMessage, Outcome, Refusal, Register,
@@ -24,7 +25,7 @@ struct Played {
     serving: JoinHandle<()>,
     stop: CancellationToken,
     _mesh: Mesh,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 async fn play(behaviours: Vec<Behaviour>) -> Played {
@@ -53,7 +54,7 @@ async fn play(behaviours: Vec<Behaviour>) -> Played {
     let bundled = tools.blobs.import_bytes(b"pixels").await.expect("there is room");
     let stop = CancellationToken::new();
     let serving = tokio::spawn(agent.serve(stop.clone()));
-    Played { incoming, tools, bundled, serving, stop, _mesh: mesh, _folder: folder }
+    Played { incoming, tools, bundled, serving, stop, _mesh: mesh, folder: folder }
 }
 
 async fn next<T>(queue: &mut mpsc::Receiver<T>) -> Option<T> {
@@ -171,4 +172,25 @@ async fn stopping_node_gives_its_lease_back_and_leaves_nothing() {
     timeout(PATIENCE, played.serving).await.expect("it stops").expect("no panic");
     assert_eq!(played.tools.ends.kept(), [], "what was given back is not presented");
     assert_eq!(std::fs::read_dir(&played.tools.scratch).expect("it is there").count(), 0);
+}
+
+#[tokio::test]
+async fn models_that_come_in_place_and_go_are_told_on_the_session() {
+    let mut played = play(vec![]).await;
+    let (mut session, _) = played.session().await;
+    let inventory = |message| if let NodeMessage::Inventory(told) = message { Some(told) } else { None };
+    assert_eq!(hear_until(&mut session, inventory).await.added, []);
+
+    let model = played.folder.path().join("model.safetensors");
+    std::fs::write(&model, vec![1; 1 << 20]).expect("own folder");
+    let custodian = Custodian::find(played.folder.path()).await.expect("the node listens");
+    let request = Request::Add { path: model.clone() };
+    custodian.ask(request.clone(), |_| {}).await.expect("it can be read");
+    let told = hear_until(&mut session, inventory).await;
+    assert!(told.complete);
+    assert_eq!(told.added, [BlobRef::of(&[1; 1 << 20])]);
+
+    std::fs::write(&model, vec![2; 1 << 20]).expect("own folder");
+    custodian.ask(request, |_| {}).await.expect("it can be read");
+    assert_eq!(hear_until(&mut session, inventory).await.added, [BlobRef::of(&[2; 1 << 20])]);
 }

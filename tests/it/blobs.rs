@@ -193,7 +193,7 @@ async fn wrong_ticket_is_refused_with_what_is_wrong() -> anyhow::Result<()> {
         [1; 32],
     );
     check(&forged.to_string(), "may not accept our membership").await?;
-    assert!(!output.exists());
+    assert!(!output.exists() && !hidden(&output).exists());
     Ok(())
 }
 

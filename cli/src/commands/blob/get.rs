@@ -55,14 +55,18 @@ pub(super) async fn get(arguments: &GetArguments) -> anyhow::Result<()> {
     let carrier = listener.join(ticket.clone(), store.clone());
 
     let began = Instant::now();
+    let (sender, here) = watch::channel(0);
     let fetched = tokio::select! {
-        fetched = fetch(&carrier.exchange, &ticket) => fetched,
+        fetched = fetch(&carrier.exchange, &ticket, &sender) => fetched,
         () = asked_to_stop() => Err(anyhow::anyhow!("stopped; the same command goes on from here")),
     };
     let fetched = match fetched {
         Ok(fetched) => fetched,
         Err(error) => {
             carrier.exchange.shutdown().await;
+            if *here.borrow() == 0 {
+                remove(&folder)?;
+            }
             return Err(error.context(format!("`{}` did not come whole", ticket.file_name)));
         }
     };
@@ -81,23 +85,32 @@ pub(super) async fn get(arguments: &GetArguments) -> anyhow::Result<()> {
         asked_to_stop().await;
     }
     carrier.exchange.shutdown().await;
-    std::fs::remove_dir_all(&folder).with_context(|| format!("`{}` cannot be removed", folder.display()))?;
+    remove(&folder)?;
     drop(taken);
     Ok(())
 }
 
+fn remove(folder: &Path) -> anyhow::Result<()> {
+    std::fs::remove_dir_all(folder).with_context(|| format!("`{}` cannot be removed", folder.display()))
+}
+
 /// Fetches the blob from the sharer and whoever it names. A link that breaks is made again as long as
 /// each one brings something.
-async fn fetch(exchange: &Exchange, ticket: &BlobTicket) -> anyhow::Result<Vec<Fetched>> {
+async fn fetch(
+    exchange: &Exchange,
+    ticket: &BlobTicket,
+    here: &watch::Sender<u64>,
+) -> anyhow::Result<Vec<Fetched>> {
     // Held until the end: what an earlier run left is verified once.
     let partial = exchange.store().partial(ticket.blob).await?;
-    let (sender, mut receiver) = watch::channel(partial.bytes());
+    here.send_replace(partial.bytes());
+    let mut news = here.subscribe();
     let mut progress = FetchProgress::new(ticket.blob.size, partial.bytes());
     let sharer = [Provider { peer: ticket.peer, addresses: ticket.addresses.clone() }];
     let fetching = async {
         loop {
             let before = partial.bytes();
-            match exchange.fetch(ticket.blob, &sharer, Some(&sender)).await {
+            match exchange.fetch(ticket.blob, &sharer, Some(here)).await {
                 Err(FetchError::NoProvider { .. }) if partial.bytes() > before => {}
                 Err(error @ FetchError::NoProvider { .. }) => {
                     return Err(Failure::Ticket(error.to_string()).into());
@@ -107,8 +120,8 @@ async fn fetch(exchange: &Exchange, ticket: &BlobTicket) -> anyhow::Result<Vec<F
         }
     };
     let showing = async {
-        while receiver.changed().await.is_ok() {
-            progress.show(*receiver.borrow_and_update());
+        while news.changed().await.is_ok() {
+            progress.show(*news.borrow_and_update());
         }
         std::future::pending().await
     };

@@ -22,8 +22,10 @@ use crate::store::{BlobStore, ByteSize, StoreError, hash_in_place};
 
 /// How long after one look at the folders the next one comes.
 const RESCAN: Duration = Duration::from_secs(180);
-/// How often a long look tells how far it is, and writes down what it has.
-const TELL: Duration = Duration::from_secs(10);
+/// How often a long look tells how far it is.
+const TELL: Duration = Duration::from_secs(1);
+/// How often a long look is logged, and writes down what it has.
+const KEEP: Duration = Duration::from_secs(10);
 
 /// Why a folder could not be indexed.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +78,7 @@ pub struct IndexProgress {
 pub async fn index_task(store: BlobStore, roots: Vec<PathBuf>, stop: CancellationToken) {
     loop {
         for root in &roots {
-            let indexed = index(&store, root, stop.clone(), log_progress).await;
+            let indexed = index(&store, root, stop.clone(), log_progress()).await;
             match indexed {
                 Ok(Indexed { files, bytes, hashed, dropped, skipped }) => {
                     let bytes = ByteSize(bytes);
@@ -100,9 +102,17 @@ pub async fn index_task(store: BlobStore, roots: Vec<PathBuf>, stop: Cancellatio
     }
 }
 
-fn log_progress(progress: IndexProgress) {
-    let (done, total) = (ByteSize(progress.done), ByteSize(progress.total));
-    info!(%done, %total, "hashing models");
+/// Logs how far a look is, now and then.
+fn log_progress() -> impl Fn(IndexProgress) + Send + Sync {
+    let logged = Mutex::new(Instant::now());
+    move |progress| {
+        let mut logged = logged.lock().expect("nothing panics while it holds the time");
+        if logged.elapsed() >= KEEP {
+            *logged = Instant::now();
+            let (done, total) = (ByteSize(progress.done), ByteSize(progress.total));
+            info!(%done, %total, "hashing models");
+        }
+    }
 }
 
 /// Looks at a folder, or one file, once; hashes with all cores what is new in it. `tell` hears every few
@@ -187,6 +197,7 @@ struct State<'a> {
     left: Vec<&'a Found>,
     done: Done,
     told: Instant,
+    kept: Instant,
 }
 
 #[derive(Default, Clone, Copy)]
@@ -204,7 +215,8 @@ impl<'a> Work<'a> {
         left.sort_by_key(|found| found.metadata.len());
         let total_bytes = left.iter().map(|found| found.metadata.len()).sum();
         let total_files = left.len();
-        let state = State { left, done: Done::default(), told: Instant::now() };
+        let now = Instant::now();
+        let state = State { left, done: Done::default(), told: now, kept: now };
         Self { total_files, total_bytes, state: Mutex::new(state) }
     }
 
@@ -237,15 +249,22 @@ impl<'a> Work<'a> {
                     warn!(path = %found.path.display(), error, "model is passed over for now");
                 }
             }
-            if state.told.elapsed() < TELL {
-                continue;
-            }
-            state.told = Instant::now();
+            let now = Instant::now();
             let progress = IndexProgress { done: state.done.passed, total: self.total_bytes };
+            let is_to_tell = now - state.told >= TELL;
+            let is_to_keep = now - state.kept >= KEEP;
+            if is_to_tell {
+                state.told = now;
+            }
+            if is_to_keep {
+                state.kept = now;
+            }
             drop(state);
-            tell(progress);
+            if is_to_tell {
+                tell(progress);
+            }
             // A process that is killed meanwhile does not begin anew.
-            if let Err(error) = store.keep_in_place() {
+            if is_to_keep && let Err(error) = store.keep_in_place() {
                 warn!(%error, "index of models is not written down");
             }
         }

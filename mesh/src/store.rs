@@ -16,11 +16,13 @@
 //! the time of change of its file. Not here: how blobs cross between peers.
 
 mod byte_size;
+mod error;
 mod index;
 mod draft;
 mod files;
 mod hand_over;
 mod in_place;
+mod list;
 mod marks;
 mod partial;
 mod pieces;
@@ -29,8 +31,10 @@ mod source;
 
 pub use byte_size::{ByteSize, ParseByteSizeError};
 pub use draft::BlobWriter;
+pub use error::StoreError;
 pub(crate) use files::hash_in_place;
 pub(crate) use in_place::InPlaceFile;
+pub use list::BlobEntry;
 pub use partial::PartialBlob;
 pub use pieces::Pieces;
 pub use room::{BlobHold, Collected, free_bytes};
@@ -43,12 +47,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::SystemTime;
 
-use protocol::{BlobHash, BlobRef, Sha256};
-use serde::{Deserialize, Serialize};
+use protocol::{BlobHash, BlobRef};
+use serde::Serialize;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use crate::store::draft::Draft;
+use crate::store::error::failure;
 use crate::store::files::read_parts;
 use crate::store::in_place::InPlaceIndex;
 use crate::store::index::Index;
@@ -69,76 +74,6 @@ struct Inner {
     room: Mutex<()>,
     /// Counts what went away or came in place, which nobody hears of otherwise.
     changes: watch::Sender<u64>,
-}
-
-/// A whole blob, as people ask about it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BlobEntry {
-    /// Its hash.
-    pub hash: BlobHash,
-    /// How many bytes it is.
-    pub size: u64,
-    /// Whether it is never evicted.
-    pub pinned: bool,
-    /// Whether other peers may have it.
-    pub shared: bool,
-    /// The files elsewhere that it is; they are neither counted nor evicted.
-    pub in_place: Vec<PathBuf>,
-    /// Its SHA-256, where it is known.
-    pub sha256: Option<Sha256>,
-}
-
-/// Why the store cannot do what was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The operating system refuses.
-    #[error("{attempt} `{}` did not succeed", path.display())]
-    Io {
-        /// What was attempted.
-        attempt: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// What the operating system said.
-        source: io::Error,
-    },
-    /// More bytes came than the caller allows for.
-    #[error("more than the {limit} bytes that are taken here")]
-    TooLarge {
-        /// How many are taken.
-        limit: u64,
-    },
-    /// No such blob is whole here.
-    #[error("blob `{0}` is not in the store")]
-    Missing(BlobHash),
-    /// The disk has less room than is needed, before the first byte or in the middle.
-    #[error("{wanted} bytes are wanted and {free} are free in `{}`: make room and try again", folder.display())]
-    NoRoom {
-        /// How many bytes are to be written.
-        wanted: u64,
-        /// How many can be.
-        free: u64,
-        /// Where.
-        folder: PathBuf,
-    },
-    /// All that may be evicted does not win enough.
-    #[error("{wanted} bytes are wanted, and of the quota of {quota} bytes {used} are used in `{}`: raise the quota or unpin something", folder.display())]
-    OverQuota {
-        /// How many bytes are to be written.
-        wanted: u64,
-        /// How many the store may take.
-        quota: u64,
-        /// How many it takes.
-        used: u64,
-        /// Where.
-        folder: PathBuf,
-    },
-    /// A file changed while it was read.
-    #[error("`{}` changed while it was read: try again when nothing writes to it", .0.display())]
-    Changed(PathBuf),
-    /// A write or a hash was cancelled half-way.
-    #[error("earlier work on this blob was cancelled, begin again")]
-    Abandoned,
 }
 
 impl BlobStore {
@@ -192,27 +127,6 @@ impl BlobStore {
     pub fn shared(&self) -> Vec<BlobRef> {
         let index = self.index();
         index.complete().filter(|blob| index.is_shared(blob.hash)).collect()
-    }
-
-    /// Every whole blob with what is known of it, by hash.
-    pub fn list(&self) -> Vec<BlobEntry> {
-        let index = self.index();
-        let entry = |BlobRef { hash, size }| BlobEntry {
-            hash,
-            size,
-            pinned: index.marks.is_pinned(hash),
-            shared: index.is_shared(hash),
-            in_place: index.files_of(hash).map(|file| file.path.clone()).collect(),
-            sha256: index.files_of(hash).find_map(|file| file.sha256),
-        };
-        let mut entries: Vec<_> = index.complete().map(entry).collect();
-        entries.sort_by_key(|entry| entry.hash);
-        entries
-    }
-
-    /// The blob with this SHA-256, among the files in place that were hashed with it.
-    pub fn with_sha256(&self, sha256: &Sha256) -> Option<BlobRef> {
-        self.index().with_sha256(sha256)
     }
 
     /// Changes whenever blobs went away by themselves, or came or went in place.
@@ -474,11 +388,6 @@ fn remove_file(path: &Path) -> Result<(), StoreError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failure("removing", path)(error)),
         _ => Ok(()),
     }
-}
-
-fn failure(attempt: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError + use<> {
-    let path = path.to_owned();
-    move |source| StoreError::Io { attempt, path, source }
 }
 
 /// Runs file work off the threads that drive the network.

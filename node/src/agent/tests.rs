@@ -54,7 +54,7 @@ async fn play(behaviours: Vec<Behaviour>) -> Played {
     let bundled = tools.blobs.import_bytes(b"pixels").await.expect("there is room");
     let stop = CancellationToken::new();
     let serving = tokio::spawn(agent.serve(stop.clone()));
-    Played { incoming, tools, bundled, serving, stop, _mesh: mesh, folder: folder }
+    Played { incoming, tools, bundled, serving, stop, _mesh: mesh, folder }
 }
 
 async fn next<T>(queue: &mut mpsc::Receiver<T>) -> Option<T> {

@@ -1,0 +1,51 @@
+//! What the store tells people of its blobs.
+//!
+//! Not here: how it is shown.
+
+use std::path::PathBuf;
+
+use protocol::{BlobHash, BlobRef, Sha256};
+use serde::{Deserialize, Serialize};
+
+use super::BlobStore;
+
+/// A whole blob, as people ask about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlobEntry {
+    /// Its hash.
+    pub hash: BlobHash,
+    /// How many bytes it is.
+    pub size: u64,
+    /// Whether it is never evicted.
+    pub pinned: bool,
+    /// Whether other peers may have it.
+    pub shared: bool,
+    /// The files elsewhere that it is; they are neither counted nor evicted.
+    pub in_place: Vec<PathBuf>,
+    /// Its SHA-256, where it is known.
+    pub sha256: Option<Sha256>,
+}
+
+impl BlobStore {
+    /// Every whole blob with what is known of it, by hash.
+    pub fn list(&self) -> Vec<BlobEntry> {
+        let index = self.index();
+        let entry = |BlobRef { hash, size }| BlobEntry {
+            hash,
+            size,
+            pinned: index.marks.is_pinned(hash),
+            shared: index.is_shared(hash),
+            in_place: index.files_of(hash).map(|file| file.path.clone()).collect(),
+            sha256: index.files_of(hash).find_map(|file| file.sha256),
+        };
+        let mut entries: Vec<_> = index.complete().map(entry).collect();
+        entries.sort_by_key(|entry| entry.hash);
+        entries
+    }
+
+    /// The blob with this SHA-256, among the files in place that were hashed with it.
+    pub fn with_sha256(&self, sha256: &Sha256) -> Option<BlobRef> {
+        self.index().with_sha256(sha256)
+    }
+}

@@ -61,7 +61,8 @@ async fn closed_link_ends_at_both_sides_with_its_channels() {
             ends[closing].close("enough");
             timeout(PATIENCE, ends[1 - closing].closed()).await.expect("the other side notices");
             let mut rest = Vec::new();
-            let read = timeout(PATIENCE, channel.reader.read_to_end(&mut rest)).await.expect("the channel ends");
+            let read =
+                timeout(PATIENCE, channel.reader.read_to_end(&mut rest)).await.expect("the channel ends");
             assert!(read.is_err() || rest.is_empty(), "{}", ends[0].plane());
         }
     }
@@ -73,7 +74,8 @@ async fn race_takes_the_plane_that_gets_through() {
     let racing = RacingPlane::bind(&key(), loopback()).await.expect("a plane");
     let tls = TlsPlane::bind(&other, loopback()).await.expect("a plane");
     let quic = QuinnPlane::bind(&other, loopback()).await.expect("a plane");
-    let through = async |address: SocketAddr| racing.dial(other.peer(), address).await.expect("it answers").plane();
+    let through =
+        async |address: SocketAddr| racing.dial(other.peer(), address).await.expect("it answers").plane();
     assert_eq!(through(tls.addresses()[0]).await, "TLS");
     assert_eq!(through(quic.addresses()[0]).await, "QUIC");
     // Where both get through, TLS has the head start, until QUIC was the one.

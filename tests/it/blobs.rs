@@ -46,7 +46,7 @@ impl Carrying {
     async fn send_a_part(&self, output: &Path) -> anyhow::Result<()> {
         eventually(|| async {
             self.sharer.signal(Signal::SIGCONT);
-            sleep(Duration::from_millis(2)).await;
+            sleep(Duration::from_millis(20)).await;
             self.sharer.signal(Signal::SIGSTOP);
             Ok((pieces(output) > 0).then_some(()))
         })
@@ -111,7 +111,7 @@ async fn file_is_carried_by_its_ticket_and_nothing_is_left_beside_it() -> anyhow
 
 #[tokio::test]
 async fn killed_get_goes_on_where_it_was() -> anyhow::Result<()> {
-    let size = 64 * PIECE;
+    let size = 160 * PIECE;
     let carrying = Carrying::start(size).await?;
     let output = carrying.output("out.bin");
     carrying.sharer.signal(Signal::SIGSTOP);
@@ -134,7 +134,7 @@ async fn killed_get_goes_on_where_it_was() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn rest_comes_from_another_getter_when_the_sharer_dies() -> anyhow::Result<()> {
-    let mut carrying = Carrying::start(64 * PIECE).await?;
+    let mut carrying = Carrying::start(160 * PIECE).await?;
     let (first, second) = (carrying.output("first.bin"), carrying.output("second.bin"));
     let mut serving = carrying.getter(&first, &["--keep-serving"])?;
     assert_eq!(serving.line().await?, format!("done {}", first.display()));

@@ -87,7 +87,7 @@ impl Plane for TlsPlane {
         let dialler = Dialler { connector: TlsConnector::from(Arc::new(tls)), address };
         let mut id = LinkId::default();
         getrandom::fill(&mut id).map_err(|error| failure(io::Error::other(error)))?;
-        match dialler.connect(Preface { purpose: Purpose::Control, link: id }).await {
+        match dialler.begin(id).await {
             Ok(control) => Ok(DialledLink::start(peer, id, dialler, control, self.stop.child_token())),
             Err(error) if is_wrong_peer(&error) => Err(DialError::WrongPeer { address, plane: NAME }),
             Err(error) => Err(failure(error)),
@@ -121,6 +121,13 @@ struct Dialler {
 }
 
 impl Dialler {
+    /// Begins a link: the control connection, once the other side has answered on it.
+    async fn begin(&self, id: LinkId) -> io::Result<TlsStream<TcpStream>> {
+        let mut control = self.connect(Preface { purpose: Purpose::Control, link: id }).await?;
+        timeout(HANDSHAKE_TIMEOUT, control::first_beat(&mut control)).await??;
+        Ok(control)
+    }
+
     async fn connect(&self, preface: Preface) -> io::Result<TlsStream<TcpStream>> {
         let connecting = async {
             let stream = TcpStream::connect(self.address).await?;
@@ -205,10 +212,11 @@ impl Door {
         let Preface { purpose, link: id } = preface;
         match purpose {
             Purpose::Control => {
-                let link = AcceptedLink::start(peer, remote, stream, self.stop.child_token());
+                let (link, control) = AcceptedLink::new(peer, remote, self.stop.child_token());
                 // A queue that stays full drops the link; its peer dials again.
-                if !self.known.add(peer, id, &link) || self.found.try_send(link.clone()).is_err() {
-                    link.close("");
+                if self.known.add(peer, id, &link) && self.found.try_send(link).is_ok() {
+                    // Its first heartbeat tells the peer that further connections will find their link.
+                    tokio::spawn(control.run(stream));
                 }
             }
             Purpose::Asked | Purpose::Lent => match self.known.get(peer, id) {

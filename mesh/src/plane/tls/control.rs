@@ -21,20 +21,34 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many requests of the peer may wait to be carried out.
 pub(super) const MAX_REQUESTS: usize = 64;
 
-/// Runs the control connection until the link is closed, and closes the link when it ends. What the peer
-/// requests goes to `requested`; what comes out of `requests` is requested of the peer.
-pub(super) async fn control_task(
-    stream: TlsStream<TcpStream>,
-    requested: Option<mpsc::Sender<()>>,
-    requests: mpsc::Receiver<()>,
-    closed: CancellationToken,
-) {
-    let (reader, writer) = tokio::io::split(stream);
-    let _close = closed.clone().drop_guard();
-    tokio::select! {
-        () = closed.cancelled() => {}
-        _ = read_all(reader, requested) => {}
-        _ = write_all(writer, requests) => {}
+/// What a control connection works with.
+pub(super) struct Control {
+    /// Where what the peer requests goes; only the side that dialled has it.
+    pub(super) requested: Option<mpsc::Sender<()>>,
+    /// What is requested of the peer.
+    pub(super) requests: mpsc::Receiver<()>,
+    pub(super) closed: CancellationToken,
+}
+
+impl Control {
+    /// Runs the connection until the link is closed, and closes the link when it ends.
+    pub(super) async fn run(self, stream: TlsStream<TcpStream>) {
+        let Self { requested, requests, closed } = self;
+        let (reader, writer) = tokio::io::split(stream);
+        let _close = closed.clone().drop_guard();
+        tokio::select! {
+            () = closed.cancelled() => {}
+            _ = read_all(reader, requested) => {}
+            _ = write_all(writer, requests) => {}
+        }
+    }
+}
+
+/// Waits for the heartbeat by which the side that was dialled says that it knows the link.
+pub(super) async fn first_beat(stream: &mut TlsStream<TcpStream>) -> io::Result<()> {
+    match stream.read_u8().await? {
+        HEARTBEAT => Ok(()),
+        _ => Err(io::ErrorKind::InvalidData.into()),
     }
 }
 

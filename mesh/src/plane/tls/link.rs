@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::control::{MAX_REQUESTS, control_task};
+use super::control::{Control, MAX_REQUESTS};
 use super::preface::{LinkId, Preface, Purpose};
 use super::{Dialler, NAME};
 use crate::plane::{Channel, Link};
@@ -47,7 +47,8 @@ impl DialledLink {
         let (requested, requests) = mpsc::channel(MAX_REQUESTS);
         // Nothing is requested of the side that was dialled, so the other end is let go.
         let (_, nothing) = mpsc::channel(1);
-        tokio::spawn(control_task(control, Some(requested), nothing, closed.clone()));
+        let control_task = Control { requested: Some(requested), requests: nothing, closed: closed.clone() };
+        tokio::spawn(control_task.run(control));
         Arc::new(Self { peer, id, dialler, requested: Mutex::new(requests), closed })
     }
 
@@ -123,20 +124,18 @@ pub(super) struct AcceptedLink {
 }
 
 impl AcceptedLink {
-    pub(super) fn start(
-        peer: PeerId,
-        remote: SocketAddr,
-        control: TlsStream<TcpStream>,
-        closed: CancellationToken,
-    ) -> Arc<Self> {
+    /// The link, and what its control connection is to work with.
+    pub(super) fn new(peer: PeerId, remote: SocketAddr, closed: CancellationToken) -> (Arc<Self>, Control) {
         let (requests, wanted) = mpsc::channel(MAX_REQUESTS);
-        tokio::spawn(control_task(control, None, wanted, closed.clone()));
+        let control = Control { requested: None, requests: wanted, closed: closed.clone() };
         let queue = || {
             let (sender, receiver) = mpsc::channel(MAX_CHANNELS);
             (sender, Mutex::new(receiver))
         };
         let (admitted, greeted) = (AtomicBool::new(false), AtomicBool::new(false));
-        Arc::new(Self { peer, remote, admitted, greeted, asked: queue(), lent: queue(), requests, closed })
+        let (asked, lent) = (queue(), queue());
+        let link = Self { peer, remote, admitted, greeted, asked, lent, requests, closed };
+        (Arc::new(link), control)
     }
 
     /// Takes a further connection of the peer. One too many is let go.

@@ -13,8 +13,12 @@ mod nodes;
 mod run;
 mod schema;
 
+use std::fmt::Display;
+use std::str::FromStr;
+
 use crate::args::{Arguments, Command, ToolArguments};
 use crate::client::Client;
+use crate::failure::Failure;
 use crate::settings::{ClientSettings, SettingsFile, check_environment};
 
 /// Carries out what was typed.
@@ -47,6 +51,19 @@ fn connect(tool: &ToolArguments, file: &SettingsFile) -> (Client, bool) {
 /// A text of an answer, or nothing.
 fn text<'a>(value: &'a serde_json::Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or_default()
+}
+
+/// A ticket of either kind: the word itself, or `@FILE` that holds it.
+fn read_ticket<T>(word: &str) -> Result<T, Failure>
+where
+    T: FromStr<Err: Display>,
+{
+    let text = match word.strip_prefix('@') {
+        None => word.to_owned(),
+        Some(path) => std::fs::read_to_string(path)
+            .map_err(|error| Failure::Ticket(format!("ticket file `{path}` cannot be read: {error}")))?,
+    };
+    text.parse().map_err(|error: T::Err| Failure::Ticket(error.to_string()))
 }
 
 /// Resolves when the person or the system asks the process to end.

@@ -5,10 +5,10 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use mesh::store::free_bytes;
 use protocol::Device;
 
 use crate::gpu::GpuProbe;
-use crate::os::machine;
 
 /// What the node found and would do.
 #[derive(Debug, Clone)]
@@ -38,7 +38,7 @@ impl Terms {
         // Before the first start the folder is not there yet; the one that it will be made in is.
         let data = std::path::absolute(data).unwrap_or_else(|_| data.to_owned());
         let existing = data.ancestors().find(|folder| folder.exists());
-        let free = existing.and_then(|folder| machine::free_space(folder).ok());
+        let free = existing.and_then(|folder| free_bytes(folder).ok());
         Self { gpus, engine, data, free }
     }
 }

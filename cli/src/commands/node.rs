@@ -9,11 +9,10 @@ use node::engine::builtin::{Builtin, BuiltinOptions};
 use node::engine::comfyui::{ComfyUi, ComfyUiOptions};
 use node::gpu::{GpuProbe, cpu, system_probe};
 use node::terms::{EngineTerms, Terms};
-use protocol::ticket::Ticket;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::NodeArguments;
-use crate::commands::asked_to_stop;
+use crate::commands::{asked_to_stop, read_ticket};
 use crate::failure::Failure;
 use crate::settings::{NodeSettings, SettingsFile};
 
@@ -33,7 +32,7 @@ pub(super) async fn node(arguments: NodeArguments, file: SettingsFile) -> anyhow
             (Arc::new(Builtin::new(options)), cpu())
         }
     };
-    agree(&settings)?;
+    agree(&settings, &probe)?;
 
     let agent = Agent::start(AgentConfig {
         data: settings.data,
@@ -56,23 +55,13 @@ pub(super) async fn node(arguments: NodeArguments, file: SettingsFile) -> anyhow
     Ok(())
 }
 
-/// The ticket itself, or the file that holds it.
-fn read_ticket(word: &str) -> anyhow::Result<Ticket> {
-    let text = match word.strip_prefix('@') {
-        None => word.to_owned(),
-        Some(path) => std::fs::read_to_string(path)
-            .map_err(|error| Failure::Ticket(format!("ticket file `{path}` cannot be read: {error}")))?,
-    };
-    text.parse().map_err(|error| Failure::Ticket(format!("{error}")).into())
-}
-
 /// Prints what the machine would lend, and asks on a terminal.
-fn agree(settings: &NodeSettings) -> Result<(), Failure> {
+fn agree(settings: &NodeSettings, probe: &impl GpuProbe) -> Result<(), Failure> {
     let engine = match &settings.comfyui {
         Some(url) => EngineTerms::Attached { url: url.clone() },
         None => EngineTerms::Builtin,
     };
-    eprint!("{}", Terms::of(&system_probe(), engine, &settings.data));
+    eprint!("{}", Terms::of(probe, engine, &settings.data));
     if settings.yes {
         return Ok(());
     }

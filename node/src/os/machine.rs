@@ -1,6 +1,4 @@
-//! What the machine is called and how much room it has.
-
-use std::path::Path;
+//! What the machine is called, and what it is.
 
 /// The machine's name, for people.
 pub(crate) fn host_name() -> String {
@@ -11,10 +9,4 @@ pub(crate) fn host_name() -> String {
 /// Operating system and architecture, such as `linux-x86_64`.
 pub(crate) fn platform() -> String {
     format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH)
-}
-
-/// The free bytes of the file system that holds a folder.
-pub(crate) fn free_space(folder: &Path) -> std::io::Result<u64> {
-    let numbers = nix::sys::statvfs::statvfs(folder)?;
-    Ok(numbers.blocks_available() * numbers.fragment_size())
 }

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 
 use super::carry::Listener;
 use super::progress::FetchProgress;
-use crate::commands::asked_to_stop;
+use crate::commands::{asked_to_stop, read_ticket};
 use crate::failure::Failure;
 use crate::show;
 
@@ -46,7 +46,7 @@ pub(crate) struct GetArguments {
 }
 
 pub(super) async fn get(arguments: &GetArguments) -> anyhow::Result<()> {
-    let ticket = read_ticket(&arguments.ticket)?;
+    let ticket: BlobTicket = read_ticket(&arguments.ticket)?;
     let output = &arguments.output;
     let folder = folder_beside(output)?;
     let listener = Listener::bind(arguments.listen).await?;
@@ -131,16 +131,6 @@ async fn fetch(
     };
     progress.finish();
     fetched
-}
-
-/// The ticket itself, or the file that holds it.
-fn read_ticket(word: &str) -> Result<BlobTicket, Failure> {
-    let text = match word.strip_prefix('@') {
-        None => word.to_owned(),
-        Some(path) => std::fs::read_to_string(path)
-            .map_err(|error| Failure::Ticket(format!("ticket file `{path}` cannot be read: {error}")))?,
-    };
-    text.parse().map_err(|error| Failure::Ticket(format!("{error}")))
 }
 
 /// The hidden folder beside the file that is to be made.

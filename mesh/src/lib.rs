@@ -16,5 +16,6 @@ pub mod folders;
 pub mod control;
 pub mod plane;
 pub mod links;
+pub mod finder;
 mod serve;
 pub mod fetch;

@@ -111,6 +111,7 @@ impl Conversation {
     async fn run(&mut self, store: &BlobStore, limits: &Limits) -> Result<(), ServeError> {
         let blob = match self.next().await? {
             Some(BlobRequest::Open(blob)) => blob,
+            Some(BlobRequest::OpenFile(_)) => return self.answer(&BlobAnswer::NotFound(NotFound), &[]).await,
             Some(_) => return Err(ServeError::OutOfTurn),
             None => return Ok(()),
         };
@@ -127,7 +128,7 @@ impl Conversation {
                 }
                 BlobRequest::Announce(announce) => self.hear(announce, blob).await?,
                 BlobRequest::Bad(bad) => return check(bad, blob, store, limits).await,
-                BlobRequest::Open(_) => return Err(ServeError::OutOfTurn),
+                BlobRequest::Open(_) | BlobRequest::OpenFile(_) => return Err(ServeError::OutOfTurn),
             }
         }
         Ok(())

@@ -13,6 +13,7 @@ mod schema;
 mod parameters;
 mod rewrite;
 mod lockfile;
+mod origin;
 mod bundle;
 pub mod membership;
 pub mod ticket;
@@ -42,6 +43,7 @@ pub use lockfile::{
     SignatureError, Source, Token,
 };
 pub use offer::{Device, Engine, Offer, SlotOffer};
+pub use origin::{Alias, BlobName, FileRef, ParseBlobNameError, PieceRange};
 pub use parameters::{Argument, MAX_FILE_NAME, Parameters, ParametersError};
 pub use rewrite::{FillError, Filled, Filling, fill};
 pub use schema::{

@@ -19,6 +19,10 @@
 //! `Refused`; a run ends with `RunEnded`, which the node repeats on every new session until it gets
 //! `EndRecorded`. Progress may be dropped by either end; nothing else may.
 //!
+//! **Finding.** `Locate` asks who holds a blob, `Located` answers. Who reads a file from the internet asks
+//! for ranges of it with `ReadOrigin` and reads what `OriginLease` gives it, so that a farm reads each byte
+//! once; without an answer it may read all by itself.
+//!
 //! **Goals.** A node may vanish at any instant and come back with a finished run; a coordinator may
 //! restart under running nodes. Neither loses a job or records its end twice.
 //!
@@ -37,6 +41,7 @@ use crate::job::{Fetched, OutputFile, Phase, Progress, RunError};
 use crate::lease::Lease;
 use crate::membership::{Membership, Role};
 use crate::offer::Offer;
+use crate::origin::{Alias, BlobName, FileRef, PieceRange};
 
 /// The protocol by which a stranger with a ticket becomes a member, and a member renews.
 pub const JOIN_PROTOCOL: &str = "/comfy-farm/join/1";
@@ -92,6 +97,12 @@ messages! {
         0x0107 => Inventory(Inventory),
         /// The node goes away and gives back every lease.
         0x0108 => Leave(Leave),
+        /// Who holds a blob?
+        0x0109 => Locate(Locate),
+        /// What may be read from the internet?
+        0x010a => ReadOrigin(ReadOrigin),
+        /// Both names of files that the node has read whole.
+        0x010b => Aliases(Aliases),
     }
 }
 
@@ -108,6 +119,10 @@ messages! {
         0x0203 => EndRecorded(EndRecorded),
         /// Take no more runs, or take them again.
         0x0204 => SetDraining(SetDraining),
+        /// The answer to `Locate`.
+        0x0205 => Located(Located),
+        /// The answer to `ReadOrigin`.
+        0x0206 => OriginLease(OriginLease),
     }
 }
 
@@ -273,6 +288,36 @@ pub struct Inventory {
     pub removed: Vec<BlobHash>,
 }
 
+/// A question for those who hold a blob.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Locate {
+    /// Chosen by the node; the answer repeats it.
+    pub request: u64,
+    /// The blob.
+    pub name: BlobName,
+}
+
+/// A node is about to read a file from the internet, or goes on with it. It says so again for every next
+/// range, and when a lease is about to end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadOrigin {
+    /// Chosen by the node; the answer repeats it.
+    pub request: u64,
+    /// The file.
+    pub file: FileRef,
+    /// What the node holds of it by now, from wherever; at most [`MAX_LIST`] ranges. It serves them.
+    pub held: Vec<PieceRange>,
+    /// How many pieces it would read next; 0 gives back every lease on this file.
+    pub wanted: u64,
+}
+
+/// Files under both names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Aliases {
+    /// At most [`MAX_LIST`], each read whole by the node itself.
+    pub aliases: Vec<Alias>,
+}
+
 /// The node goes away in good order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leave {
@@ -351,6 +396,35 @@ pub struct EndRecorded {
     pub run: RunId,
     /// Its job.
     pub job: JobId,
+}
+
+/// Who holds a blob, as far as the coordinator knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Located {
+    /// That of the question.
+    pub request: u64,
+    /// The blob, if any node of the farm holds it or an alias names it. What a node said of a SHA-256 is
+    /// proven by whoever fetches the blob.
+    pub blob: Option<BlobRef>,
+    /// Who holds it whole; at most [`MAX_PROVIDERS`], the preferred first.
+    pub providers: Vec<Provider>,
+    /// Who is reading it from the internet at the moment, and serves what it has; at most
+    /// [`MAX_PROVIDERS`].
+    pub readers: Vec<Provider>,
+}
+
+/// What a node may read from the internet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OriginLease {
+    /// That of the question.
+    pub request: u64,
+    /// The pieces: nobody else is to read them while the lease lasts. Empty where others read all that
+    /// the node lacks: it takes those from them, and asks again.
+    pub ranges: Vec<PieceRange>,
+    /// How long the lease lasts.
+    pub duration: Duration,
+    /// Who else reads the file, and serves what it has; at most [`MAX_PROVIDERS`].
+    pub readers: Vec<Provider>,
 }
 
 /// Take no more runs, or take them again.

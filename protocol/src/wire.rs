@@ -23,7 +23,11 @@
 //! A frame is that of [`codec`](crate::codec). Raw bytes follow their frame without one of their own; how
 //! many a piece has follows from the blob's size (1 MiB, the last one less). An asker that wants no
 //! more closes the channel; there is no farewell. Up to [`MAX_OPEN_GETS`] requests may be open at once.
-//! A provider whose blob is still growing may send `Have` again at any time; the latest counts.
+//! A provider whose blob is still growing tells what came meanwhile with `Gained`, at any time.
+//!
+//! **Files.** A conversation may begin with `OpenFile{sha256, size}` where nobody knows the BLAKE3 hash yet:
+//! several members read one file from the internet and take its pieces from each other. There is no
+//! outboard; what came is proven by the SHA-256 of the whole, before its first use.
 //!
 //! **Trust.** The asker knows hash and size before it opens. From the size follows how long the outboard is,
 //! so neither side sizes anything by the other's word. The outboard is checked from the root down
@@ -44,6 +48,7 @@ use serde::{Deserialize, Serialize};
 use crate::blob::BlobRef;
 use crate::codec::messages;
 use crate::message::Provider;
+use crate::origin::{FileRef, PieceRange};
 
 /// The name of this wire where a transport negotiates one; it carries the version.
 pub const BLOB_PROTOCOL: &str = "farm-blob/1";
@@ -55,6 +60,8 @@ pub const MAX_RANGE: u64 = 256;
 pub const MAX_OPEN_GETS: usize = 4;
 /// The most addresses in one `Announce`, and of one peer in `Peers`.
 pub const MAX_ANNOUNCED: usize = 8;
+/// The most ranges in one `Gained`.
+pub const MAX_GAINED: usize = 1024;
 /// The most providers in one `Peers`.
 pub const MAX_PEERS: usize = 32;
 
@@ -71,6 +78,8 @@ messages! {
         0x0303 => Bad(Bad),
         /// Here others can fetch from the asker what it has of the blob.
         0x8304 => Announce(Announce),
+        /// The first message of a channel about a file whose BLAKE3 hash nobody knows yet.
+        0x0305 => OpenFile(FileRef),
     }
 }
 
@@ -89,6 +98,8 @@ messages! {
         0x0384 => NotFound(NotFound),
         /// Too much is asked at the moment: try again, or elsewhere.
         0x0385 => Busy(Busy),
+        /// Pieces that can be asked for from now on as well.
+        0x0386 => Gained(Gained),
     }
 }
 
@@ -169,6 +180,13 @@ pub enum Have {
     Pieces(Vec<u8>),
 }
 
+/// Pieces that the provider got meanwhile.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gained {
+    /// At most [`MAX_GAINED`] ranges.
+    pub ranges: Vec<PieceRange>,
+}
+
 /// The outboard follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outboard {
@@ -224,6 +242,17 @@ mod tests {
         check(encode(&BlobAnswer::Piece(Piece { index: 3 }), MAX_BLOB_FRAME), "0a00000082030300000000000000");
         check(encode(&BlobAnswer::NotFound(NotFound), MAX_BLOB_FRAME), "020000008403");
         check(encode(&BlobAnswer::Busy(Busy), MAX_BLOB_FRAME), "020000008503");
+        let gained = BlobAnswer::Gained(Gained { ranges: vec![PieceRange { first: 2, count: 3 }] });
+        check(
+            encode(&gained, MAX_BLOB_FRAME),
+            "1a0000008603010000000000000002000000000000000300000000000000",
+        );
+        let file = FileRef { sha256: "aa".repeat(32).parse().expect("64 digits"), size: 5 };
+        let text = hex::encode("aa".repeat(32));
+        check(
+            encode(&BlobRequest::OpenFile(file), MAX_BLOB_FRAME),
+            &format!("5200000005034000000000000000{text}0500000000000000"),
+        );
         let address: SocketAddr = "127.0.0.1:4290".parse().expect("an address");
         let announce = BlobRequest::Announce(Announce { addresses: vec![address] });
         let addresses = "0100000000000000000000007f000001c210";

@@ -131,6 +131,8 @@ impl State {
             NodeMessage::RunProgress(progress) => self.progressed(peer, progress, turn),
             NodeMessage::RunEnded(ended) => self.run_ended(peer, ended, turn),
             NodeMessage::Inventory(inventory) => self.nodes.apply_inventory(peer, &inventory),
+            // Nobody waits for long: without an answer a node finds and reads by itself.
+            NodeMessage::Locate(_) | NodeMessage::ReadOrigin(_) | NodeMessage::Aliases(_) => {}
             NodeMessage::Leave(_) => self.leave(peer, turn),
         }
     }

@@ -245,7 +245,7 @@ impl Channel<'_> {
     async fn answer(&mut self) -> Result<BlobAnswer, TransferError> {
         loop {
             match self.answers.recv().await?.ok_or(TransferError::Ended)? {
-                BlobAnswer::Have(_) => {}
+                BlobAnswer::Have(_) | BlobAnswer::Gained(_) => {}
                 BlobAnswer::Peers(peers) => {
                     self.learned.add(peers.dialable().ok_or(TransferError::OutOfTurn)?);
                 }

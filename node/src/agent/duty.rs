@@ -185,6 +185,8 @@ impl Duty {
                 info!(draining = draining.draining, "draining was set");
                 self.slots.set_draining(draining.draining);
             }
+            // Nothing is asked yet that this would answer.
+            CoordinatorMessage::Located(_) | CoordinatorMessage::OriginLease(_) => {}
         }
     }
 

@@ -17,7 +17,7 @@ use crate::lockfile::{ParseTextError, Sha256};
 const SHA256_PREFIX: &str = "sha256:";
 
 /// A file as the world names it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct FileRef {
     /// Its SHA-256.
     pub sha256: Sha256,
@@ -33,7 +33,7 @@ impl FileRef {
 }
 
 /// The two names of one file: as the world knows it, and as peers serve it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Alias {
     /// Its SHA-256.
     pub sha256: Sha256,
@@ -42,7 +42,7 @@ pub struct Alias {
 }
 
 /// A name by which a blob is asked for: its BLAKE3 hash in hex, or `sha256:` and its SHA-256.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum BlobName {
     /// Its BLAKE3 hash.
     Blake3(BlobHash),

@@ -248,10 +248,9 @@ mod tests {
             "1a0000008603010000000000000002000000000000000300000000000000",
         );
         let file = FileRef { sha256: "aa".repeat(32).parse().expect("64 digits"), size: 5 };
-        let text = hex::encode("aa".repeat(32));
         check(
             encode(&BlobRequest::OpenFile(file), MAX_BLOB_FRAME),
-            &format!("5200000005034000000000000000{text}0500000000000000"),
+            &format!("2a0000000503{hash}0500000000000000"),
         );
         let address: SocketAddr = "127.0.0.1:4290".parse().expect("an address");
         let announce = BlobRequest::Announce(Announce { addresses: vec![address] });

@@ -5,6 +5,7 @@
 //! coordinator knows that.
 
 mod faults;
+mod many;
 mod learned;
 mod transfer;
 

@@ -5,7 +5,7 @@
 //! one file is noticed; that is `store::in_place`.
 
 mod paths;
-mod walk;
+pub(crate) mod walk;
 
 use std::collections::HashSet;
 use std::num::NonZero;
@@ -142,7 +142,9 @@ fn index_blocking(
     let roots = if is_list { paths::model_folders(root).map_err(read)? } else { vec![root.clone()] };
     let mut found = Vec::new();
     for root in &roots {
-        found.extend(walk(root).map_err(|source| IndexError::Read { path: root.clone(), source })?);
+        let all = walk(root).map_err(|source| IndexError::Read { path: root.clone(), source })?;
+        // An empty file is no model.
+        found.extend(all.into_iter().filter(|found| found.metadata.len() > 0));
     }
 
     let mut indexed = Indexed::default();

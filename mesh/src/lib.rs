@@ -19,3 +19,4 @@ pub mod links;
 pub mod finder;
 mod serve;
 pub mod fetch;
+pub mod collection;

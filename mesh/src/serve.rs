@@ -4,6 +4,7 @@
 //! all the same. The words are `protocol::wire`'s. Not here: which blobs exist; that is the store's.
 
 mod askers;
+mod small;
 
 pub(crate) use self::askers::Askers;
 
@@ -111,6 +112,7 @@ impl Conversation {
     async fn run(&mut self, store: &BlobStore, limits: &Limits) -> Result<(), ServeError> {
         let blob = match self.next().await? {
             Some(BlobRequest::Open(blob)) => blob,
+            Some(BlobRequest::GetSmall(get)) => return self.serve_small(get, store).await,
             Some(BlobRequest::OpenFile(_)) => return self.answer(&BlobAnswer::NotFound(NotFound), &[]).await,
             Some(_) => return Err(ServeError::OutOfTurn),
             None => return Ok(()),
@@ -128,7 +130,9 @@ impl Conversation {
                 }
                 BlobRequest::Announce(announce) => self.hear(announce, blob).await?,
                 BlobRequest::Bad(bad) => return check(bad, blob, store, limits).await,
-                BlobRequest::Open(_) | BlobRequest::OpenFile(_) => return Err(ServeError::OutOfTurn),
+                BlobRequest::Open(_) | BlobRequest::OpenFile(_) | BlobRequest::GetSmall(_) => {
+                    return Err(ServeError::OutOfTurn);
+                }
             }
         }
         Ok(())

@@ -21,12 +21,14 @@ mod index;
 mod draft;
 mod files;
 mod hand_over;
+mod hand_over_folder;
 mod in_place;
 mod list;
 mod marks;
 mod partial;
 mod pieces;
 mod room;
+mod small;
 mod source;
 
 pub use byte_size::{ByteSize, ParseByteSizeError};

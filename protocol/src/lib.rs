@@ -15,6 +15,7 @@ mod rewrite;
 mod lockfile;
 mod origin;
 mod bundle;
+mod collection;
 pub mod membership;
 pub mod ticket;
 pub mod blob_ticket;
@@ -30,6 +31,7 @@ pub use blob::{BlobHash, BlobRef, GROUP_SIZE, PIECE_SIZE, ParseBlobHashError};
 pub use bundle::{
     Bundle, BundleError, BundleHash, BundleLimits, BundleManifest, Repair, Sink, SnapshotError, read_bundle,
 };
+pub use collection::{CollectedFile, Collection, CollectionError, MAX_COLLECTED, MAX_COLLECTION};
 pub use error_chain::error_chain;
 pub use id::{
     FarmId, JobId, LeaseId, ParseIdError, PeerId, RunId, SlotId, WorkflowName, WorkflowSelector,

@@ -29,6 +29,10 @@
 //! several members read one file from the internet and take its pieces from each other. There is no
 //! outboard; what came is proven by the SHA-256 of the whole, before its first use.
 //!
+//! **Small blobs.** A conversation may instead be about many blobs of one piece at most, such as the files of a
+//! [collection](crate::Collection): each `GetSmall{blobs}` is answered by one `Small` for every blob, in
+//! order, and its bytes. Each is verified by its hash as a whole.
+//!
 //! **Trust.** The asker knows hash and size before it opens. From the size follows how long the outboard is,
 //! so neither side sizes anything by the other's word. The outboard is checked from the root down
 //! while it arrives, each piece by groups of 16 KiB against it; what does not match is never stored, and
@@ -62,6 +66,8 @@ pub const MAX_OPEN_GETS: usize = 4;
 pub const MAX_ANNOUNCED: usize = 8;
 /// The most ranges in one `Gained`.
 pub const MAX_GAINED: usize = 1024;
+/// The most blobs in one `GetSmall`.
+pub const MAX_SMALL: usize = 256;
 /// The most providers in one `Peers`.
 pub const MAX_PEERS: usize = 32;
 
@@ -80,6 +86,8 @@ messages! {
         0x8304 => Announce(Announce),
         /// The first message of a channel about a file whose BLAKE3 hash nobody knows yet.
         0x0305 => OpenFile(FileRef),
+        /// Send these small blobs; the only message of a channel that begins with it.
+        0x0306 => GetSmall(GetSmall),
     }
 }
 
@@ -100,6 +108,8 @@ messages! {
         0x0385 => Busy(Busy),
         /// Pieces that can be asked for from now on as well.
         0x0386 => Gained(Gained),
+        /// One blob of `GetSmall`, in its order.
+        0x0387 => Small(Small),
     }
 }
 
@@ -114,6 +124,20 @@ pub struct Get {
     pub first: u64,
     /// How many, from 1 to [`MAX_RANGE`].
     pub count: u64,
+}
+
+/// A request for many blobs of one piece at most.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetSmall {
+    /// At most [`MAX_SMALL`], each of at most [`PIECE_SIZE`](crate::blob::PIECE_SIZE) bytes.
+    pub blobs: Vec<BlobRef>,
+}
+
+/// The answer to one blob of `GetSmall`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Small {
+    /// Whether the provider holds it; then its bytes follow.
+    pub found: bool,
 }
 
 /// What the asker could not verify.
@@ -247,6 +271,12 @@ mod tests {
             encode(&gained, MAX_BLOB_FRAME),
             "1a0000008603010000000000000002000000000000000300000000000000",
         );
+        let blobs = vec![BlobRef { hash: BlobHash([0xaa; 32]), size: 5 }];
+        check(
+            encode(&BlobRequest::GetSmall(GetSmall { blobs }), MAX_BLOB_FRAME),
+            &format!("3200000006030100000000000000{hash}0500000000000000"),
+        );
+        check(encode(&BlobAnswer::Small(Small { found: true }), MAX_BLOB_FRAME), "03000000870301");
         let file = FileRef { sha256: "aa".repeat(32).parse().expect("64 digits"), size: 5 };
         check(
             encode(&BlobRequest::OpenFile(file), MAX_BLOB_FRAME),

@@ -18,15 +18,15 @@ const UNFINISHED: [&str; 9] =
 
 /// A file that is to be a blob.
 #[derive(Debug)]
-pub(super) struct Found {
-    pub(super) path: PathBuf,
-    pub(super) metadata: Metadata,
+pub(crate) struct Found {
+    pub(crate) path: PathBuf,
+    pub(crate) metadata: Metadata,
     /// Whether other peers may have it.
-    pub(super) shared: bool,
+    pub(crate) shared: bool,
 }
 
 /// The files of a folder, or the one file.
-pub(super) fn walk(root: &Path) -> io::Result<Vec<Found>> {
+pub(crate) fn walk(root: &Path) -> io::Result<Vec<Found>> {
     let metadata = fs::metadata(root)?;
     if metadata.is_file() {
         return Ok(vec![Found { path: root.to_owned(), metadata, shared: true }]);
@@ -53,7 +53,7 @@ pub(super) fn walk(root: &Path) -> io::Result<Vec<Found>> {
             }
             if metadata.is_dir() && depth < MAX_DEPTH {
                 folders.push((path, depth + 1));
-            } else if metadata.is_file() && metadata.len() > 0 && is_finished(&path) {
+            } else if metadata.is_file() && is_finished(&path) {
                 let shared = !private.iter().any(|private| path.starts_with(private));
                 found.push(Found { path, metadata, shared });
             }

@@ -1,5 +1,6 @@
 //! The mesh over real sockets on the loopback: joining, sessions, links and blobs.
 
+mod collections;
 mod cut;
 mod exchange;
 mod farm;

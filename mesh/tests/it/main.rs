@@ -6,5 +6,7 @@ mod exchange;
 mod farm;
 mod planes;
 mod gate;
+mod origins;
 mod room;
 mod session;
+mod web;

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use mesh::store::ByteSize;
 
 use crate::commands::blob::BlobCommand;
+use crate::commands::bundle::BundleCommand;
 use crate::{environment, failure};
 
 /// A peer-to-peer render farm for ComfyUI.
@@ -46,6 +47,9 @@ pub(crate) enum Command {
     Undrain(DrainArguments),
     /// Show the API that a bundle or workflow would get.
     Schema(SchemaArguments),
+    /// Explain a bundle in words, without a farm.
+    #[command(subcommand)]
+    Bundle(BundleCommand),
     /// Look after the blobs on this machine: models, inputs, outputs.
     #[command(subcommand)]
     Blob(BlobCommand),

@@ -1,6 +1,7 @@
 //! One file for each command.
 
 pub(crate) mod blob;
+pub(crate) mod bundle;
 mod cancel;
 mod coordinator;
 mod demo;
@@ -38,6 +39,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Drain(arguments) => drain::set_draining(&arguments, &file, true).await,
         Command::Undrain(arguments) => drain::set_draining(&arguments, &file, false).await,
         Command::Schema(arguments) => schema::schema(&arguments),
+        Command::Bundle(command) => bundle::bundle(&command),
         Command::Blob(command) => blob::blob(command).await,
     }
 }

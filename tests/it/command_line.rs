@@ -149,3 +149,36 @@ async fn terms_are_printed_before_a_node_joins() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn bundle_is_explained_compared_and_checked_without_a_farm() -> anyhow::Result<()> {
+    let bundle = |name: &str| format!("{}/comfy-pack/cpack/{name}.cpack.zip", farm_tests::facts().display());
+    let (tiny, bare) = (bundle("tiny"), bundle("tiny-nothing-selected"));
+    let ran = comfy_farm(None, &["bundle", "show", &tiny]).await?;
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    for expected in [
+        "Python    3.11",
+        "ComfyUI   ca457f7ba1ff33bd0d724cd7324131509efcf3ec of https://github.com/comfyanonymous/ComfyUI.git",
+        "API       prompt, height, width, seed -> image_output",
+        "ComfyUI_essentials  9d9f4bedfc9f0321c19faf71855e228c93bd0dc9, switched off",
+        "torch  2.6.0+cu124",
+        "sha256:24df29bdb4f342de29df1b0be92771f9e09092ad176523c61e8045eaaa2123e2",
+        "`mylocal @ file:///opt/mylocal` is left out",
+    ] {
+        assert!(ran.stdout.contains(expected), "{expected} in {}", ran.stdout);
+    }
+    let ran = comfy_farm(None, &["bundle", "diff", &tiny, &bare, "--json"]).await?;
+    let changes: Value = serde_json::from_str(&ran.stdout)?;
+    let parts: Vec<_> =
+        changes["changes"].as_array().into_iter().flatten().map(|change| &change["part"]).collect();
+    assert_eq!(parts, ["input", "input", "model"], "{changes}");
+    let ran = comfy_farm(None, &["bundle", "diff", &tiny, &tiny]).await?;
+    assert_eq!(ran.stdout, "no difference\n");
+    let ran = comfy_farm(None, &["bundle", "verify", &tiny]).await?;
+    assert_eq!(ran.code, Some(7), "{}", ran.stdout);
+    assert!(ran.stdout.contains("`websocket_image_save.py`: it is a single file"), "{}", ran.stdout);
+    let ran = comfy_farm(None, &["bundle", "verify", &bundle("evil-model-path")]).await?;
+    assert_eq!(ran.code, Some(7));
+    assert!(ran.stderr.contains("`../outside/evil.safetensors` is not a path below"), "{}", ran.stderr);
+    Ok(())
+}

@@ -9,4 +9,4 @@ mod tools;
 
 pub use farm::{Farm, FarmOptions, NodeHandle, eventually, job_input};
 pub use process::{Process, binary};
-pub use tools::{comfyui_folder, driver_folder, example, is_root, skipped, validator_python};
+pub use tools::{comfyui_folder, driver_folder, example, facts, is_root, skipped, validator_python};

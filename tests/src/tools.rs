@@ -39,3 +39,8 @@ pub fn is_root() -> bool {
 pub fn example(name: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../examples")).join(name)
 }
+
+/// The recordings of the real ComfyUI, comfy-pack and client libraries.
+pub fn facts() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/facts"))
+}

@@ -1,18 +1,12 @@
 //! `comfy-farm schema`: the API that a file would get, without a farm.
 
-use std::fs::File;
-use std::io::{BufReader, Read};
-use std::path::Path;
-
-use protocol::{BlobRef, Bundle, BundleLimits, ExposedInput, Input, InputKind, Interface, read_bundle};
+use protocol::{Bundle, ExposedInput, Input, InputKind, Interface};
 use serde_json::json;
 
 use crate::args::{ExposeArguments, SchemaArguments};
+use crate::commands::bundle::read;
 use crate::failure::Failure;
 use crate::show;
-
-/// More than the largest workflow that is read, so that a larger one is refused for its size.
-const MAX_WORKFLOW: u64 = 32 << 20;
 
 pub(super) fn schema(arguments: &SchemaArguments) -> anyhow::Result<()> {
     let bundle = read(&arguments.file)?;
@@ -40,28 +34,6 @@ pub(super) fn schema(arguments: &SchemaArguments) -> anyhow::Result<()> {
         eprintln!("note: {repair}");
     }
     Ok(())
-}
-
-fn read(path: &Path) -> anyhow::Result<Bundle> {
-    let shown = path.display();
-    let file =
-        File::open(path).map_err(|error| Failure::Input(format!("`{shown}` cannot be read: {error}")))?;
-    let wrong = |error: &dyn std::fmt::Display| Failure::Input(format!("`{shown}`: {error}"));
-    // Only the interface is wanted, so the parts are named and not kept.
-    let mut name = |_: &str, part: &mut dyn Read| {
-        let mut bytes = Vec::new();
-        part.read_to_end(&mut bytes)?;
-        Ok(BlobRef::of(&bytes))
-    };
-    let is_json = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
-    let bundle = if is_json {
-        let mut bytes = Vec::new();
-        file.take(MAX_WORKFLOW).read_to_end(&mut bytes)?;
-        Bundle::from_workflow(&bytes, &mut name)
-    } else {
-        read_bundle(BufReader::new(file), &BundleLimits::default(), &mut name)
-    };
-    Ok(bundle.map_err(|error| wrong(&error))?)
 }
 
 fn interface(bundle: &Bundle, expose: &ExposeArguments) -> anyhow::Result<Interface> {

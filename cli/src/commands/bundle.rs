@@ -1,0 +1,101 @@
+//! `comfy-farm bundle`: a bundle explained in words, without a farm; one file for each subcommand.
+
+mod show;
+mod verify;
+mod diff;
+
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use protocol::{BlobRef, Bundle, BundleLimits, CustomNode, PackagePin, Pin, read_bundle};
+
+use crate::failure::Failure;
+
+/// More than the largest workflow that is read, so that a larger one is refused for its size.
+const MAX_WORKFLOW: u64 = 32 << 20;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BundleCommand {
+    /// Say what is in a bundle: versions, custom nodes, packages, models, inputs, and what was repaired.
+    Show(BundleArguments),
+    /// Check a bundle, and say what another machine could not rebuild from it. Ends with 7 where there is
+    /// such.
+    Verify(BundleArguments),
+    /// Say how two bundles differ.
+    Diff(DiffArguments),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BundleArguments {
+    /// A bundle (`.cpack.zip`) or a `workflow_api.json`.
+    pub(crate) file: PathBuf,
+    /// Answer in JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DiffArguments {
+    /// The older bundle or workflow.
+    pub(crate) old: PathBuf,
+    /// The newer one.
+    pub(crate) new: PathBuf,
+    /// Answer in JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+pub(super) fn bundle(command: &BundleCommand) -> anyhow::Result<()> {
+    match command {
+        BundleCommand::Show(arguments) => show::show(arguments),
+        BundleCommand::Verify(arguments) => verify::verify(arguments),
+        BundleCommand::Diff(arguments) => diff::diff(arguments),
+    }
+}
+
+/// Reads a bundle or a bare workflow. Its parts are named and not kept.
+pub(super) fn read(path: &Path) -> anyhow::Result<Bundle> {
+    let shown = path.display();
+    let file =
+        File::open(path).map_err(|error| Failure::Input(format!("`{shown}` cannot be read: {error}")))?;
+    let mut name = |_: &str, part: &mut dyn Read| {
+        let mut bytes = Vec::new();
+        part.read_to_end(&mut bytes)?;
+        Ok(BlobRef::of(&bytes))
+    };
+    let is_json = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
+    let bundle = if is_json {
+        let mut bytes = Vec::new();
+        file.take(MAX_WORKFLOW).read_to_end(&mut bytes)?;
+        Bundle::from_workflow(&bytes, &mut name)
+    } else {
+        read_bundle(BufReader::new(file), &BundleLimits::default(), &mut name)
+    };
+    Ok(bundle.map_err(|error| Failure::Input(format!("`{shown}`: {}", protocol::error_chain(&error))))?)
+}
+
+/// A custom node as what it is called by, and the version that is pinned.
+fn name_and_version(node: &CustomNode) -> (String, String) {
+    let disabled = |version: String, is_disabled: &bool| {
+        if *is_disabled { format!("{version}, switched off") } else { version }
+    };
+    match node {
+        CustomNode::Git { url, commit, disabled: off } => {
+            (url.to_string(), disabled(commit.to_string(), off))
+        }
+        CustomNode::Registry { id, version } => (id.to_string(), version.to_string()),
+        CustomNode::File { name, disabled: off } => {
+            (name.to_string(), disabled("a single file".to_owned(), off))
+        }
+    }
+}
+
+/// What a package is pinned to.
+fn pinned(package: &PackagePin) -> &str {
+    match &package.pin {
+        Pin::Version(version) => version.as_str(),
+        Pin::Url(url) | Pin::Git(url) => url.as_str(),
+    }
+}

@@ -1,0 +1,68 @@
+//! `comfy-farm bundle verify`: what another machine could not rebuild from a bundle, and why.
+
+use protocol::{Bundle, CustomNode, Interface, SignatureError};
+use serde_json::json;
+
+use super::{BundleArguments, read};
+use crate::failure::Failure;
+use crate::show;
+
+pub(super) fn verify(arguments: &BundleArguments) -> anyhow::Result<()> {
+    let bundle = read(&arguments.file)?;
+    let lacking = lacking(&bundle);
+    let signed = match bundle.lockfile.verify() {
+        Ok(publisher) => format!("signed by {publisher}"),
+        Err(SignatureError::Unsigned) => "not signed: whoever deploys it vouches for it".to_owned(),
+        Err(SignatureError::Wrong) => {
+            return Err(Failure::Input(SignatureError::Wrong.to_string()).into());
+        }
+    };
+    if arguments.json {
+        show::json(&json!({
+            "bundle": bundle.hash(), "signed": signed, "lacking": lacking, "repairs": bundle.repairs,
+        }));
+    } else {
+        println!("bundle {} can be read; {signed}", bundle.hash());
+        bundle.repairs.iter().for_each(|repair| println!("repaired  {repair}"));
+        lacking.iter().for_each(|lacking| println!("lacking   {lacking}"));
+    }
+    match lacking.len() {
+        0 => Ok(()),
+        count => {
+            Err(Failure::Input(format!("not all can be rebuilt from the bundle alone: {count} lacking"))
+                .into())
+        }
+    }
+}
+
+/// What the lockfile does not say and a rebuild would need.
+fn lacking(bundle: &Bundle) -> Vec<String> {
+    let mut lacking = Vec::new();
+    if let Err(error) = Interface::of(&bundle.workflow) {
+        lacking.push(format!("an interface: {error}"));
+    }
+    let lockfile = &bundle.lockfile;
+    if lockfile.python.is_none() {
+        lacking.push("the version of Python".to_owned());
+    }
+    if lockfile.comfyui.is_none() {
+        lacking.push("the commit of ComfyUI".to_owned());
+    }
+    for node in &lockfile.custom_nodes {
+        if let CustomNode::File { name, disabled: false } = node {
+            lacking
+                .push(format!("custom node `{name}`: it is a single file, which the bundle does not carry"));
+        }
+    }
+    for model in lockfile.models.iter().filter(|model| !model.disabled) {
+        let path = &model.path;
+        match (&model.blob, &model.sha256) {
+            (None, None) => lacking.push(format!("model `{path}`: it has no hash, so nothing proves it")),
+            _ if model.sources.is_empty() => {
+                lacking.push(format!("model `{path}`: it has no source; a peer that holds it is needed"));
+            }
+            _ => {}
+        }
+    }
+    lacking
+}

@@ -6,8 +6,11 @@
 //! DIR/partial/<hash>.data           pieces that verified, at their places
 //! DIR/partial/<hash>.outboard       the tree they were verified with
 //! DIR/partial/<hash>.pieces         which pieces those are, one bit each
+//! DIR/partial/sha256-<hash>.data    a file that only its SHA-256 names, while it is put together
+//! DIR/partial/sha256-<hash>.pieces  what its pieces are, 32 bytes each
 //! DIR/in-place.json                 blobs that are files elsewhere, with size and time of change
 //! DIR/pins.json                     blobs that are never evicted
+//! DIR/aliases.json                  which blob has which SHA-256
 //! DIR/temporary/                    bytes whose hash is not known yet; emptied at each start
 //! ```
 //!
@@ -15,6 +18,7 @@
 //! whole or known to be partial; the names in memory are those on the disk. When a blob was last used is
 //! the time of change of its file. Not here: how blobs cross between peers.
 
+mod aliases;
 mod byte_size;
 mod error;
 mod index;
@@ -30,6 +34,7 @@ mod pieces;
 mod room;
 mod small;
 mod source;
+mod unproven;
 
 pub use byte_size::{ByteSize, ParseByteSizeError};
 pub use draft::BlobWriter;
@@ -41,6 +46,7 @@ pub use partial::PartialBlob;
 pub use pieces::Pieces;
 pub use room::{BlobHold, Collected, free_bytes};
 pub(crate) use source::Source;
+pub use unproven::{Giver, Proof, UnprovenFile};
 
 use std::fs;
 use std::io;
@@ -49,11 +55,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::SystemTime;
 
-use protocol::{BlobHash, BlobRef};
+use protocol::{BlobHash, BlobName, BlobRef};
 use serde::Serialize;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
+use crate::store::aliases::Aliases;
 use crate::store::draft::Draft;
 use crate::store::error::failure;
 use crate::store::files::read_parts;
@@ -61,6 +68,9 @@ use crate::store::in_place::InPlaceIndex;
 use crate::store::index::Index;
 use crate::store::marks::Marks;
 use crate::tree::{MAX_BLOB_SIZE, TreeHasher};
+
+/// How the name of a file in `partial` begins that only a SHA-256 names.
+const SHA256_STEM: &str = "sha256-";
 
 /// The blobs of one process. A clone is another handle to the same store.
 #[derive(Clone, Debug)]
@@ -98,6 +108,7 @@ impl BlobStore {
         }
         let mut index = Index::default();
         index.marks = Marks::read(&directory)?;
+        index.aliases = Aliases::read(&directory)?;
         scan(&directory.join("blobs"), &mut index)?;
         for file in InPlaceIndex::read(&directory)? {
             if file.is_unchanged() {
@@ -328,8 +339,12 @@ impl BlobStore {
         self.blob_path(hash).with_extension("outboard")
     }
 
-    fn partial_path(&self, hash: BlobHash, part: &str) -> PathBuf {
-        self.inner.directory.join("partial").join(format!("{hash}.{part}"))
+    fn partial_path(&self, name: impl Into<BlobName>, part: &str) -> PathBuf {
+        let name = match name.into() {
+            BlobName::Blake3(hash) => format!("{hash}.{part}"),
+            BlobName::Sha256(sha256) => format!("{SHA256_STEM}{sha256}.{part}"),
+        };
+        self.inner.directory.join("partial").join(name)
     }
 
     fn temporary(&self) -> PathBuf {

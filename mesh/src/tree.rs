@@ -3,6 +3,10 @@
 //! The format is bao's outboard with chunk groups of 2^4 and no length in front; its root is the plain
 //! BLAKE3 hash. Not here: where an outboard is kept, and who sends it.
 
+mod assembly;
+
+pub use self::assembly::{Assembly, PieceLeaves};
+
 use blake3::hazmat::{
     ChainingValue, HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root,
 };

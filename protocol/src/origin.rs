@@ -50,6 +50,18 @@ pub enum BlobName {
     Sha256(Sha256),
 }
 
+impl From<BlobHash> for BlobName {
+    fn from(hash: BlobHash) -> Self {
+        Self::Blake3(hash)
+    }
+}
+
+impl From<Sha256> for BlobName {
+    fn from(sha256: Sha256) -> Self {
+        Self::Sha256(sha256)
+    }
+}
+
 /// Why a text names no blob.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseBlobNameError {

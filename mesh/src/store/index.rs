@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Weak;
 use std::time::SystemTime;
 
-use protocol::{BlobHash, BlobRef, Sha256};
+use protocol::{BlobHash, BlobName, BlobRef, Sha256};
 
-use super::PartialBlob;
+use super::aliases::Aliases;
 use super::in_place::InPlaceFile;
 use super::marks::Marks;
+use super::{PartialBlob, UnprovenFile};
 
 /// The store's memory.
 #[derive(Debug, Default)]
@@ -20,11 +21,14 @@ pub(super) struct Index {
     files: BTreeMap<PathBuf, InPlaceFile>,
     /// The files in place of each blob; none is empty.
     places: HashMap<BlobHash, BTreeSet<PathBuf>>,
-    /// How many want each of these blobs to stay.
-    holds: HashMap<BlobHash, usize>,
+    /// How many want each of these blobs and files to stay.
+    holds: HashMap<BlobName, usize>,
     /// Partial blobs that somebody is filling.
     pub(super) partial: HashMap<BlobHash, Weak<PartialBlob>>,
+    /// Files that only a SHA-256 names, and that somebody is filling.
+    pub(super) unproven: HashMap<Sha256, Weak<UnprovenFile>>,
     pub(super) marks: Marks,
+    pub(super) aliases: Aliases,
     /// How many bytes the store may take; `None` for all that there are.
     pub(super) quota: Option<u64>,
 }
@@ -40,10 +44,26 @@ pub(super) struct Own {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Candidate {
     pub(super) used: SystemTime,
-    pub(super) hash: BlobHash,
+    pub(super) what: Deletable,
     pub(super) bytes: u64,
-    /// Whether it is a whole blob, or what is left of a transfer.
-    pub(super) is_whole: bool,
+}
+
+/// What can be deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Deletable {
+    /// A whole blob.
+    Whole(BlobHash),
+    /// What is left of a transfer.
+    Leftover(BlobName),
+}
+
+impl Deletable {
+    pub(super) fn name(self) -> BlobName {
+        match self {
+            Self::Whole(hash) => hash.into(),
+            Self::Leftover(name) => name,
+        }
+    }
 }
 
 impl Index {
@@ -73,9 +93,10 @@ impl Index {
         self.files.get(path)
     }
 
-    /// The blob with this SHA-256, among the files in place.
-    pub(super) fn with_sha256(&self, sha256: &Sha256) -> Option<BlobRef> {
-        self.files.values().find(|file| file.sha256.as_ref() == Some(sha256)).map(|file| file.blob)
+    /// The blob with this SHA-256, whether it is here or not.
+    pub(super) fn alias(&self, sha256: &Sha256) -> Option<BlobRef> {
+        let in_place = || self.files.values().find(|file| file.sha256.as_ref() == Some(sha256));
+        self.aliases.get(sha256).or_else(|| in_place().map(|file| file.blob))
     }
 
     /// Every whole blob, in no order.
@@ -123,22 +144,24 @@ impl Index {
         true
     }
 
-    pub(super) fn hold(&mut self, hash: BlobHash) {
-        *self.holds.entry(hash).or_default() += 1;
+    pub(super) fn hold(&mut self, name: BlobName) {
+        *self.holds.entry(name).or_default() += 1;
     }
 
-    pub(super) fn release(&mut self, hash: BlobHash) {
-        if let Some(count) = self.holds.get_mut(&hash) {
+    pub(super) fn release(&mut self, name: BlobName) {
+        if let Some(count) = self.holds.get_mut(&name) {
             *count -= 1;
             if *count == 0 {
-                self.holds.remove(&hash);
+                self.holds.remove(&name);
             }
         }
     }
 
     /// Whether it must not be deleted: somebody works with it, or it is pinned.
-    pub(super) fn must_stay(&self, hash: BlobHash) -> bool {
-        self.holds.contains_key(&hash) || self.marks.is_pinned(hash)
+    pub(super) fn must_stay(&self, name: impl Into<BlobName>) -> bool {
+        let name = name.into();
+        let is_pinned = matches!(name, BlobName::Blake3(hash) if self.marks.is_pinned(hash));
+        is_pinned || self.holds.contains_key(&name)
     }
 
     /// How many bytes the store's own blobs take.
@@ -150,11 +173,10 @@ impl Index {
     pub(super) fn candidates(&self, leftovers: Vec<Candidate>) -> Vec<Candidate> {
         let whole = self.own.iter().map(|(hash, own)| Candidate {
             used: own.used,
-            hash: *hash,
+            what: Deletable::Whole(*hash),
             bytes: own.size,
-            is_whole: true,
         });
-        let may_go = |candidate: &Candidate| !self.must_stay(candidate.hash);
+        let may_go = |candidate: &Candidate| !self.must_stay(candidate.what.name());
         let mut candidates: Vec<_> = whole.chain(leftovers).filter(may_go).collect();
         candidates.sort();
         candidates
@@ -190,7 +212,11 @@ mod tests {
 
     fn chosen(index: &Index, lacking: u64) -> Option<Vec<u8>> {
         let chosen = index.choose(lacking, vec![]);
-        chosen.map(|chosen| chosen.iter().map(|candidate| candidate.hash.0[0]).collect())
+        let first_byte = |candidate: &Candidate| match candidate.what {
+            Deletable::Whole(hash) => hash.0[0],
+            Deletable::Leftover(name) => panic!("{name} is nothing whole"),
+        };
+        chosen.map(|chosen| chosen.iter().map(first_byte).collect())
     }
 
     #[test]
@@ -206,14 +232,14 @@ mod tests {
     fn nothing_is_chosen_where_all_of_it_is_not_enough() {
         let mut index = index();
         assert_eq!(chosen(&index, 41), None);
-        index.hold(BlobHash([4; 32]));
-        index.hold(BlobHash([4; 32]));
+        index.hold(BlobHash([4; 32]).into());
+        index.hold(BlobHash([4; 32]).into());
         index.marks.set_pinned(BlobHash([3; 32]), true);
         assert_eq!(chosen(&index, 21), None);
         assert_eq!(chosen(&index, 20), Some(vec![2, 1]));
-        index.release(BlobHash([4; 32]));
+        index.release(BlobHash([4; 32]).into());
         assert_eq!(chosen(&index, 21), None, "it is still held once");
-        index.release(BlobHash([4; 32]));
+        index.release(BlobHash([4; 32]).into());
         assert_eq!(chosen(&index, 21), Some(vec![4, 2, 1]));
     }
 }

@@ -31,21 +31,23 @@ impl BlobStore {
     /// Every whole blob with what is known of it, by hash.
     pub fn list(&self) -> Vec<BlobEntry> {
         let index = self.index();
+        let sha256s = index.aliases.by_hash();
         let entry = |BlobRef { hash, size }| BlobEntry {
             hash,
             size,
             pinned: index.marks.is_pinned(hash),
             shared: index.is_shared(hash),
             in_place: index.files_of(hash).map(|file| file.path.clone()).collect(),
-            sha256: index.files_of(hash).find_map(|file| file.sha256),
+            sha256: index.files_of(hash).find_map(|file| file.sha256).or(sha256s.get(&hash).copied()),
         };
         let mut entries: Vec<_> = index.complete().map(entry).collect();
         entries.sort_by_key(|entry| entry.hash);
         entries
     }
 
-    /// The blob with this SHA-256, among the files in place that were hashed with it.
+    /// The whole blob with this SHA-256, as far as the SHA-256 of what is here is known.
     pub fn with_sha256(&self, sha256: &Sha256) -> Option<BlobRef> {
-        self.index().with_sha256(sha256)
+        let index = self.index();
+        index.alias(sha256).filter(|blob| index.get(blob.hash) == Some(*blob))
     }
 }

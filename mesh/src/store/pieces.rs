@@ -42,6 +42,12 @@ impl Pieces {
         self.bits[(piece / 8) as usize] |= 1 << (piece % 8);
     }
 
+    /// Takes a piece out.
+    pub fn remove(&mut self, piece: u64) {
+        debug_assert!(piece < self.count, "piece {piece} of {}", self.count);
+        self.bits[(piece / 8) as usize] &= !(1 << (piece % 8));
+    }
+
     /// Whether a piece is in it.
     pub fn contains(&self, piece: u64) -> bool {
         piece < self.count && self.bits[(piece / 8) as usize] & (1 << (piece % 8)) != 0

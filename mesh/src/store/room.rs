@@ -9,23 +9,25 @@ use std::path::Path;
 use std::sync::MutexGuard;
 use std::time::SystemTime;
 
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statvfs::statvfs;
-use protocol::BlobHash;
+use protocol::{BlobHash, BlobName};
 use tracing::{info, warn};
 
-use super::index::Candidate;
-use super::{BlobStore, StoreError, blocking, failure, remove_file};
+use super::index::{Candidate, Deletable};
+use super::{BlobStore, SHA256_STEM, StoreError, blocking, failure, remove_file};
 
-/// A blob that is not evicted as long as this lives.
+/// A blob, or a file on its way to be one, that is not evicted as long as this lives.
 #[derive(Debug)]
 pub struct BlobHold {
     store: BlobStore,
-    hash: BlobHash,
+    name: BlobName,
 }
 
 impl Drop for BlobHold {
     fn drop(&mut self) {
-        self.store.index().release(self.hash);
+        self.store.index().release(self.name);
     }
 }
 
@@ -48,9 +50,10 @@ impl BlobStore {
     }
 
     /// Keeps a blob from eviction, also one that is still to come.
-    pub fn hold(&self, hash: BlobHash) -> BlobHold {
-        self.index().hold(hash);
-        BlobHold { store: self.clone(), hash }
+    pub fn hold(&self, name: impl Into<BlobName>) -> BlobHold {
+        let name = name.into();
+        self.index().hold(name);
+        BlobHold { store: self.clone(), name }
     }
 
     /// Pins or unpins a whole blob: a pinned one is never evicted, also after a restart.
@@ -80,7 +83,7 @@ impl BlobStore {
             let mut collected = Collected::default();
             let leftovers = store.leftovers()?;
             let stale: Vec<_> =
-                leftovers.into_iter().filter(|left| !store.index().must_stay(left.hash)).collect();
+                leftovers.into_iter().filter(|left| !store.index().must_stay(left.what.name())).collect();
             store.delete(&stale, &mut collected)?;
             store.remove_stray_outboards()?;
             let quota = quota.or(store.index().quota);
@@ -130,6 +133,22 @@ impl BlobStore {
         Ok(room)
     }
 
+    /// Takes the room for all of a file before its first byte, where the file system can. It blocks on the
+    /// disk.
+    pub(super) fn reserve(&self, file: &fs::File, path: &Path, size: u64) -> Result<(), StoreError> {
+        let length = file.metadata().map_err(failure("reading", path))?.len();
+        let wanted = size.saturating_sub(length);
+        if wanted == 0 {
+            return Ok(());
+        }
+        let _room = self.make_room(wanted)?;
+        let reserved = match fallocate(file, FallocateFlags::empty(), 0, size as i64) {
+            Ok(()) | Err(Errno::EOPNOTSUPP | Errno::EINVAL) => file.set_len(size),
+            Err(errno) => Err(errno.into()),
+        };
+        reserved.map_err(|error| self.write_failure(wanted, path, error))
+    }
+
     /// The error of a write that failed; of a full disk, with the numbers.
     pub(super) fn write_failure(&self, wanted: u64, path: &Path, error: io::Error) -> StoreError {
         let folder = &self.inner.directory;
@@ -167,35 +186,37 @@ impl BlobStore {
             let entry = entry.map_err(failure("reading", &folder))?;
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            let Some(Ok(hash)) = name.strip_suffix(".data").map(str::parse) else { continue };
+            let Some(name) = name.strip_suffix(".data").and_then(partial_name) else { continue };
             let Ok(metadata) = entry.metadata() else { continue };
             let used = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-            leftovers.push(Candidate { used, hash, bytes: metadata.len(), is_whole: false });
+            leftovers.push(Candidate { used, what: Deletable::Leftover(name), bytes: metadata.len() });
         }
         Ok(leftovers)
     }
 
     fn delete(&self, chosen: &[Candidate], collected: &mut Collected) -> Result<(), StoreError> {
         for candidate in chosen {
-            let hash = candidate.hash;
             // The lock is kept, so that nobody begins to work with it meanwhile.
             let mut index = self.index();
-            if index.must_stay(hash) {
+            if index.must_stay(candidate.what.name()) {
                 continue;
             }
-            if candidate.is_whole {
-                index.remove_own(hash);
-                let is_elsewhere = index.files_of(hash).next().is_some();
-                remove_file(&self.blob_path(hash))?;
-                if !is_elsewhere {
-                    remove_file(&self.outboard_path(hash))?;
+            match candidate.what {
+                Deletable::Whole(hash) => {
+                    index.remove_own(hash);
+                    let is_elsewhere = index.files_of(hash).next().is_some();
+                    remove_file(&self.blob_path(hash))?;
+                    if !is_elsewhere {
+                        remove_file(&self.outboard_path(hash))?;
+                    }
+                    collected.blobs += 1;
                 }
-                collected.blobs += 1;
-            } else {
-                for part in ["data", "outboard", "pieces"] {
-                    remove_file(&self.partial_path(hash, part))?;
+                Deletable::Leftover(name) => {
+                    for part in ["data", "outboard", "pieces"] {
+                        remove_file(&self.partial_path(name, part))?;
+                    }
+                    collected.partial += 1;
                 }
-                collected.partial += 1;
             }
             collected.bytes += candidate.bytes;
         }
@@ -223,6 +244,14 @@ impl BlobStore {
             }
         }
         Ok(())
+    }
+}
+
+/// What the name of a file in `partial`, without its ending, says that it is.
+fn partial_name(stem: &str) -> Option<BlobName> {
+    match stem.strip_prefix(SHA256_STEM) {
+        Some(sha256) => sha256.parse().ok().map(BlobName::Sha256),
+        None => stem.parse().ok().map(BlobName::Blake3),
     }
 }
 

@@ -157,7 +157,8 @@ impl Coordinator {
         let credentials = Credentials::new(farm, peer, admission.own_membership(net::unix_time()));
         let identity = admission.identity().clone();
         let plane = RacingPlane::bind(&identity, config.data_listen).await?;
-        let mesh_config = MeshConfig { identity, listen: config.mesh_listen.clone(), accept: true };
+        let mesh_config =
+            MeshConfig { accept: true, ..MeshConfig::new(identity, config.mesh_listen.clone()) };
         let (mesh, incoming) = Mesh::start(mesh_config).await?;
         mesh.set_credentials(credentials.clone());
         let exchange =

@@ -1,31 +1,42 @@
 //! The control plane: joining, and one session between a node and its coordinator, on libp2p over QUIC
 //! with TCP as fallback.
 //!
-//! `Mesh` is a handle; one task owns the swarm and nobody else touches it. No libp2p behaviour but
-//! ping speaks to a peer by itself: every stream is one of two protocols, and the session's begins at
-//! the gate. Not here: what joins are accepted and what a session says; that is for who gets
-//! [`Incoming`].
+//! `Mesh` is a handle; one task owns the swarm and nobody else touches it. Any two members say Hello on
+//! a stream of its own ([`protocol::contact`]); behaviours that speak by themselves (Kademlia, relay) see
+//! a connection only after that, and a stranger is answered by nothing but joining and ping. Not here:
+//! what joins are accepted and what a session says; that is for who gets [`Incoming`].
 
 mod accept;
 mod address;
 mod attempt;
+mod behaviour;
 mod bucket;
+mod discovery;
 mod error;
 mod event_loop;
+mod find;
+mod gated;
+mod greet;
+mod listeners;
+mod members;
+mod records;
 
 pub use address::{AnnounceError, announced};
 pub use attempt::{Attempt, AttemptFailure};
 pub use error::{ConnectError, JoinError, MeshError};
+pub use find::MeshFinder;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use libp2p::{Stream, StreamProtocol};
-use libp2p_stream::{Control, OpenStreamError};
+use libp2p_stream::{Control, IncomingStreams, OpenStreamError};
 use protocol::PeerId;
 use protocol::codec::{MAX_HELLO, Message};
+use protocol::contact::Contact;
 use protocol::membership::{Membership, Role};
 use protocol::message::{
     Accepted, CoordinatorMessage, HELLO_TIMEOUT, JOIN_PROTOCOL, JoinMessage, JoinRequest, NodeMessage,
@@ -41,7 +52,8 @@ use crate::frames::{FrameError, FrameReceiver, FrameSender, Reader, Writer};
 use crate::gate::{Credentials, GateError, Side, exchange_hellos, remaining};
 use crate::identity::{Identity, to_libp2p};
 use crate::swarm::error::DialError;
-use crate::swarm::event_loop::{Command, EventLoop, Listeners};
+use crate::swarm::event_loop::{Command, EventLoop, LoopParts};
+use crate::swarm::listeners::Listeners;
 
 /// The most addresses of one peer that are tried.
 const MAX_ADDRESSES: usize = 16;
@@ -61,8 +73,20 @@ pub struct MeshConfig {
     /// Where it listens, each on the UDP port by QUIC and on the TCP port of that number; port 0 lets the
     /// system choose. Empty: it only dials.
     pub listen: Vec<SocketAddr>,
-    /// Whether it takes joins and sessions, as a coordinator does.
+    /// Whether it takes joins and sessions, as a coordinator does. Defaults to no.
     pub accept: bool,
+    /// Whether peers on the LAN are looked for by mDNS, and told where this process listens. Without effect
+    /// where it listens on the loopback only. Defaults to no.
+    pub mdns: bool,
+    /// Whether it passes circuits on between members that cannot dial each other. Defaults to no.
+    pub relay: bool,
+}
+
+impl MeshConfig {
+    /// The defaults for a key.
+    pub fn new(identity: Arc<Identity>, listen: Vec<SocketAddr>) -> Self {
+        Self { identity, listen, accept: false, mdns: false, relay: false }
+    }
 }
 
 /// An open session with a member. It ends when both halves are dropped, when the peer goes away, or when
@@ -110,8 +134,13 @@ pub struct Mesh {
 struct Shared {
     commands: mpsc::Sender<Command>,
     control: Control,
-    credentials: RwLock<Option<Credentials>>,
+    credentials: Arc<RwLock<Option<Credentials>>>,
     listeners: Listeners,
+    /// Where the data plane listens.
+    data: RwLock<Vec<SocketAddr>>,
+    /// Whether another member has dialled us.
+    reached: Arc<AtomicBool>,
+    relays: bool,
     stop: CancellationToken,
 }
 
@@ -124,9 +153,21 @@ impl Mesh {
         let stop = CancellationToken::new();
         let guard = Arc::new(stop.clone().drop_guard());
         let (commands, command_queue) = mpsc::channel(INCOMING_QUEUE);
-        let (event_loop, control) = EventLoop::new(&config, command_queue, stop.clone())?;
+        let (greetings, to_greet) = mpsc::channel(INCOMING_QUEUE);
+        let (credentials, reached) = (Arc::default(), Arc::default());
+        let parts = LoopParts {
+            commands: command_queue,
+            greetings,
+            reached: Arc::clone(&reached),
+            credentials: Arc::clone(&credentials),
+            stop: stop.clone(),
+        };
+        let (event_loop, control) = EventLoop::new(&config, parts)?;
         let listeners = event_loop.listen(&config.listen).await?;
-        let shared = Arc::new(Shared { commands, control, credentials: RwLock::new(None), listeners, stop });
+        let (data, relays) = (RwLock::default(), config.relay);
+        let shared = Shared { commands, control, credentials, listeners, data, reached, relays, stop };
+        let shared = Arc::new(shared);
+        greet::start(&shared, to_greet);
         let (incoming, queue) = mpsc::channel(INCOMING_QUEUE);
         if config.accept {
             accept::start(&shared, incoming);
@@ -137,12 +178,19 @@ impl Mesh {
     /// What this process shows at the gate from now on, and checks others by.
     pub fn set_credentials(&self, credentials: Credentials) {
         *self.shared.credentials.write().expect("nothing panics while it holds them") = Some(credentials);
+        // A loop that is busy meets them when it next hears of them.
+        let _ = self.shared.commands.try_send(Command::MeetNeighbours);
+    }
+
+    /// What other members are told about where this process serves blobs.
+    pub fn set_data_addresses(&self, addresses: Vec<SocketAddr>) {
+        *self.shared.data.write().expect("nothing panics while it holds them") = addresses;
     }
 
     /// Where this process is reached: multiaddresses without the peer, one for each interface, QUIC
     /// before TCP and the loopback last.
     pub fn addresses(&self) -> Vec<String> {
-        self.shared.listeners.addresses()
+        self.shared.addresses()
     }
 
     /// Asks a coordinator for a membership, by ticket or as a renewal.
@@ -175,10 +223,11 @@ impl Mesh {
     }
 
     async fn ask_to_join(&self, coordinator: PeerId, request: &JoinMessage) -> Result<Accepted, JoinError> {
-        let stream = self.open_stream(coordinator, JOIN_PROTOCOL).await.map_err(|error| match error {
-            OpenStreamError::UnsupportedProtocol(_) => JoinError::NoCoordinator,
-            error => JoinError::NoAnswer(FrameError::Io(io::Error::other(error))),
-        })?;
+        let stream =
+            self.shared.open_stream(coordinator, JOIN_PROTOCOL).await.map_err(|error| match error {
+                OpenStreamError::UnsupportedProtocol(_) => JoinError::NoCoordinator,
+                error => JoinError::NoAnswer(FrameError::Io(io::Error::other(error))),
+            })?;
         let (reader, writer) = split(stream);
         let mut sender = FrameSender::with_limit(writer, MAX_HELLO);
         let mut receiver = FrameReceiver::with_limit(reader, MAX_HELLO);
@@ -205,6 +254,7 @@ impl Mesh {
                     debug!(attempt, "session was closed before its Hello, knocking again");
                 }
                 Ok((reader, writer, membership)) => {
+                    self.shared.greet(coordinator).await;
                     return Ok(Session::new(coordinator, membership, remote, reader, writer));
                 }
                 Err(error) => {
@@ -222,7 +272,7 @@ impl Mesh {
         coordinator: PeerId,
         credentials: &Credentials,
     ) -> Result<(Reader, Writer, Membership), ConnectError> {
-        let opened = timeout(HELLO_TIMEOUT, self.open_stream(coordinator, SESSION_PROTOCOL)).await;
+        let opened = timeout(HELLO_TIMEOUT, self.shared.open_stream(coordinator, SESSION_PROTOCOL)).await;
         let stream = match opened {
             Ok(Ok(stream)) => stream,
             Ok(Err(OpenStreamError::UnsupportedProtocol(_))) => return Err(ConnectError::NoCoordinator),
@@ -240,13 +290,6 @@ impl Mesh {
         let (answer, result) = oneshot::channel();
         let (addresses, mut attempts) = address::resolve(addresses, MAX_ADDRESSES).await;
         let target = to_libp2p(peer).ok_or(DialError::NoAddress)?;
-        if addresses.is_empty() {
-            return Err(if attempts.is_empty() {
-                DialError::NoAddress
-            } else {
-                DialError::Unreachable(attempts)
-            });
-        }
         let command = Command::Connect { peer: target, addresses: addresses.clone(), answer };
         self.shared.commands.send(command).await.map_err(|_| DialError::Stopped)?;
         match timeout(DIAL_TIMEOUT, result).await {
@@ -255,12 +298,7 @@ impl Mesh {
             Ok(Err(_)) => return Err(DialError::Stopped),
             Err(_) => attempts.extend(addresses.iter().map(Attempt::timed_out)),
         }
-        Err(DialError::Unreachable(attempts))
-    }
-
-    async fn open_stream(&self, peer: PeerId, protocol: &'static str) -> Result<Stream, OpenStreamError> {
-        let peer = to_libp2p(peer).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-        self.shared.control.clone().open_stream(peer, StreamProtocol::new(protocol)).await
+        Err(if attempts.is_empty() { DialError::NoAddress } else { DialError::Unreachable(attempts) })
     }
 
     /// Begins to close every connection and stops listening; see [`stopped`](Self::stopped).
@@ -277,6 +315,29 @@ impl Mesh {
 impl Shared {
     fn credentials(&self) -> Option<Credentials> {
         self.credentials.read().expect("nothing panics while it holds them").clone()
+    }
+
+    fn addresses(&self) -> Vec<String> {
+        self.listeners.addresses().iter().map(ToString::to_string).collect()
+    }
+
+    /// Where we are reached, as other members are told.
+    fn contact(&self) -> Contact {
+        let data = self.data.read().expect("nothing panics while it holds them").clone();
+        let is_reached = self.reached.load(Ordering::Relaxed);
+        Contact::new(self.addresses(), data, is_reached, is_reached && self.relays)
+    }
+
+    async fn open_stream(&self, peer: PeerId, protocol: &'static str) -> Result<Stream, OpenStreamError> {
+        let peer = to_libp2p(peer).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        self.control.clone().open_stream(peer, StreamProtocol::new(protocol)).await
+    }
+
+    /// Exchanges contacts with a peer that is connected.
+    async fn greet(&self, peer: PeerId) {
+        let Some(peer) = to_libp2p(peer) else { return };
+        // A loop that has stopped has no connections.
+        let _ = self.commands.send(Command::Greet { peer }).await;
     }
 
     async fn disconnect(&self, peer: PeerId) {
@@ -298,6 +359,12 @@ impl<Out: Message, In: Message> Session<Out, In> {
         let receiver = FrameReceiver::new(reader).until(Instant::now() + remaining(&membership));
         Self { peer, membership, remote, sender, receiver }
     }
+}
+
+/// The streams of one protocol that peers open.
+fn accepting(shared: &Shared, protocol: &'static str) -> IncomingStreams {
+    let accepting = shared.control.clone().accept(StreamProtocol::new(protocol));
+    accepting.expect("each protocol is accepted once for a mesh")
 }
 
 fn split(stream: Stream) -> (Reader, Writer) {

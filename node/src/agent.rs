@@ -119,7 +119,7 @@ impl Agent {
         let folder = Arc::new(DataFolder::take(&data, "a node")?);
         let identity = Arc::new(Identity::load_or_create(&data.join("node.key"))?);
         let peer = identity.peer();
-        let mesh_config = MeshConfig { identity: identity.clone(), listen: vec![], accept: false };
+        let mesh_config = MeshConfig::new(identity.clone(), vec![]);
         let (mesh, _incoming) = Mesh::start(mesh_config).await?;
 
         let belonging_path = data.join("membership.json");

@@ -196,7 +196,7 @@ mod tests {
     async fn mesh() -> (Mesh, PeerId) {
         let identity = std::sync::Arc::new(key());
         let peer = identity.peer();
-        let config = MeshConfig { identity, listen: vec![], accept: false };
+        let config = MeshConfig::new(identity, vec![]);
         (Mesh::start(config).await.expect("a mesh").0, peer)
     }
 
@@ -228,7 +228,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (node, peer) = mesh().await;
         let identity = std::sync::Arc::clone(&farm.coordinator);
-        let config = MeshConfig { identity, listen: vec![loopback()], accept: true };
+        let config = MeshConfig { accept: true, ..MeshConfig::new(identity, vec![loopback()]) };
         let (coordinator, mut incoming) = Mesh::start(config).await.expect("a mesh");
 
         let (mut fresh, path) = belonging(&farm, folder.path(), peer, now());

@@ -21,6 +21,7 @@ pub mod ticket;
 pub mod blob_ticket;
 pub mod word;
 pub mod message;
+pub mod contact;
 pub mod wire;
 pub mod codec;
 mod error_chain;

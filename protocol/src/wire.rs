@@ -189,7 +189,7 @@ impl Peers {
 }
 
 /// Whether an address can be one of a single peer.
-fn is_dialable(address: &SocketAddr) -> bool {
+pub(crate) fn is_dialable(address: &SocketAddr) -> bool {
     let (ip, port) = (address.ip(), address.port());
     let is_broadcast = matches!(ip, std::net::IpAddr::V4(ip) if ip.is_broadcast());
     port != 0 && !ip.is_unspecified() && !ip.is_multicast() && !is_broadcast

@@ -89,7 +89,7 @@ impl Player {
     async fn join(ticket: &Ticket, ended: Vec<RunEnded>) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let identity = Arc::new(Identity::generate().expect("random bytes"));
-        let mesh_config = MeshConfig { identity: identity.clone(), listen: vec![], accept: false };
+        let mesh_config = MeshConfig::new(identity.clone(), vec![]);
         let (mesh, _) = Mesh::start(mesh_config).await.expect("starts");
         let request = JoinRequest {
             farm: ticket.farm,

@@ -9,7 +9,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex};
 
 use futures::StreamExt;
-use libp2p::{Stream, StreamProtocol};
+use libp2p::Stream;
 use libp2p_stream::IncomingStreams;
 use protocol::PeerId;
 use protocol::codec::MAX_HELLO;
@@ -23,7 +23,7 @@ use crate::gate::{Side, exchange_hellos};
 use crate::identity::{from_libp2p, to_libp2p};
 use crate::swarm::bucket::Bucket;
 use crate::swarm::event_loop::Command;
-use crate::swarm::{Incoming, Session, Shared, split};
+use crate::swarm::{Incoming, Session, Shared, accepting, split};
 
 /// How many streams may be at the gate or joining at once.
 const MAX_AT_GATE: usize = 256;
@@ -33,11 +33,7 @@ const JOINS_PER_SECOND: u32 = 5;
 
 /// Begins to take joins and sessions; ends with the mesh.
 pub(super) fn start(shared: &Arc<Shared>, incoming: mpsc::Sender<Incoming>) {
-    let mut control = shared.control.clone();
-    let mut accept = |protocol| {
-        control.accept(StreamProtocol::new(protocol)).expect("each protocol is accepted once for a mesh")
-    };
-    let (joins, sessions) = (accept(JOIN_PROTOCOL), accept(SESSION_PROTOCOL));
+    let (joins, sessions) = (accepting(shared, JOIN_PROTOCOL), accepting(shared, SESSION_PROTOCOL));
     let acceptor = Acceptor {
         shared: Arc::clone(shared),
         incoming,

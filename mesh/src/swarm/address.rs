@@ -64,6 +64,11 @@ pub(super) fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
     })
 }
 
+/// Whether it is one that we dial: a host, and a port of QUIC or TCP.
+pub(super) fn is_dialable(address: &Multiaddr) -> bool {
+    Endpoint::of(address).is_some()
+}
+
 /// The port in a multiaddress.
 pub(super) fn port_of(address: &Multiaddr) -> Option<u16> {
     Endpoint::of(address).map(|endpoint| endpoint.port)

@@ -4,46 +4,40 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use futures::StreamExt;
 use libp2p::core::ConnectedPoint;
 use libp2p::core::transport::ListenerId;
+use libp2p::kad::RecordKey;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
-use libp2p::swarm::{ConnectionId, DialError, NetworkBehaviour, SwarmEvent};
-use libp2p::{Multiaddr, PeerId, Swarm, SwarmBuilder, TransportError, noise, ping, tcp, yamux};
-use libp2p_connection_limits::ConnectionLimits;
+use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
+use libp2p::{Multiaddr, PeerId, Swarm, TransportError, ping};
 use libp2p_stream::Control;
+use protocol::contact::Contact;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info_span, trace};
 
-use crate::interfaces::expand;
+use crate::gate::{Credentials, Side};
+use crate::identity::from_libp2p;
 use crate::swarm::attempt::{Attempt, AttemptFailure, without_peer, wrong_peer};
+use crate::swarm::behaviour::{self, Behaviour, BehaviourEvent, InsideEvent};
+use crate::swarm::discovery::Discovery;
+use crate::swarm::listeners::{Listener, Listeners, Transport};
+use crate::swarm::members::MembersEvent;
 use crate::swarm::{MeshConfig, MeshError, address};
 
 /// How long a stranger's connection may do neither a join nor pass the gate.
 const PROBATION: Duration = Duration::from_secs(10);
 /// The most connections on probation; beyond, new ones are closed at once.
 const MAX_ON_PROBATION: usize = 256;
-const MAX_PENDING_INCOMING: u32 = 128;
-const MAX_INCOMING: u32 = 8192;
-const MAX_PER_PEER: u32 = 4;
-/// How long a connection without a stream stays open.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How often a connection is probed, and how long the answer may take: a killed peer is noticed in ten
-/// seconds, on TCP as well.
-const PING: Duration = Duration::from_secs(5);
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long before the end of a membership its member is asked for a renewed one.
+const RENEWAL: Duration = Duration::from_secs(60);
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
-
-#[derive(NetworkBehaviour)]
-pub(super) struct Behaviour {
-    limits: libp2p_connection_limits::Behaviour,
-    ping: ping::Behaviour,
-    streams: libp2p_stream::Behaviour,
-}
 
 /// What the handle and the accepting tasks ask of the loop.
 pub(super) enum Command {
@@ -57,56 +51,21 @@ pub(super) enum Command {
     Disconnect { peer: PeerId },
     /// A peer joined or passed the gate: its connections are no longer on probation.
     Admit { peer: PeerId, answer: oneshot::Sender<Option<IpAddr>> },
-}
-
-/// What a process listens on, QUIC before TCP.
-#[derive(Debug, Clone)]
-pub(super) struct Listeners(Vec<Listener>);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Transport {
-    Quic,
-    Tcp,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Listener {
-    address: SocketAddr,
-    transport: Transport,
-}
-
-impl Listeners {
-    /// Where they are reached from outside, the loopback last.
-    pub(super) fn addresses(&self) -> Vec<String> {
-        let expanded = self.0.iter().flat_map(|listener| {
-            expand(listener.address).into_iter().map(|address| Listener { address, ..*listener })
-        });
-        let mut expanded: Vec<_> = expanded.collect();
-        expanded.sort_by_key(|listener| (listener.address.ip().is_loopback(), listener.transport));
-        expanded.iter().map(|listener| listener.multiaddress().to_string()).collect()
-    }
-}
-
-impl Listener {
-    fn multiaddress(&self) -> Multiaddr {
-        match self.transport {
-            Transport::Quic => address::quic(self.address),
-            Transport::Tcp => address::tcp(self.address),
-        }
-    }
-
-    fn failure(&self, source: io::Error) -> MeshError {
-        let address = address::describe(&self.multiaddress().to_string());
-        MeshError::Listen { address, source: words_of_the_system(source) }
-    }
-}
-
-/// The error of the operating system inside those that libp2p puts around it. They pass its words on,
-/// are of types that have no name, and skip it among their causes: so its code is read from its words.
-fn words_of_the_system(error: io::Error) -> io::Error {
-    let text = error.to_string();
-    let code = text.rsplit_once("(os error ").and_then(|(_, rest)| rest.strip_suffix(')')?.parse().ok());
-    code.map_or(error, io::Error::from_raw_os_error)
+    /// A peer said Hello and where it is reached: the behaviours behind the gate may speak with it until
+    /// then. The answer comes once they answer the peer.
+    Open { peer: PeerId, contact: Contact, side: Side, until: Instant, opened: oneshot::Sender<()> },
+    /// A peer did not pass, or did not let us.
+    NotMet { peer: PeerId },
+    /// Say Hello to a peer that is connected.
+    Greet { peer: PeerId },
+    /// Connect to a member and exchange contacts with it; dropped, it was not met.
+    Meet { peer: PeerId, addresses: Vec<Multiaddr>, answer: oneshot::Sender<Contact> },
+    /// We are a member from now on: whoever is on the LAN can be met.
+    MeetNeighbours,
+    /// Say that we provide a blob, or no longer.
+    Provide { key: RecordKey, is_here: bool },
+    /// Ask who provides a blob; they come one by one, until the sender is dropped.
+    Search { key: RecordKey, found: mpsc::Sender<PeerId> },
 }
 
 struct Connection {
@@ -128,39 +87,31 @@ pub(super) struct EventLoop {
     commands: mpsc::Receiver<Command>,
     connections: HashMap<ConnectionId, Connection>,
     dials: HashMap<ConnectionId, Dial>,
+    /// How long what members showed at the gate is valid.
+    admitted: HashMap<PeerId, Instant>,
+    discovery: Discovery,
+    credentials: Arc<RwLock<Option<Credentials>>>,
     stop: CancellationToken,
 }
 
+/// What the loop shares with the handle.
+pub(super) struct LoopParts {
+    pub(super) commands: mpsc::Receiver<Command>,
+    /// Peers to say Hello to.
+    pub(super) greetings: mpsc::Sender<PeerId>,
+    pub(super) reached: Arc<AtomicBool>,
+    pub(super) credentials: Arc<RwLock<Option<Credentials>>>,
+    pub(super) stop: CancellationToken,
+}
+
 impl EventLoop {
-    pub(super) fn new(
-        config: &MeshConfig,
-        commands: mpsc::Receiver<Command>,
-        stop: CancellationToken,
-    ) -> Result<(Self, Control), MeshError> {
-        let streams = libp2p_stream::Behaviour::new();
-        let control = streams.new_control();
-        let limits = ConnectionLimits::default()
-            .with_max_pending_incoming(Some(MAX_PENDING_INCOMING))
-            .with_max_established_incoming(Some(MAX_INCOMING))
-            .with_max_established_per_peer(Some(MAX_PER_PEER));
-        let behaviour = Behaviour {
-            limits: libp2p_connection_limits::Behaviour::new(limits),
-            ping: ping::Behaviour::new(ping::Config::new().with_interval(PING).with_timeout(PING)),
-            streams,
-        };
-        let failure = |error: &dyn std::error::Error| MeshError::Transport(error.to_string());
-        let swarm = SwarmBuilder::with_existing_identity(config.identity.keypair())
-            .with_tokio()
-            .with_tcp(tcp::Config::new().nodelay(true), noise::Config::new, yamux::Config::default)
-            .map_err(|error| failure(&error))?
-            .with_quic()
-            .with_behaviour(|_| behaviour)
-            .map_err(|error| failure(&error))?
-            .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE_TIMEOUT))
-            .with_connection_timeout(CONNECTION_TIMEOUT)
-            .build();
-        let connections = HashMap::new();
-        Ok((Self { swarm, commands, connections, dials: HashMap::new(), stop }, control))
+    pub(super) fn new(config: &MeshConfig, parts: LoopParts) -> Result<(Self, Control), MeshError> {
+        let (swarm, control) = behaviour::swarm(config)?;
+        let LoopParts { commands, greetings, reached, credentials, stop } = parts;
+        let discovery = Discovery::new(*swarm.local_peer_id(), greetings, reached);
+        let (connections, dials, admitted) = (HashMap::new(), HashMap::new(), HashMap::new());
+        let event_loop = Self { swarm, commands, connections, dials, admitted, discovery, credentials, stop };
+        Ok((event_loop, control))
     }
 
     /// Listens, waits until each port is known, and runs from then on.
@@ -196,9 +147,11 @@ impl EventLoop {
                 event => self.on_event(event),
             }
         }
+        let listeners = Listeners(listeners);
+        self.discovery.listen_on(listeners.addresses());
         let span = info_span!("swarm", peer = %self.swarm.local_peer_id());
         tokio::spawn(self.run().instrument(span));
-        Ok(Listeners(listeners))
+        Ok(listeners)
     }
 
     async fn run(mut self) {
@@ -213,7 +166,7 @@ impl EventLoop {
                     None => break,
                 },
                 event = self.swarm.select_next_some() => self.on_event(event),
-                now = probation.tick() => self.end_probations(now),
+                now = probation.tick() => self.tick(now),
             }
         }
         for peer in self.swarm.connected_peers().copied().collect::<Vec<_>>() {
@@ -237,7 +190,14 @@ impl EventLoop {
                 // Whoever asked may have given up.
                 let _ = answer.send(Ok(self.remote(peer)));
             }
-            Command::Connect { peer, addresses, answer } => {
+            Command::Connect { peer, mut addresses, answer } => {
+                let heard = self.discovery.neighbour(&peer).iter();
+                let new: Vec<_> = heard.filter(|address| !addresses.contains(address)).cloned().collect();
+                addresses.extend(new);
+                if addresses.is_empty() {
+                    let _ = answer.send(Err(Vec::new()));
+                    return;
+                }
                 self.dial(Dial { peer, addresses, attempts: Vec::new(), answer });
             }
             Command::Disconnect { peer } => {
@@ -252,6 +212,22 @@ impl EventLoop {
                 }
                 let _ = answer.send(self.remote(peer));
             }
+            Command::Open { peer, contact, side, until, opened } => {
+                for connection in self.connections.values_mut().filter(|connection| connection.peer == peer) {
+                    connection.probation = None;
+                }
+                self.admitted.insert(peer, until);
+                self.discovery.on_hello(&mut self.swarm, peer, contact, side, opened);
+            }
+            Command::NotMet { peer } => self.discovery.on_not_met(peer),
+            Command::Greet { peer } => self.discovery.greet(peer),
+            Command::Meet { peer, addresses, answer } => {
+                self.discovery.meet(&mut self.swarm, peer, addresses, answer);
+            }
+            Command::MeetNeighbours => self.discovery.approach_neighbours(&mut self.swarm),
+            Command::Provide { key, is_here: true } => self.discovery.provide(&mut self.swarm, key),
+            Command::Provide { key, is_here: false } => self.discovery.withdraw(&mut self.swarm, &key),
+            Command::Search { key, found } => self.discovery.search(&mut self.swarm, key, found),
         }
     }
 
@@ -280,14 +256,30 @@ impl EventLoop {
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
                 self.on_established(connection_id, peer_id, &endpoint);
             }
-            SwarmEvent::ConnectionClosed { connection_id, cause, .. } => {
+            SwarmEvent::ConnectionClosed { connection_id, cause, peer_id, num_established, .. } => {
                 self.connections.remove(&connection_id);
+                if num_established == 0 {
+                    self.admitted.remove(&peer_id);
+                    self.discovery.on_gone(peer_id);
+                }
                 trace!(?cause, "connection closed");
             }
-            SwarmEvent::OutgoingConnectionError { connection_id, error, .. } => {
+            SwarmEvent::OutgoingConnectionError { connection_id, error, peer_id, .. } => {
+                if let Some(peer) = peer_id.filter(|peer| !self.swarm.is_connected(peer)) {
+                    self.discovery.on_unreachable(peer);
+                }
                 if let Some(dial) = self.dials.remove(&connection_id) {
                     self.on_dial_error(dial, error);
                 }
+            }
+            SwarmEvent::Behaviour(BehaviourEvent::Mdns(event)) => {
+                self.discovery.on_mdns(&mut self.swarm, event);
+            }
+            SwarmEvent::Behaviour(BehaviourEvent::Members(MembersEvent::Opened(peer))) => {
+                self.discovery.on_open(peer);
+            }
+            SwarmEvent::Behaviour(BehaviourEvent::Members(MembersEvent::Inside(InsideEvent::Kad(event)))) => {
+                self.discovery.on_kad(&mut self.swarm, event);
             }
             SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event {
                 connection,
@@ -312,6 +304,9 @@ impl EventLoop {
         self.connections.insert(id, Connection { peer, remote, probation });
         if let Some(dial) = self.dials.remove(&id) {
             let _ = dial.answer.send(Ok(remote));
+        }
+        if endpoint.is_dialer() && !self.swarm.behaviour().members.is_member(&peer) {
+            self.discovery.greet(peer);
         }
     }
 
@@ -346,12 +341,34 @@ impl EventLoop {
         }
     }
 
-    fn end_probations(&mut self, now: Instant) {
+    fn tick(&mut self, now: Instant) {
         let ended = |connection: &Connection| connection.probation.is_some_and(|end| end <= now);
         let ended = self.connections.iter().filter(|(_, connection)| ended(connection)).map(|(id, _)| *id);
         for id in ended.collect::<Vec<_>>() {
             debug!("connection neither joined nor passed the gate, closed");
             self.swarm.close_connection(id);
+        }
+        self.discovery.tidy();
+        self.end_memberships(now);
+    }
+
+    /// Closes the connections of those whose membership has run out or was revoked. Those whose end is near
+    /// are asked to show a renewed one.
+    fn end_memberships(&mut self, now: Instant) {
+        let credentials = self.credentials.read().expect("nothing panics while it holds them").clone();
+        let is_revoked = |peer: &PeerId| {
+            let name = from_libp2p(*peer);
+            credentials.as_ref().zip(name).is_some_and(|(credentials, name)| credentials.is_revoked(name))
+        };
+        let is_over = |(peer, until): &(&PeerId, &Instant)| **until <= now || is_revoked(peer);
+        for peer in self.admitted.iter().filter(is_over).map(|(peer, _)| *peer).collect::<Vec<_>>() {
+            debug!(%peer, "membership has run out, connections closed");
+            self.admitted.remove(&peer);
+            // It may be gone already.
+            let _ = self.swarm.disconnect_peer_id(peer);
+        }
+        for (peer, _) in self.admitted.iter().filter(|(_, until)| **until <= now + RENEWAL) {
+            self.discovery.greet(*peer);
         }
     }
 
@@ -368,31 +385,5 @@ impl Dial {
     fn fail_all(&mut self, reason: &str) {
         let failed = |address| Attempt::new(address, AttemptFailure::NoAnswer(reason.to_owned()));
         self.attempts.extend(self.addresses.iter().map(failed));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::error::Error;
-    use std::net::{TcpListener, UdpSocket};
-    use std::sync::Arc;
-
-    use super::*;
-    use crate::identity::Identity;
-    use crate::swarm::Mesh;
-
-    #[tokio::test]
-    async fn taken_port_is_told_once_and_as_in_use() {
-        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
-        for listen in [tcp.local_addr().unwrap(), udp.local_addr().unwrap()] {
-            let identity = Arc::new(Identity::generate().unwrap());
-            let config = MeshConfig { identity, listen: vec![listen], accept: true };
-            let Err(MeshError::Listen { source, .. }) = Mesh::start(config).await.map(drop) else {
-                panic!("a taken port was had");
-            };
-            assert_eq!(source.kind(), io::ErrorKind::AddrInUse, "{source:?}");
-            assert!(source.source().is_none(), "{source:?}");
-        }
     }
 }

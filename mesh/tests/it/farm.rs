@@ -58,10 +58,19 @@ impl Farm {
 
     /// A coordinator's control plane on the loopback.
     pub(crate) async fn start_coordinator(&self) -> (Mesh, mpsc::Receiver<Incoming>) {
-        let config = MeshConfig { identity: self.coordinator(), listen: vec![loopback()], accept: true };
+        let config = MeshConfig { accept: true, ..MeshConfig::new(self.coordinator(), vec![loopback()]) };
         let (mesh, incoming) = Mesh::start(config).await.expect("a mesh");
         mesh.set_credentials(self.coordinator_credentials());
         (mesh, incoming)
+    }
+
+    /// A member's control plane on the loopback.
+    pub(crate) async fn start_mesh(&self) -> (Mesh, Arc<Identity>) {
+        let identity = Arc::new(key());
+        let config = MeshConfig::new(Arc::clone(&identity), vec![loopback()]);
+        let (mesh, _incoming) = Mesh::start(config).await.expect("a mesh");
+        mesh.set_credentials(self.credentials(identity.peer()));
+        (mesh, identity)
     }
 
     /// A member with a store and a data plane.
@@ -86,9 +95,18 @@ impl Peer {
         credentials: Credentials,
         wrap: impl FnOnce(Arc<dyn Plane>) -> Arc<dyn Plane>,
     ) -> Self {
+        Self::start_as(&identity, credentials, wrap).await
+    }
+
+    /// The data plane of a process that has a control plane as well.
+    pub(crate) async fn start_as(
+        identity: &Identity,
+        credentials: Credentials,
+        wrap: impl FnOnce(Arc<dyn Plane>) -> Arc<dyn Plane>,
+    ) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let store = BlobStore::open(folder.path()).await.expect("a store");
-        let plane = RacingPlane::bind(&identity, loopback()).await.expect("a plane");
+        let plane = RacingPlane::bind(identity, loopback()).await.expect("a plane");
         let config = exchange_config(store.clone(), wrap(Arc::new(plane)), credentials);
         Self { id: identity.peer(), store, exchange: Exchange::start(config), folder }
     }

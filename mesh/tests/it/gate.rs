@@ -31,7 +31,7 @@ async fn session_is_refused_without_a_valid_membership() {
     let (coordinator, mut incoming) = farm.start_coordinator().await;
     let identity = Arc::new(key());
     for (what, credentials) in refused_credentials(&farm, identity.peer()) {
-        let config = MeshConfig { identity: Arc::clone(&identity), listen: Vec::new(), accept: false };
+        let config = MeshConfig::new(Arc::clone(&identity), Vec::new());
         let (mesh, _) = Mesh::start(config).await.expect("a mesh");
         mesh.set_credentials(credentials);
         let refused = mesh.open_session(farm.coordinator().peer(), &coordinator.addresses()).await;

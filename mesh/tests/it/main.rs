@@ -2,10 +2,12 @@
 
 mod collections;
 mod cut;
+mod discovery;
 mod exchange;
 mod farm;
 mod planes;
 mod gate;
+mod namespaces;
 mod origins;
 mod room;
 mod session;

@@ -22,7 +22,7 @@ const SECRET: [u8; 16] = [3; 16];
 async fn start_node() -> (Mesh, PeerId) {
     let identity = Arc::new(key());
     let peer = identity.peer();
-    let config = MeshConfig { identity, listen: Vec::new(), accept: false };
+    let config = MeshConfig::new(identity, Vec::new());
     (Mesh::start(config).await.expect("a mesh").0, peer)
 }
 
@@ -174,8 +174,7 @@ async fn flood_of_joins_is_held_back() {
 async fn node_takes_neither_joins_nor_sessions() {
     let farm = Farm::new();
     let identity = Arc::new(key());
-    let config =
-        MeshConfig { identity: Arc::clone(&identity), listen: vec![crate::farm::loopback()], accept: false };
+    let config = MeshConfig::new(Arc::clone(&identity), vec![crate::farm::loopback()]);
     let (listening, _) = Mesh::start(config).await.expect("a mesh");
     let (node, _) = start_node().await;
     let refused = node.join(identity.peer(), &listening.addresses(), request(&farm, SECRET)).await;

@@ -31,7 +31,7 @@ struct Played {
 async fn play(behaviours: Vec<Behaviour>) -> Played {
     let (farm, folder) = (Farm::new(), tempfile::tempdir().expect("a temporary folder"));
     let identity = Arc::clone(&farm.coordinator);
-    let config = MeshConfig { identity, listen: vec![loopback()], accept: true };
+    let config = MeshConfig { accept: true, ..MeshConfig::new(identity, vec![loopback()]) };
     let (mesh, mut incoming) = Mesh::start(config).await.expect("a mesh");
     mesh.set_credentials(farm.coordinator_credentials());
     let ticket = Ticket::new(farm.id(), farm.coordinator.peer(), mesh.addresses(), [7; 16], now() + 600);

@@ -115,6 +115,9 @@ pub(crate) struct CoordinatorArguments {
     /// Where blobs are served, TCP and UDP. Defaults to 0.0.0.0:4289.
     #[arg(long, value_name = "ADDR", env = environment::DATA_LISTEN)]
     pub(crate) data_listen: Option<SocketAddr>,
+    /// Do not look for peers on the LAN by mDNS, nor tell them of this one.
+    #[arg(long)]
+    pub(crate) no_mdns: bool,
     /// An address under which other machines reach this one, for tickets: a host name or IP address,
     /// with a port where it differs from the one listened on. Repeatable.
     #[arg(long, value_name = "ADDR", env = environment::ANNOUNCE)]
@@ -163,6 +166,13 @@ pub(crate) struct NodeArguments {
     /// Where blobs are served, TCP and UDP. Defaults to 0.0.0.0:4290, or a free port where that one is taken.
     #[arg(long, value_name = "ADDR", env = environment::DATA_LISTEN)]
     pub(crate) data_listen: Option<SocketAddr>,
+    /// Where other members find this node, UDP and TCP. Defaults to port 4291 of the interface on which blobs
+    /// are served, or a free port where that one is taken.
+    #[arg(long, value_name = "ADDR", env = environment::LISTEN)]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Do not look for peers on the LAN by mDNS, nor tell them of this one.
+    #[arg(long)]
+    pub(crate) no_mdns: bool,
     /// The engine. Defaults to `comfyui` where `--comfyui` is given, else to `builtin`.
     #[arg(long, value_enum)]
     pub(crate) engine: Option<EngineChoice>,

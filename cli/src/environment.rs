@@ -10,7 +10,7 @@ pub(crate) const CONFIG: &str = "COMFY_FARM_CONFIG";
 pub(crate) const DATA: &str = "COMFY_FARM_DATA";
 /// Where the coordinator serves HTTP.
 pub(crate) const HTTP: &str = "COMFY_FARM_HTTP";
-/// Where the coordinator's control plane listens.
+/// Where the control plane listens.
 pub(crate) const LISTEN: &str = "COMFY_FARM_LISTEN";
 /// Where the data plane listens.
 pub(crate) const DATA_LISTEN: &str = "COMFY_FARM_DATA_LISTEN";

@@ -126,6 +126,7 @@ pub(crate) struct CoordinatorSettings {
     pub(crate) http: SocketAddr,
     pub(crate) listen: SocketAddr,
     pub(crate) data_listen: SocketAddr,
+    pub(crate) mdns: bool,
     pub(crate) announce: Vec<String>,
     pub(crate) allow_host: Vec<String>,
     pub(crate) allow_origin: Vec<String>,
@@ -151,6 +152,7 @@ impl CoordinatorSettings {
             http: arguments.http.or(table.http).unwrap_or(loopback),
             listen: arguments.listen.or(table.listen).unwrap_or(any(LISTEN_PORT)),
             data_listen: arguments.data_listen.or(table.data_listen).unwrap_or(any(DATA_PORT)),
+            mdns: !arguments.no_mdns && table.mdns.unwrap_or(true),
             announce: first_given(arguments.announce, table.announce),
             allow_host: first_given(arguments.allow_host, table.allow_host),
             allow_origin: first_given(arguments.allow_origin, table.allow_origin),
@@ -167,7 +169,9 @@ impl CoordinatorSettings {
 pub(crate) struct NodeSettings {
     pub(crate) join: Option<String>,
     pub(crate) data: PathBuf,
+    pub(crate) listen: Option<SocketAddr>,
     pub(crate) data_listen: Option<SocketAddr>,
+    pub(crate) mdns: bool,
     /// The ComfyUI to attach to; `None` for the built-in engine.
     pub(crate) comfyui: Option<String>,
     pub(crate) labels: BTreeMap<String, String>,
@@ -200,7 +204,9 @@ impl NodeSettings {
         Ok(Self {
             join: arguments.join.or(table.join),
             data: data_folder(arguments.data.or(table.data), "node")?,
+            listen: arguments.listen.or(table.listen),
             data_listen: arguments.data_listen.or(table.data_listen),
+            mdns: !arguments.no_mdns && table.mdns.unwrap_or(true),
             comfyui,
             labels,
             quota: arguments.quota.or(table.quota),

@@ -53,6 +53,8 @@ pub struct CoordinatorConfig {
     pub mesh_listen: Vec<SocketAddr>,
     /// Where the data plane listens, UDP. Defaults to all interfaces at [`DEFAULT_DATA_PORT`].
     pub data_listen: SocketAddr,
+    /// Whether peers on the LAN are looked for, and told of it, by mDNS. Defaults to yes.
+    pub mdns: bool,
     /// Further addresses under which it is reached: `HOST:PORT`, or multiaddresses. They stand first in
     /// tickets. Defaults to none.
     pub announce: Vec<String>,
@@ -74,6 +76,7 @@ impl CoordinatorConfig {
             data,
             mesh_listen: vec![any(DEFAULT_MESH_PORT)],
             data_listen: any(DEFAULT_DATA_PORT),
+            mdns: true,
             announce: Vec::new(),
             lease_duration: LEASE_DURATION,
             heartbeat: HEARTBEAT,
@@ -157,8 +160,12 @@ impl Coordinator {
         let credentials = Credentials::new(farm, peer, admission.own_membership(net::unix_time()));
         let identity = admission.identity().clone();
         let plane = RacingPlane::bind(&identity, config.data_listen).await?;
-        let mesh_config =
-            MeshConfig { accept: true, ..MeshConfig::new(identity, config.mesh_listen.clone()) };
+        let mesh_config = MeshConfig {
+            accept: true,
+            mdns: config.mdns,
+            relay: true,
+            ..MeshConfig::new(identity, config.mesh_listen.clone())
+        };
         let (mesh, incoming) = Mesh::start(mesh_config).await?;
         mesh.set_credentials(credentials.clone());
         let exchange =
@@ -170,6 +177,7 @@ impl Coordinator {
         let (found, newest) = store.load().await?;
         let clock = Clock::start();
         let provider = Provider { peer, addresses: data_addresses(&exchange, &config.announce) };
+        mesh.set_data_addresses(provider.addresses.clone());
         let settings = Settings {
             lease_duration: config.lease_duration,
             heartbeat: config.heartbeat,

@@ -7,6 +7,7 @@ mod offer;
 mod session;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,10 +30,13 @@ use tracing::{info, warn};
 use crate::ends::{Ends, KeepError};
 use crate::engine::Engine;
 use crate::join::{BelongError, Belonging};
+use crate::provide::provide_task;
 use crate::run::Tools;
 
 /// The port on which a node serves blobs, unless another process has it.
 pub const DEFAULT_DATA_PORT: u16 = 4290;
+/// The port on which other members find a node, UDP and TCP, unless another process has it.
+pub const DEFAULT_MESH_PORT: u16 = 4291;
 
 /// What a node is started with.
 pub struct AgentConfig {
@@ -45,6 +49,11 @@ pub struct AgentConfig {
     /// Where it serves blobs. Defaults to all interfaces at [`DEFAULT_DATA_PORT`], or at a free port
     /// where that one is taken.
     pub data_listen: Option<SocketAddr>,
+    /// Where other members find it. Defaults to the interface of `data_listen` at [`DEFAULT_MESH_PORT`],
+    /// or at a free port where that one is taken.
+    pub mesh_listen: Option<SocketAddr>,
+    /// Whether it looks for peers on the LAN by mDNS.
+    pub mdns: bool,
     /// How many bytes its store may take. Defaults to all that there are.
     pub quota: Option<u64>,
     /// Folders of models that it serves where they lie.
@@ -68,7 +77,7 @@ pub enum StartError {
         path: PathBuf,
         /// Why.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The node's key.
     #[error(transparent)]
@@ -93,7 +102,11 @@ pub enum StartError {
 impl StartError {
     /// Whether another process has the data folder, or the port that was asked for.
     pub fn is_in_use(&self) -> bool {
-        matches!(self, Self::Folder(FolderError::InUse { .. }) | Self::Bind(BindError::Socket { .. }))
+        match self {
+            Self::Folder(FolderError::InUse { .. }) | Self::Bind(BindError::Socket { .. }) => true,
+            Self::Mesh(MeshError::Listen { source, .. }) => source.kind() == io::ErrorKind::AddrInUse,
+            _ => false,
+        }
     }
 }
 
@@ -119,8 +132,7 @@ impl Agent {
         let folder = Arc::new(DataFolder::take(&data, "a node")?);
         let identity = Arc::new(Identity::load_or_create(&data.join("node.key"))?);
         let peer = identity.peer();
-        let mesh_config = MeshConfig::new(identity.clone(), vec![]);
-        let (mesh, _incoming) = Mesh::start(mesh_config).await?;
+        let mesh = start_mesh(config.mesh_listen, config.data_listen, config.mdns, &identity).await?;
 
         let belonging_path = data.join("membership.json");
         let belonging =
@@ -135,6 +147,7 @@ impl Agent {
         let plane = bind_data_plane(config.data_listen, &identity).await?;
         let exchange =
             Exchange::start(ExchangeConfig::new(blobs.clone(), Arc::new(plane), credentials.clone()));
+        mesh.set_data_addresses(exchange.addresses());
         let ends = Ends::open(&data.join("ends"), blobs.clone()).await?;
         let scratch = empty_folder(&data.join("scratch"))?;
         info!(%peer, coordinator = %belonging.coordinator, "node is up");
@@ -173,6 +186,7 @@ impl Agent {
         }
         let models = std::mem::take(&mut self.models);
         upkeep.spawn(index_task(self.tools.blobs.clone(), models, stop.clone()));
+        upkeep.spawn(provide_task(self.mesh.clone(), self.tools.blobs.clone(), stop.clone()));
         let (exchange, mesh) = (self.tools.exchange.clone(), self.mesh.clone());
         // Held until nothing is written into it any more.
         let _folder = Arc::clone(&self.folder);
@@ -193,6 +207,29 @@ fn empty_folder(path: &Path) -> Result<PathBuf, StartError> {
     }
     std::fs::create_dir_all(path).map_err(error)?;
     Ok(path.to_owned())
+}
+
+/// The control plane: it dials the coordinator, and other members dial it.
+async fn start_mesh(
+    listen: Option<SocketAddr>,
+    data_listen: Option<SocketAddr>,
+    mdns: bool,
+    identity: &Arc<Identity>,
+) -> Result<Mesh, MeshError> {
+    let start = async |listen| {
+        // Circuits are offered only where a member reached us.
+        let config = MeshConfig { mdns, relay: true, ..MeshConfig::new(Arc::clone(identity), vec![listen]) };
+        Mesh::start(config).await.map(|(mesh, _incoming)| mesh)
+    };
+    if let Some(address) = listen {
+        return start(address).await;
+    }
+    let interface = data_listen.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip());
+    match start(SocketAddr::new(interface, DEFAULT_MESH_PORT)).await {
+        // Several nodes may run on one machine; only the first gets the usual port.
+        Err(MeshError::Listen { .. }) => start(SocketAddr::new(interface, 0)).await,
+        started => started,
+    }
 }
 
 async fn bind_data_plane(listen: Option<SocketAddr>, identity: &Identity) -> Result<RacingPlane, BindError> {

@@ -9,6 +9,7 @@ pub mod engine;
 pub mod gpu;
 pub mod join;
 mod os;
+mod provide;
 pub mod run;
 pub mod slots;
 pub mod terms;

@@ -34,6 +34,7 @@ pub(super) async fn coordinator(arguments: CoordinatorArguments, file: SettingsF
     let coordinator = Coordinator::start(CoordinatorConfig {
         mesh_listen: vec![settings.listen],
         data_listen: settings.data_listen,
+        mdns: settings.mdns,
         announce: settings.announce.clone(),
         lease_duration: settings.lease,
         heartbeat: settings.lease / 6,

@@ -39,6 +39,8 @@ pub(super) async fn node(arguments: NodeArguments, file: SettingsFile) -> anyhow
         ticket,
         labels: settings.labels,
         data_listen: settings.data_listen,
+        mesh_listen: settings.listen,
+        mdns: settings.mdns,
         quota: settings.quota.map(|quota| quota.0),
         models: settings.models,
         engine,

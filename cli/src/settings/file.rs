@@ -39,6 +39,7 @@ pub(super) struct CoordinatorTable {
     pub(super) http: Option<SocketAddr>,
     pub(super) listen: Option<SocketAddr>,
     pub(super) data_listen: Option<SocketAddr>,
+    pub(super) mdns: Option<bool>,
     pub(super) announce: Vec<String>,
     pub(super) allow_host: Vec<String>,
     pub(super) allow_origin: Vec<String>,
@@ -53,7 +54,9 @@ pub(super) struct CoordinatorTable {
 pub(super) struct NodeTable {
     pub(super) join: Option<String>,
     pub(super) data: Option<PathBuf>,
+    pub(super) listen: Option<SocketAddr>,
     pub(super) data_listen: Option<SocketAddr>,
+    pub(super) mdns: Option<bool>,
     pub(super) engine: Option<EngineChoice>,
     pub(super) comfyui: Option<String>,
     pub(super) labels: BTreeMap<String, String>,
@@ -72,6 +75,7 @@ const KNOWN: [(&str, &[&str]); 3] = [
             "http",
             "listen",
             "data_listen",
+            "mdns",
             "announce",
             "allow_host",
             "allow_origin",
@@ -81,7 +85,22 @@ const KNOWN: [(&str, &[&str]); 3] = [
             "lease",
         ],
     ),
-    ("node", &["join", "data", "data_listen", "engine", "comfyui", "labels", "quota", "models", "yes"]),
+    (
+        "node",
+        &[
+            "join",
+            "data",
+            "listen",
+            "data_listen",
+            "mdns",
+            "engine",
+            "comfyui",
+            "labels",
+            "quota",
+            "models",
+            "yes",
+        ],
+    ),
 ];
 
 /// An error where the environment sets something that nothing reads.

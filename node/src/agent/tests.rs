@@ -40,6 +40,8 @@ async fn play(behaviours: Vec<Behaviour>) -> Played {
         ticket: Some(ticket),
         labels: BTreeMap::new(),
         data_listen: Some(loopback()),
+        mesh_listen: Some(loopback()),
+        mdns: false,
         quota: None,
         models: vec![],
         engine: FakeEngine::new(behaviours),

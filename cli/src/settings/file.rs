@@ -198,6 +198,7 @@ mod tests {
             http = "127.0.0.1:1"
             listen = "0.0.0.0:2"
             data_listen = "0.0.0.0:3"
+            mdns = false
             announce = ["farm.example"]
             allow_host = ["farm.example"]
             allow_origin = ["https://tools.example"]
@@ -208,7 +209,9 @@ mod tests {
             [node]
             join = "farm1"
             data = "d"
+            listen = "0.0.0.0:5"
             data_listen = "0.0.0.0:4"
+            mdns = false
             engine = "comfyui"
             comfyui = "http://127.0.0.1:8188"
             labels = { room = "2.14" }

@@ -7,11 +7,12 @@ use std::time::Duration;
 use mesh::store::BlobStore;
 use protocol::ticket::Ticket;
 use protocol::{
-    Bundle, Interface, JobId, JobState, Parameters, PeerId, WorkflowName, WorkflowSelector, WorkflowVersion,
+    BlobName, BlobRef, Bundle, Interface, JobId, JobState, Parameters, PeerId, WorkflowName,
+    WorkflowSelector, WorkflowVersion,
 };
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use crate::view::{DeployedWorkflow, FarmEvent, FarmView, JobView, KeyView, NodeView};
+use crate::view::{BlobView, DeployedWorkflow, FarmEvent, FarmView, JobView, KeyView, NodeView};
 
 /// The coordinator is stopping, or its store has failed; nothing can be asked of it any more.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -90,6 +91,17 @@ pub struct Invitation {
     pub lifetime: Duration,
 }
 
+/// That so many nodes fetch and pin a blob. It lasts a minute, and is made again by whoever waits for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeepWish {
+    /// The blob.
+    pub blob: BlobRef,
+    /// How many nodes.
+    pub copies: usize,
+    /// Who brought it: its own copy does not count.
+    pub author: Option<PeerId>,
+}
+
 /// Events from a place in the journal on, and live ones after them.
 #[derive(Debug)]
 pub struct EventFeed {
@@ -123,6 +135,10 @@ pub enum Command {
     Cancel(JobId, oneshot::Sender<Result<Option<JobView>, CommandError>>),
     /// All nodes that this coordinator knows.
     Nodes(oneshot::Sender<Vec<NodeView>>),
+    /// All that is known of a blob.
+    Blob(BlobName, oneshot::Sender<BlobView>),
+    /// Have nodes keep a blob, beside the one that brought it.
+    Keep(KeepWish, oneshot::Sender<BlobView>),
     /// Drain or undrain. `None` for an unknown node.
     SetDraining(PeerId, bool, oneshot::Sender<Result<Option<NodeView>, CommandError>>),
     /// A ticket.
@@ -199,6 +215,16 @@ impl CoordinatorHandle {
     /// All nodes that this coordinator knows.
     pub async fn nodes(&self) -> Result<Vec<NodeView>, Stopping> {
         self.ask(Command::Nodes).await
+    }
+
+    /// All that is known of a blob.
+    pub async fn blob(&self, name: BlobName) -> Result<BlobView, Stopping> {
+        self.ask(|answer| Command::Blob(name, answer)).await
+    }
+
+    /// Has nodes keep a blob, and gives how that stands.
+    pub async fn keep(&self, wish: KeepWish) -> Result<BlobView, Stopping> {
+        self.ask(|answer| Command::Keep(wish, answer)).await
     }
 
     /// Drains or undrains a node. `None` for an unknown one.

@@ -34,15 +34,20 @@
 //! Not here: what the records look like on disk (`store`), who may connect (`admission`), and which
 //! node is best (`schedule`).
 
+mod aliases;
 mod catalog;
 mod claims;
+mod finding;
 mod grants;
 mod jobs;
+mod keeps;
 mod nodes;
+mod origins;
 pub mod record;
 mod recovery;
 mod runs;
 mod sessions;
+mod stock;
 mod timers;
 mod views;
 
@@ -51,15 +56,21 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::message::{CoordinatorMessage, Grant, NodeMessage, Provider, Register, RunEnded, SetDraining};
+use protocol::message::{
+    CoordinatorMessage, Grant, Located, NodeMessage, Provider, Register, RunEnded, SetDraining,
+};
 use protocol::{
-    BlobRef, JobId, JobState, Lease, LeaseId, PeerId, WorkflowName, WorkflowSelector, WorkflowVersion,
+    BlobName, BlobRef, JobId, JobState, Lease, LeaseId, PeerId, WorkflowName, WorkflowSelector,
+    WorkflowVersion,
 };
 use time::OffsetDateTime;
 
+use self::aliases::Aliases;
 use self::catalog::Catalog;
 use self::jobs::{Jobs, Place};
+use self::keeps::Keeps;
 use self::nodes::Nodes;
+use self::origins::Origins;
 use self::record::{EndedJob, KnownLease, NewJob, Record};
 use self::runs::{Outcome, Run};
 use crate::view::{DeployedWorkflow, FarmEventKind};
@@ -99,6 +110,16 @@ pub enum Event {
     Cancel(JobId),
     /// A node is to drain, or to take runs again.
     SetDraining(PeerId, bool),
+    /// So many nodes are to keep a blob, beside the one that brought it. To be wished again as long as
+    /// somebody waits for it.
+    Keep {
+        /// The blob.
+        blob: BlobRef,
+        /// How many nodes.
+        copies: usize,
+        /// Who brought it.
+        author: Option<PeerId>,
+    },
     /// A node opened a session and registered on it.
     Registered(Box<Registered>),
     /// A node said something on a session.
@@ -174,6 +195,15 @@ pub enum Action {
     Send(PeerId, CoordinatorMessage),
     /// Read the parameters, put them into the grant, and tell the node.
     Grant(Box<GrantOrder>),
+    /// Tell a node who holds a blob: those named, and the coordinator where its own store does.
+    Located {
+        /// The node.
+        node: PeerId,
+        /// What it asked for.
+        name: BlobName,
+        /// The answer, without the coordinator.
+        located: Located,
+    },
     /// Fetch the outputs of a run from its node, which serves them until the end is recorded.
     Collect {
         /// The node.
@@ -205,6 +235,9 @@ pub struct State {
     catalog: Catalog,
     jobs: Jobs,
     nodes: Nodes,
+    aliases: Aliases,
+    origins: Origins,
+    keeps: Keeps,
     /// Which nodes were told to drain, or to take runs again, by the coordinator.
     draining: BTreeMap<PeerId, bool>,
     runs: BTreeMap<LeaseId, Run>,
@@ -273,6 +306,11 @@ impl State {
         Provider { peer, addresses }
     }
 
+    /// How the coordinator's own blobs are fetched.
+    pub fn own_provider(&self) -> &Provider {
+        &self.settings.provider
+    }
+
     /// How many jobs wait.
     pub fn waiting(&self) -> usize {
         self.jobs.waiting()
@@ -285,6 +323,7 @@ impl State {
             Event::Submit(job) => self.record(Record::Submitted(job), turn),
             Event::Cancel(job) => self.end_job(job, Outcome::without_run(JobState::Canceled), turn),
             Event::SetDraining(node, draining) => self.set_draining(node, draining, turn),
+            Event::Keep { blob, copies, author } => self.keep(blob, copies, author, turn),
             Event::Registered(registered) => self.register(*registered, turn),
             Event::Said { node, session, message } => self.hear(node, session, *message, turn),
             Event::Disconnected { node, session } => self.disconnect(node, session, turn),

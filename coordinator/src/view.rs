@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use protocol::membership::Role;
 use protocol::{
-    BlobRef, BundleHash, FarmId, Fetched, Interface, JobId, JobState, LockfileHash, Offer, OutputFile,
-    PeerId, Phase, Progress, RunError, RunId, SlotId, WorkflowVersion,
+    BlobRef, BundleHash, FarmId, Fetched, Interface, JobId, JobState, LockedModel, LockfileHash, Offer,
+    OutputFile, PeerId, Phase, Progress, RunError, RunId, Sha256, SlotId, Transfers, WorkflowVersion,
 };
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -33,6 +33,9 @@ pub struct DeployedWorkflow {
     pub interface: Arc<Interface>,
     /// What a node must have for it.
     pub requirements: Requirements,
+    /// The models of its lockfile that its graph names.
+    #[serde(default)]
+    pub models: Vec<LockedModel>,
     /// The repairs and warnings of its deploy, in words.
     pub notes: Vec<String>,
     /// When it was deployed.
@@ -143,8 +146,73 @@ pub struct NodeView {
     pub runs: Vec<(JobId, RunView)>,
     /// How many blobs it is known to hold.
     pub blobs: u64,
+    /// What it fetches at the moment, and who sent it wrong bytes.
+    pub transfers: Transfers,
     /// When it was last heard of.
     pub seen: OffsetDateTime,
+}
+
+/// A blob, as the farm knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BlobView {
+    /// Its hash and size, where anybody told.
+    pub blob: Option<BlobRef>,
+    /// Its SHA-256, where it is known.
+    pub sha256: Option<Sha256>,
+    /// The nodes that hold it whole.
+    pub holders: Vec<BlobHolder>,
+    /// The nodes that are fetching it.
+    pub parts: Vec<BlobPart>,
+    /// Whether the coordinator itself holds it.
+    pub in_coordinator: bool,
+    /// The deployed workflows that use it.
+    pub used_by: Vec<BlobUse>,
+    /// How the wish stands that nodes keep it, if there is one.
+    pub keep: Option<KeepView>,
+}
+
+/// A node that holds a blob whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlobHolder {
+    /// Which.
+    pub peer: PeerId,
+    /// The machine's name.
+    pub host_name: String,
+    /// Whether its session is open.
+    pub connected: bool,
+    /// Whether it never evicts it.
+    pub pinned: bool,
+}
+
+/// A node that holds a part of a blob.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlobPart {
+    /// Which.
+    pub peer: PeerId,
+    /// The machine's name.
+    pub host_name: String,
+    /// How many bytes it holds.
+    pub here: u64,
+    /// Of how many.
+    pub size: u64,
+}
+
+/// A workflow that uses a blob as a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlobUse {
+    /// Which.
+    pub workflow: WorkflowVersion,
+    /// Where it lies in the ComfyUI folder.
+    pub path: String,
+}
+
+/// How a wish stands that nodes keep a blob.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeepView {
+    /// How many nodes are to keep it.
+    pub copies: u64,
+    /// Who does not, and why.
+    pub refused: Vec<(PeerId, String)>,
 }
 
 /// The farm as a whole.

@@ -23,12 +23,14 @@ use mesh::store::{BlobStore, StoreError};
 use mesh::swarm::{Mesh, MeshConfig, MeshError};
 use protocol::ticket::Ticket;
 use protocol::{Device, PeerId, error_chain};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::ends::{Ends, KeepError};
 use crate::engine::Engine;
+use crate::finder::{Question, SessionFinder};
 use crate::join::{BelongError, Belonging};
 use crate::provide::provide_task;
 use crate::run::Tools;
@@ -123,6 +125,8 @@ pub struct Agent {
     /// What answers the commands on this machine; `None` where no socket could be made.
     control: Option<ControlServer>,
     models: Vec<PathBuf>,
+    finder: SessionFinder,
+    questions: mpsc::Receiver<Question>,
 }
 
 impl Agent {
@@ -154,6 +158,7 @@ impl Agent {
 
         let tools = Arc::new(Tools { engine: config.engine, exchange, blobs, ends, scratch });
         let (devices, models) = (config.devices, config.models);
+        let (finder, questions) = SessionFinder::new();
         Ok(Self {
             peer,
             mesh,
@@ -165,12 +170,19 @@ impl Agent {
             folder,
             control,
             models,
+            finder,
+            questions,
         })
     }
 
     /// Who this node is.
     pub fn peer(&self) -> PeerId {
         self.peer
+    }
+
+    /// Who is asked where blobs are; it is answered while the agent serves.
+    pub fn finder(&self) -> SessionFinder {
+        self.finder.clone()
     }
 
     /// Where it belongs.

@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod ends;
 pub mod engine;
+pub mod finder;
 pub mod gpu;
 pub mod join;
 mod os;

@@ -14,6 +14,7 @@ mod parameters;
 mod rewrite;
 mod lockfile;
 mod origin;
+mod transfer;
 mod bundle;
 mod collection;
 pub mod membership;
@@ -52,5 +53,8 @@ pub use rewrite::{FillError, Filled, Filling, fill};
 pub use schema::{
     CandidateInput, CandidateOutput, Candidates, ExposeError, ExposedInput, FieldError, Input, InputKind,
     Interface, Output, OutputKind, ParseExposedInputError, Range, Rule, SchemaError,
+};
+pub use transfer::{
+    Fault, MAX_SOURCES, MAX_TRANSFERS, MAX_WORDS, SourceName, Transfer, TransferSource, Transfers,
 };
 pub use workflow::{Link, MAX_OP_ID, MAX_OPS, MAX_WORKFLOW, Op, Workflow, WorkflowError, link_of};

@@ -128,6 +128,17 @@ pub struct LockedModel {
     pub sources: Vec<Source>,
     /// Whether its author had left it out.
     pub disabled: bool,
+    /// Whether peers may have it. Defaults to true; a lockfile names it only where it is false.
+    #[serde(default = "shared", skip_serializing_if = "is_shared")]
+    pub share: bool,
+}
+
+fn shared() -> bool {
+    true
+}
+
+fn is_shared(share: &bool) -> bool {
+    *share
 }
 
 /// A place from which a model can be fetched.
@@ -282,6 +293,7 @@ mod tests {
                 blob: Some(BlobHash::of(b"tiny lora")),
                 sources: vec![Source { url: "https://huggingface.co/x/y".parse().unwrap() }],
                 disabled: false,
+                share: true,
             }],
             ..Lockfile::default()
         }
@@ -317,6 +329,10 @@ mod tests {
         let mut altered = signed.clone();
         altered.models[0].disabled = true;
         assert_eq!(altered.verify(), Err(SignatureError::Wrong));
+        let mut private = signed.clone();
+        private.models[0].share = false;
+        assert_eq!(private.verify(), Err(SignatureError::Wrong));
+        assert_eq!(Lockfile::parse(&private.to_canonical_json()).unwrap(), private);
         let mut garbled = signed;
         garbled.signature.as_mut().unwrap().signature.pop();
         assert_eq!(garbled.verify(), Err(SignatureError::Wrong));

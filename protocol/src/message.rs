@@ -23,6 +23,9 @@
 //! for ranges of it with `ReadOrigin` and reads what `OriginLease` gives it, so that a farm reads each byte
 //! once; without an answer it may read all by itself.
 //!
+//! **Keeping.** So that a blob outlives the peer that brought it, the coordinator asks nodes with room to
+//! `Keep` it: to fetch it, and to pin it. `Storage` says that a node did, `KeepRefused` why it did not.
+//!
 //! **Goals.** A node may vanish at any instant and come back with a finished run; a coordinator may
 //! restart under running nodes. Neither loses a job or records its end twice.
 //!
@@ -42,6 +45,7 @@ use crate::lease::Lease;
 use crate::membership::{Membership, Role};
 use crate::offer::Offer;
 use crate::origin::{Alias, BlobName, FileRef, PieceRange};
+use crate::transfer::Transfers;
 
 /// The protocol by which a stranger with a ticket becomes a member, and a member renews.
 pub const JOIN_PROTOCOL: &str = "/comfy-farm/join/1";
@@ -103,6 +107,12 @@ messages! {
         0x010a => ReadOrigin(ReadOrigin),
         /// Both names of files that the node has read whole.
         0x010b => Aliases(Aliases),
+        /// How much room there is, and what is pinned; only the latest counts.
+        0x810c => Storage(Storage),
+        /// What is being fetched; only the latest counts.
+        0x810d => Transfers(Transfers),
+        /// A blob is not kept as asked.
+        0x810e => KeepRefused(KeepRefused),
     }
 }
 
@@ -123,6 +133,8 @@ messages! {
         0x0205 => Located(Located),
         /// The answer to `ReadOrigin`.
         0x0206 => OriginLease(OriginLease),
+        /// Fetch a blob, and pin it.
+        0x8207 => Keep(Keep),
     }
 }
 
@@ -307,7 +319,8 @@ pub struct ReadOrigin {
     pub file: FileRef,
     /// What the node holds of it by now, from wherever; at most [`MAX_LIST`] ranges. It serves them.
     pub held: Vec<PieceRange>,
-    /// How many pieces it would read next; 0 gives back every lease on this file.
+    /// How many pieces it would read, those included that it was leased before and does not hold yet; 0
+    /// gives back every lease on this file.
     pub wanted: u64,
 }
 
@@ -316,6 +329,24 @@ pub struct ReadOrigin {
 pub struct Aliases {
     /// At most [`MAX_LIST`], each read whole by the node itself.
     pub aliases: Vec<Alias>,
+}
+
+/// What a node's store is like.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Storage {
+    /// How many bytes it can still take, with all gone that may go.
+    pub room: u64,
+    /// Blobs of 1 MiB and more that are never evicted; at most [`MAX_LIST`].
+    pub pinned: Vec<BlobHash>,
+}
+
+/// A node does not keep a blob that it was asked to keep.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeepRefused {
+    /// The blob.
+    pub blob: BlobHash,
+    /// Why, in words; at most [`MAX_WORDS`](crate::MAX_WORDS) bytes are kept of it.
+    pub reason: String,
 }
 
 /// The node goes away in good order.
@@ -418,13 +449,23 @@ pub struct Located {
 pub struct OriginLease {
     /// That of the question.
     pub request: u64,
-    /// The pieces: nobody else is to read them while the lease lasts. Empty where others read all that
-    /// the node lacks: it takes those from them, and asks again.
+    /// The pieces: nobody else is to read them while the lease lasts. They are all that is leased to the
+    /// node by now, those of its earlier questions included that it does not hold yet. Empty where others
+    /// read all that the node lacks: it takes those from them, and asks again.
     pub ranges: Vec<PieceRange>,
     /// How long the lease lasts.
     pub duration: Duration,
     /// Who else reads the file, and serves what it has; at most [`MAX_PROVIDERS`].
     pub readers: Vec<Provider>,
+}
+
+/// Fetch a blob, and never evict it. Asked again, it changes nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keep {
+    /// The blob.
+    pub blob: BlobRef,
+    /// Who holds it; at most [`MAX_PROVIDERS`].
+    pub providers: Vec<Provider>,
 }
 
 /// Take no more runs, or take them again.
@@ -478,6 +519,12 @@ mod tests {
              000000000000000000000000000000041000000000000000\
              0000000000000000000000000000000501000000",
         );
+        let storage = Storage { room: 7, pinned: vec![BlobHash([1; 32])] };
+        let ones = "01".repeat(32);
+        check(NodeMessage::Storage(storage), &format!("320000000c8107000000000000000100000000000000{ones}"));
+        let keep = Keep { blob: BlobRef { hash: BlobHash([1; 32]), size: 9 }, providers: vec![] };
+        let frame = encode(&CoordinatorMessage::Keep(keep), MAX_FRAME).expect("encodes");
+        assert_eq!(hex::encode(&frame), format!("320000000782{ones}09000000000000000000000000000000"));
         let recorded = EndRecorded { run: lease().run, job: lease().job };
         let frame = encode(&CoordinatorMessage::EndRecorded(recorded), MAX_FRAME).expect("encodes");
         let golden = "32000000030210000000000000000000000000000000000000000000000510000000000000\

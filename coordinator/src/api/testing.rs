@@ -22,9 +22,10 @@ use tower::ServiceExt;
 use uuid::Uuid;
 
 use crate::api::guard::Guard;
-use crate::handle::{Command, CommandError, CoordinatorHandle, Deployment, EventFeed, Submission};
+use crate::handle::{Command, CommandError, CoordinatorHandle, Deployment, EventFeed, KeepWish, Submission};
 use crate::view::{
-    DeployedWorkflow, FarmEvent, FarmEventKind, FarmView, JobView, KeyScope, KeyView, NodeView, Requirements,
+    BlobView, DeployedWorkflow, FarmEvent, FarmEventKind, FarmView, JobView, KeyScope, KeyView, NodeView,
+    Requirements,
 };
 
 /// The one key that the farm knows.
@@ -49,6 +50,9 @@ pub(crate) struct Tables {
     pub(crate) jobs: BTreeMap<JobId, JobView>,
     pub(crate) nodes: Vec<NodeView>,
     pub(crate) submissions: Vec<Submission>,
+    /// What is answered about any blob.
+    pub(crate) blob: BlobView,
+    pub(crate) wishes: Vec<KeepWish>,
     journal: Vec<FarmEvent>,
     /// Numbers up to this one are no longer kept.
     pub(crate) forgotten: u64,
@@ -66,6 +70,8 @@ impl TestFarm {
             jobs: BTreeMap::new(),
             nodes: Vec::new(),
             submissions: Vec::new(),
+            blob: BlobView::default(),
+            wishes: Vec::new(),
             journal: Vec::new(),
             forgotten: 0,
             live: broadcast::channel(16).0,
@@ -163,6 +169,7 @@ pub(crate) fn deployed(name: &str, version: u32) -> DeployedWorkflow {
         inputs: Default::default(),
         interface_blob: BlobRef::of(b"interface"),
         interface: Arc::new(interface),
+        models: vec![],
         requirements: Requirements { classes: ["SaveImage".to_owned()].into(), ..Requirements::default() },
         notes: Vec::new(),
         deployed: OffsetDateTime::UNIX_EPOCH,
@@ -217,6 +224,11 @@ impl Tables {
                 drop(answer.send(Ok(self.jobs.get(&job).cloned())));
             }
             Command::Nodes(answer) => drop(answer.send(self.nodes.clone())),
+            Command::Blob(_, answer) => drop(answer.send(self.blob.clone())),
+            Command::Keep(wish, answer) => {
+                self.wishes.push(wish);
+                drop(answer.send(self.blob.clone()));
+            }
             Command::SetDraining(peer, draining, answer) => {
                 let node = self.nodes.iter_mut().find(|node| node.peer == peer);
                 let node = node.map(|node| {

@@ -3,6 +3,7 @@
 //! Not here: what the answers look like (`model`) and what a refusal becomes (`error`).
 
 mod assets;
+mod blobs;
 mod deploy;
 mod events;
 mod farm;
@@ -45,4 +46,6 @@ pub(crate) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(events::stream_events))
         .routes(routes!(assets::create_asset))
         .routes(routes!(assets::get_asset))
+        .routes(routes!(blobs::get_blob))
+        .routes(routes!(blobs::keep_blob))
 }

@@ -5,17 +5,17 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use protocol::ticket::Ticket;
-use protocol::{JobId, JobState, PeerId, WorkflowSelector, WorkflowVersion};
+use protocol::{BlobName, JobId, JobState, PeerId, WorkflowSelector, WorkflowVersion};
 use tokio::sync::oneshot;
 
 use super::driver::Driver;
 use super::work::{self, Answer};
-use crate::handle::{Command, CommandError, EventFeed, Invitation, JobsFilter};
+use crate::handle::{Command, CommandError, EventFeed, Invitation, JobsFilter, KeepWish};
 use crate::net::unix_time;
 use crate::state::Event;
 use crate::state::record::{EndedJob, Entry, NewJob};
 use crate::store::{Missed, Store, StoreError};
-use crate::view::{DeployedWorkflow, FarmEvent, JobView, NodeView};
+use crate::view::{BlobView, DeployedWorkflow, FarmEvent, JobView, NodeView};
 
 impl Driver {
     pub(super) fn command(&mut self, command: Command) {
@@ -40,6 +40,8 @@ impl Driver {
                 self.job(job, answer);
             }
             Command::Nodes(answer) => self.answer(answer, self.state.node_views()),
+            Command::Blob(name, answer) => self.blob(&name, answer),
+            Command::Keep(wish, answer) => self.keep(wish, answer),
             Command::SetDraining(node, draining, answer) => self.set_draining(node, draining, answer),
             Command::Invite(invitation, answer) => self.invite(invitation, answer),
             Command::Farm(answer) => self.answer(answer, self.state.farm_view(self.parts.admission.farm())),
@@ -96,6 +98,20 @@ impl Driver {
         let live = self.state.live_jobs(&filter, self.now());
         let store = self.parts.store.clone();
         self.read(answer, merge(live, filter, store));
+    }
+
+    fn blob(&mut self, name: &BlobName, answer: oneshot::Sender<BlobView>) {
+        let mut view = self.state.blob_view(name);
+        let own = self.own_blob(name, view.blob);
+        view.in_coordinator = own.is_some();
+        view.blob = view.blob.or(own);
+        self.answer(answer, view);
+    }
+
+    fn keep(&mut self, wish: KeepWish, answer: oneshot::Sender<BlobView>) {
+        let KeepWish { blob, copies, author } = wish;
+        self.apply(Event::Keep { blob, copies, author });
+        self.blob(&BlobName::Blake3(blob.hash), answer);
     }
 
     fn set_draining(&mut self, node: PeerId, draining: bool, answer: Answer<Option<NodeView>>) {

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use mesh::store::{BlobStore, StoreError};
 use protocol::{
-    Argument, BlobRef, Bundle, Filling, Input, Interface, Parameters, Workflow, WorkflowVersion, fill,
+    Argument, BlobRef, Bundle, Filling, Input, Interface, LockedModel, Parameters, Workflow, WorkflowVersion,
+    fill,
 };
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -24,6 +25,10 @@ pub(super) async fn prepare(
     let Deployment { name, bundle, interface, accept_attached, notes } = deployment;
     let document = serde_json::to_vec(&interface).expect("an interface has only text keys");
     let interface_blob = blobs.import_bytes(&document).await?;
+    let filled = filled(&bundle, &interface);
+    let models = models(&bundle, &filled);
+    let requirements =
+        Requirements { classes: filled.classes(), models: folder_names(&models), accept_attached };
     Ok(DeployedWorkflow {
         id: WorkflowVersion { name, version: 0 },
         bundle: bundle.hash(),
@@ -31,22 +36,21 @@ pub(super) async fn prepare(
         graph: bundle.manifest.workflow,
         interface_blob,
         inputs: bundle.manifest.inputs.clone(),
-        requirements: requirements(&bundle, &interface, accept_attached),
+        requirements,
+        models,
         interface: Arc::new(interface),
         notes,
         deployed,
     })
 }
 
-/// What a node must have: the classes of the filled graph, which are not those of the deployed one
-/// where ops are replaced, and the models of the lockfile that the graph names.
-fn requirements(bundle: &Bundle, interface: &Interface, accept_attached: bool) -> Requirements {
+/// The graph that nodes execute: where ops are replaced, its classes are not those of the deployed one.
+fn filled(bundle: &Bundle, interface: &Interface) -> Workflow {
     let parameters: Parameters = interface.inputs.iter().map(stand_in).collect();
     let filling = Filling { output_prefix: String::new(), inputs: bundle.manifest.inputs.clone() };
     let filled = fill(&bundle.workflow, interface, &parameters, &filling).map(|filled| filled.workflow);
     // A graph that cannot be filled is told by its first run; its own classes are the best guess.
-    let filled = filled.unwrap_or_else(|_| bundle.workflow.clone());
-    Requirements { classes: filled.classes(), models: models(bundle, &filled), accept_attached }
+    filled.unwrap_or_else(|_| bundle.workflow.clone())
 }
 
 /// Any value for an input: only the graph's classes are looked at.
@@ -58,17 +62,25 @@ fn stand_in(input: &Input) -> (String, Argument) {
     (input.name.clone(), argument)
 }
 
-/// The models that are in the lockfile and in the graph, as `folder/name`. A lockfile often lists all
-/// that lay in its author's folders.
-fn models(bundle: &Bundle, workflow: &Workflow) -> BTreeSet<String> {
+/// The models that are in the lockfile and in the graph. A lockfile often lists all that lay in its
+/// author's folders.
+fn models(bundle: &Bundle, workflow: &Workflow) -> Vec<LockedModel> {
     let values = workflow.iter().flat_map(|(_, op)| op.inputs.values());
     let named: BTreeSet<&str> = values.filter_map(Value::as_str).collect();
-    let enabled = bundle.lockfile.models.iter().filter(|model| !model.disabled);
-    let paths = enabled.filter_map(|model| model.path.as_str().strip_prefix("models/"));
-    paths
-        .filter(|path| path.split_once('/').is_some_and(|(_, name)| named.contains(name)))
-        .map(str::to_owned)
-        .collect()
+    let is_named = |model: &&LockedModel| {
+        let name = folder_name(model).and_then(|path| path.split_once('/'));
+        !model.disabled && name.is_some_and(|(_, name)| named.contains(name))
+    };
+    bundle.lockfile.models.iter().filter(is_named).cloned().collect()
+}
+
+/// The models as ComfyUI lists them: `folder/name`.
+fn folder_names(models: &[LockedModel]) -> BTreeSet<String> {
+    models.iter().filter_map(folder_name).map(str::to_owned).collect()
+}
+
+fn folder_name(model: &LockedModel) -> Option<&str> {
+    model.path.as_str().strip_prefix("models/")
 }
 
 #[cfg(test)]
@@ -98,9 +110,10 @@ mod tests {
             bundle.lockfile.models.push(serde_json::from_value(model).expect("a good model"));
         }
         let interface = Interface::of(&bundle.workflow).expect("has inputs and outputs");
-        let found = requirements(&bundle, &interface, true);
+        let filled = filled(&bundle, &interface);
         let classes = names(&["CheckpointLoaderSimple", "ImageInvert", "LoadImage", "SaveImage"]);
-        let models = names(&["checkpoints/sd/a.safetensors"]);
-        assert_eq!(found, Requirements { classes, models, accept_attached: true });
+        assert_eq!(filled.classes(), classes);
+        let models = folder_names(&models(&bundle, &filled));
+        assert_eq!(models, names(&["checkpoints/sd/a.safetensors"]));
     }
 }

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use mesh::fetch::Exchange;
 use mesh::gate::Credentials;
 use mesh::store::BlobStore;
-use protocol::PeerId;
-use protocol::message::CoordinatorMessage;
+use protocol::message::{CoordinatorMessage, Located};
+use protocol::{BlobName, BlobRef, PeerId};
 use time::OffsetDateTime;
 use tokio::sync::{Semaphore, broadcast, mpsc};
 use tokio::task::JoinSet;
@@ -257,6 +257,7 @@ impl Driver {
             }
             Action::Notify(kind) => self.publish(None, kind, now),
             Action::Send(node, message) => self.send(node, message),
+            Action::Located { node, name, located } => self.tell_located(node, name, located),
             Action::Grant(order) => {
                 let blobs = self.parts.blobs.clone();
                 self.spawn_report(async move { Some(work::grant(order, blobs).await) });
@@ -272,6 +273,24 @@ impl Driver {
             // The commit was all that there is to do.
             Action::Keep(_) | Action::Archive(_) | Action::Leased(_) | Action::Unleased(_) => {}
         }
+    }
+
+    /// The blob of this name, which the farm knows as this one, if the coordinator's own store has it.
+    pub(super) fn own_blob(&self, name: &BlobName, known: Option<BlobRef>) -> Option<BlobRef> {
+        let hash = match name {
+            BlobName::Blake3(hash) => *hash,
+            BlobName::Sha256(_) => known?.hash,
+        };
+        self.parts.blobs.get(hash)
+    }
+
+    /// Adds the coordinator to those who hold a blob, where it does.
+    fn tell_located(&mut self, node: PeerId, name: BlobName, mut located: Located) {
+        if let Some(own) = self.own_blob(&name, located.blob) {
+            located.blob = Some(own);
+            located.providers.push(self.state.own_provider().clone());
+        }
+        self.send(node, CoordinatorMessage::Located(located));
     }
 
     fn publish(&mut self, number: Option<u64>, kind: FarmEventKind, now: Now) {

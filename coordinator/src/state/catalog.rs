@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use protocol::{WorkflowName, WorkflowSelector, WorkflowVersion};
+use protocol::{BlobHash, BlobRef, LockedModel, Sha256, WorkflowName, WorkflowSelector, WorkflowVersion};
 
 use crate::view::DeployedWorkflow;
 
@@ -14,12 +14,32 @@ use crate::view::DeployedWorkflow;
 pub(crate) struct Catalog {
     versions: BTreeMap<WorkflowVersion, Arc<DeployedWorkflow>>,
     current: BTreeMap<WorkflowName, u32>,
+    /// The models of which a lockfile names the blob, by either name.
+    models: BTreeMap<BlobHash, u64>,
+    aliases: BTreeMap<Sha256, BlobRef>,
 }
 
 impl Catalog {
     /// Keeps a version, without making it current.
     pub(crate) fn insert(&mut self, workflow: Arc<DeployedWorkflow>) {
+        for LockedModel { blob, size, sha256, .. } in &workflow.models {
+            let Some(hash) = *blob else { continue };
+            self.models.insert(hash, *size);
+            if let Some(sha256) = *sha256 {
+                self.aliases.insert(sha256, BlobRef { hash, size: *size });
+            }
+        }
         self.versions.insert(workflow.id.clone(), workflow);
+    }
+
+    /// The model that some lockfile names by this hash.
+    pub(crate) fn model(&self, hash: BlobHash) -> Option<BlobRef> {
+        self.models.get(&hash).map(|size| BlobRef { hash, size: *size })
+    }
+
+    /// The model that some lockfile names by both hashes.
+    pub(crate) fn alias(&self, sha256: Sha256) -> Option<BlobRef> {
+        self.aliases.get(&sha256).copied()
     }
 
     /// Makes a version the current one of its name.

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use protocol::message::{BlobProviders, Grant, Provider};
+use protocol::message::{BlobProviders, Grant};
 use protocol::{BlobHash, Lease, LeaseClock, LeaseId, PeerId, Phase, RunId};
 use uuid::Builder;
 
@@ -115,7 +115,8 @@ impl State {
 
     /// Who holds a blob: other nodes first, and the coordinator, through which everything came, last.
     fn providers(&self, hash: BlobHash, asking: PeerId) -> BlobProviders {
-        let mut providers: Vec<Provider> = self.nodes.providers(hash, asking);
+        let blob = self.nodes.blob(hash);
+        let mut providers = blob.map(|blob| self.nodes.providers(blob, asking)).unwrap_or_default();
         providers.push(self.settings.provider.clone());
         BlobProviders { hash, providers }
     }

@@ -69,6 +69,7 @@ pub(super) fn workflow(version: u32) -> Arc<DeployedWorkflow> {
         interface_blob: BlobRef::of(b"interface"),
         inputs: BTreeMap::new(),
         interface: Arc::new(interface),
+        models: vec![],
         requirements: Requirements::default(),
         notes: vec![],
         deployed: OffsetDateTime::UNIX_EPOCH,

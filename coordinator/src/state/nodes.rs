@@ -8,8 +8,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use protocol::message::{Inventory, MAX_PROVIDERS, Provider};
-use protocol::{BlobHash, LeaseId, Offer, PeerId, SlotId, WorkflowVersion};
+use protocol::{BlobHash, BlobRef, LeaseId, Offer, PeerId, SlotId, Transfers, WorkflowVersion};
 use time::OffsetDateTime;
+
+use super::aliases::most_named;
 
 /// The most blobs that are remembered of one node.
 const MAX_BLOBS: usize = 65_536;
@@ -41,6 +43,12 @@ pub(crate) struct Node {
     pub(crate) ran: BTreeSet<WorkflowVersion>,
     /// The blobs that it holds.
     pub(crate) blobs: HashSet<BlobHash>,
+    /// How many bytes its store can still take.
+    pub(crate) room: u64,
+    /// Blobs that it never evicts.
+    pub(crate) pinned: BTreeSet<BlobHash>,
+    /// What it fetches at the moment.
+    pub(crate) transfers: Transfers,
     /// When it was last heard of.
     pub(crate) seen: OffsetDateTime,
     /// The same, in monotonic time.
@@ -115,7 +123,8 @@ pub(crate) fn data_addresses(named: &[SocketAddr], observed: Option<IpAddr>) -> 
 #[derive(Debug, Default)]
 pub(crate) struct Nodes {
     all: BTreeMap<PeerId, Node>,
-    holders: HashMap<BlobHash, BTreeSet<PeerId>>,
+    /// Who holds a blob, and how large each says that it is.
+    holders: HashMap<BlobHash, BTreeMap<PeerId, u64>>,
 }
 
 impl Nodes {
@@ -139,6 +148,7 @@ impl Nodes {
         if let Some(old) = self.all.remove(&peer) {
             node.blobs = old.blobs;
             node.ran = old.ran;
+            (node.room, node.pinned) = (old.room, old.pinned);
         }
         self.all.insert(peer, node);
     }
@@ -153,14 +163,15 @@ impl Nodes {
         self.all.iter_mut().map(|(peer, node)| (*peer, node))
     }
 
-    /// Forgets nodes that were not heard of for so long.
-    pub(crate) fn forget_silent(&mut self, now: Duration, after: Duration) {
+    /// Forgets nodes that were not heard of for so long, and says which.
+    pub(crate) fn forget_silent(&mut self, now: Duration, after: Duration) -> Vec<PeerId> {
         let silent = |node: &Node| node.session.is_none() && now.saturating_sub(node.heard) > after;
         let gone: Vec<PeerId> = self.iter().filter(|(_, node)| silent(node)).map(|(peer, _)| peer).collect();
-        for peer in gone {
+        for &peer in &gone {
             self.drop_blobs(peer);
             self.all.remove(&peer);
         }
+        gone
     }
 
     /// Applies a change of what a node holds.
@@ -171,24 +182,31 @@ impl Nodes {
         for hash in &inventory.removed {
             self.drop_blob(peer, *hash);
         }
-        self.note_held(peer, inventory.added.iter().map(|blob| blob.hash));
+        self.note_held(peer, inventory.added.iter().copied());
     }
 
     /// Notes that a node holds these blobs.
-    pub(crate) fn note_held(&mut self, peer: PeerId, hashes: impl IntoIterator<Item = BlobHash>) {
+    pub(crate) fn note_held(&mut self, peer: PeerId, blobs: impl IntoIterator<Item = BlobRef>) {
         let Some(node) = self.all.get_mut(&peer) else { return };
-        for hash in hashes {
+        for BlobRef { hash, size } in blobs {
             if node.blobs.len() < MAX_BLOBS && node.blobs.insert(hash) {
-                self.holders.entry(hash).or_default().insert(peer);
+                self.holders.entry(hash).or_default().insert(peer, size);
             }
         }
     }
 
+    /// The blob with this hash, of the size that most of its holders tell.
+    pub(crate) fn blob(&self, hash: BlobHash) -> Option<BlobRef> {
+        let size = most_named(self.holders.get(&hash)?.values().copied())?;
+        Some(BlobRef { hash, size })
+    }
+
     /// The nodes that hold a blob and can be asked for it, other than `asking`.
-    pub(crate) fn providers(&self, hash: BlobHash, asking: PeerId) -> Vec<Provider> {
-        let holders = self.holders.get(&hash).into_iter().flatten();
-        let provider = |peer: &PeerId| {
-            let node = self.all.get(peer).filter(|node| node.session.is_some() && *peer != asking)?;
+    pub(crate) fn providers(&self, blob: BlobRef, asking: PeerId) -> Vec<Provider> {
+        let holders = self.holders.get(&blob.hash).into_iter().flatten();
+        let holders = holders.filter(|(peer, size)| **size == blob.size && **peer != asking);
+        let provider = |(peer, _): (&PeerId, &u64)| {
+            let node = self.all.get(peer).filter(|node| node.session.is_some())?;
             Some(Provider { peer: *peer, addresses: node.data_addresses.clone() })
         };
         // One place is left for the coordinator.

@@ -4,9 +4,12 @@
 
 use std::collections::BTreeMap;
 
+use super::aliases::Aliases;
 use super::catalog::Catalog;
 use super::jobs::{Job, Jobs, Place};
+use super::keeps::Keeps;
 use super::nodes::Nodes;
+use super::origins::Origins;
 use super::record::{Found, Snapshot};
 use super::{Now, Settings, State};
 
@@ -22,6 +25,9 @@ impl State {
             catalog: Catalog::default(),
             jobs: Jobs::default(),
             nodes: Nodes::default(),
+            aliases: Aliases::default(),
+            origins: Origins::default(),
+            keeps: Keeps::default(),
             draining: snapshot.draining.into_iter().collect(),
             runs: BTreeMap::new(),
             lost: BTreeMap::new(),

@@ -192,7 +192,7 @@ impl State {
             }
             let blobs =
                 fetched.iter().map(|fetched| fetched.blob).chain(outputs.iter().map(|file| file.blob));
-            self.nodes.note_held(node, blobs.map(|blob| blob.hash));
+            self.nodes.note_held(node, blobs);
             let taken = Some(self.ended_run(node, lease));
             let outcome = Outcome { state: JobState::Succeeded, taken, outputs, error: None, fetched };
             self.end_job(lease.job, outcome, turn);

@@ -8,7 +8,7 @@ use protocol::message::{
     CancelRun, CoordinatorMessage, Heartbeat, HeldLease, NodeMessage, PhaseChanged, Refusal, Refused,
     Register, RunProgress, Welcome,
 };
-use protocol::{LeaseClock, LeaseId, PeerId, Phase};
+use protocol::{LeaseClock, LeaseId, PeerId, Phase, Transfers};
 
 use super::claims::{bounded_detail, bounded_offer};
 use super::jobs::{Job, Place};
@@ -36,10 +36,14 @@ impl State {
             slots,
             ran: BTreeSet::new(),
             blobs: Default::default(),
+            room: 0,
+            pinned: BTreeSet::new(),
+            transfers: Transfers::default(),
             seen: turn.now.wall,
             heard: now,
         };
         self.nodes.insert(peer, node);
+        self.origins.leave(peer);
 
         let unwanted: Vec<LeaseId> =
             leases.iter().filter(|held| !self.adopt(peer, held, turn)).map(|held| held.lease.id).collect();
@@ -131,8 +135,12 @@ impl State {
             NodeMessage::RunProgress(progress) => self.progressed(peer, progress, turn),
             NodeMessage::RunEnded(ended) => self.run_ended(peer, ended, turn),
             NodeMessage::Inventory(inventory) => self.nodes.apply_inventory(peer, &inventory),
-            // Nobody waits for long: without an answer a node finds and reads by itself.
-            NodeMessage::Locate(_) | NodeMessage::ReadOrigin(_) | NodeMessage::Aliases(_) => {}
+            NodeMessage::Locate(locate) => self.locate(peer, &locate, turn),
+            NodeMessage::ReadOrigin(asked) => self.read_origin(peer, &asked, turn),
+            NodeMessage::Aliases(told) => self.aliases.tell(peer, &told.aliases),
+            NodeMessage::Storage(_) | NodeMessage::Transfers(_) | NodeMessage::KeepRefused(_) => {
+                self.hear_of_stock(peer, message, turn);
+            }
             NodeMessage::Leave(_) => self.leave(peer, turn),
         }
     }
@@ -236,6 +244,9 @@ impl State {
     pub(super) fn disconnect(&mut self, peer: PeerId, session: u64, turn: &mut Turn) {
         let Some(node) = self.nodes.on_session(peer, session) else { return };
         node.session = None;
+        node.transfers = Transfers::default();
+        self.origins.leave(peer);
+        self.keeps.leave(peer);
         let (now, duration) = (turn.now.monotonic, self.settings.lease_duration);
         for run in self.runs.values_mut().filter(|run| run.node == peer && run.collecting.is_some()) {
             run.clock.renew(now, duration);

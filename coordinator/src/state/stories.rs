@@ -315,7 +315,7 @@ fn grant_names_other_nodes_as_providers_first_and_the_coordinator_last() {
     assert_eq!(peers, [node(1), coordinator()], "the drained node still serves");
     let gone = Inventory { complete: true, added: vec![], removed: vec![] };
     farm.say(1, NodeMessage::Inventory(gone));
-    assert_eq!(farm.state.nodes.providers(input().hash, node(2)), []);
+    assert_eq!(farm.state.nodes.blob(input().hash), None);
 }
 
 #[test]

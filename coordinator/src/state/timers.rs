@@ -29,7 +29,11 @@ impl State {
             self.end_job(job, Outcome::without_run(JobState::Expired), turn);
         }
         self.free_silent_slots(now);
-        self.nodes.forget_silent(now, FORGET_NODE);
+        for gone in self.nodes.forget_silent(now, FORGET_NODE) {
+            self.aliases.forget(gone);
+        }
+        self.origins.forget_silent(now);
+        self.keep_wished(turn);
         // A slot that rested after a refusal may be granted again.
         self.plan_due = true;
     }

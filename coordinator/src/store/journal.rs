@@ -38,7 +38,11 @@ impl Batch<'_> {
             | Action::Archive(_)
             | Action::Leased(_)
             | Action::Unleased(_) => true,
-            Action::Send(..) | Action::Grant(_) | Action::Collect { .. } | Action::Notify(_) => false,
+            Action::Send(..)
+            | Action::Located { .. }
+            | Action::Grant(_)
+            | Action::Collect { .. }
+            | Action::Notify(_) => false,
         };
         !self.actions.iter().any(is_durable)
     }
@@ -76,7 +80,11 @@ impl Store {
                     let query = sqlx::query("DELETE FROM leases WHERE lease = ?").bind(lease.to_string());
                     query.execute(&mut *transaction).await.map_err(database("forget a lease"))?;
                 }
-                Action::Send(..) | Action::Grant(_) | Action::Collect { .. } | Action::Notify(_) => {}
+                Action::Send(..)
+                | Action::Located { .. }
+                | Action::Grant(_)
+                | Action::Collect { .. }
+                | Action::Notify(_) => {}
             }
         }
         transaction.commit().await.map_err(database("commit a batch"))

@@ -42,6 +42,11 @@ impl Marks {
         self.pinned.contains(&hash)
     }
 
+    /// The pinned blobs, also those that are not here.
+    pub(super) fn pinned(&self) -> impl Iterator<Item = BlobHash> {
+        self.pinned.iter().copied()
+    }
+
     /// Pins or unpins; says whether that changes anything.
     pub(super) fn set_pinned(&mut self, hash: BlobHash, pinned: bool) -> bool {
         if pinned { self.pinned.insert(hash) } else { self.pinned.remove(&hash) }

@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statvfs::statvfs;
-use protocol::{BlobHash, BlobName};
+use protocol::{BlobHash, BlobName, BlobRef};
 use tracing::{info, warn};
 
 use super::index::{Candidate, Deletable};
@@ -72,6 +72,26 @@ impl BlobStore {
             Ok(())
         })
         .await
+    }
+
+    /// How many bytes it can still take: with a quota, once all that may go has gone.
+    pub async fn room(&self) -> Result<u64, StoreError> {
+        let store = self.clone();
+        blocking(move || {
+            let free = free_bytes(&store.inner.directory)?;
+            let Some(quota) = store.index().quota else { return Ok(free) };
+            let evictable = store.index().candidates(store.leftovers()?).iter().map(|one| one.bytes).sum();
+            let staying = store.bytes_used()?.saturating_sub(evictable);
+            Ok(quota.saturating_sub(staying).min(free.saturating_add(evictable)))
+        })
+        .await
+    }
+
+    /// The pinned blobs that are whole here and that other peers may have, by hash.
+    pub fn pinned(&self) -> Vec<BlobRef> {
+        let index = self.index();
+        let whole = index.marks.pinned().filter_map(|hash| index.get(hash));
+        whole.filter(|blob| index.is_shared(blob.hash)).collect()
     }
 
     /// Deletes what nobody goes on with, and the least recently used blobs over this quota or, without

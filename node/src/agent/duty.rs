@@ -3,18 +3,19 @@
 //! Everything that changes the node's state happens in here, one event after another. Not here: doing
 //! a run (`run`), and the rules of the slots (`slots`).
 
+mod inventory;
+mod stock;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mesh::swarm::{Mesh, Session};
 use protocol::message::{
-    CoordinatorMessage, Grant, Heartbeat, Inventory, Leave, MAX_LIST, NodeMessage, Outcome, PhaseChanged,
-    Refused, Register, RunEnded, RunProgress, Welcome,
+    CoordinatorMessage, Grant, Heartbeat, Leave, NodeMessage, Outcome, PhaseChanged, Refused, Register,
+    RunEnded, RunProgress, Welcome,
 };
-use protocol::{
-    BlobRef, Device, HEARTBEAT, Lease, LeaseId, Offer, PIECE_SIZE, Phase, Progress, RunId, SlotId,
-};
+use protocol::{Device, HEARTBEAT, Lease, LeaseId, Offer, Phase, Progress, RunId, SlotId};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{self, JoinError, JoinSet};
 use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
@@ -22,10 +23,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, debug, error, info, info_span, warn};
 
+use self::stock::Stock;
 use super::Agent;
 use super::offer::describe_task;
 use super::session::{Destination, FAREWELL, FIRST_PAUSE, SessionEvent, Writer, dial_task, read_task};
 use crate::engine::ProgressSink;
+use crate::finder::{OpenQuestions, Question};
 use crate::join::renew_task;
 use crate::run::{Telling, Tools, keep_broken_end, run_task};
 use crate::slots::Slots;
@@ -36,6 +39,8 @@ const PROGRESS: Duration = Duration::from_millis(250);
 const LONGEST_HEARTBEAT: Duration = Duration::from_secs(60);
 /// How often a change of what the store holds is told, at most.
 const INVENTORY: Duration = Duration::from_secs(2);
+/// How often it is looked whether the store has other room, or other pins.
+const STORAGE: Duration = Duration::from_secs(5);
 /// How long runs get to stop when the process ends.
 const STOP: Duration = Duration::from_secs(5);
 /// The most ends in one `Register`, so that it fits its frame; further ones follow it.
@@ -52,6 +57,10 @@ pub(super) struct Duty {
     told: Option<Offer>,
     /// Counts what the store lost or found by itself.
     blobs_changed: watch::Receiver<u64>,
+    /// What the data plane asks the coordinator, and what of that is not answered yet.
+    questions: mpsc::Receiver<Question>,
+    open_questions: OpenQuestions,
+    stock: Stock,
     slots: Slots,
     runs: JoinSet<(LeaseId, Option<RunEnded>)>,
     running: BTreeMap<LeaseId, Running>,
@@ -73,7 +82,7 @@ struct Running {
 impl Duty {
     /// A node that has not dialled yet, and what its sessions will tell.
     pub(super) fn new(agent: Agent) -> (Self, mpsc::Receiver<SessionEvent>) {
-        let Agent { mesh, credentials, belonging, belonging_path, tools, devices, .. } = agent;
+        let Agent { mesh, credentials, belonging, belonging_path, tools, devices, questions, .. } = agent;
         let destination =
             Destination { coordinator: belonging.coordinator, addresses: belonging.addresses.clone() };
         let (offered, offers) = watch::channel(None);
@@ -90,6 +99,9 @@ impl Duty {
             offers,
             told: None,
             blobs_changed,
+            questions,
+            open_questions: OpenQuestions::default(),
+            stock: Stock::new(),
             slots,
             runs: JoinSet::new(),
             running: BTreeMap::new(),
@@ -110,17 +122,21 @@ impl Duty {
         let (phases, mut entered) = mpsc::channel(64);
         let mut progress = ticks(PROGRESS);
         let mut inventory = ticks(INVENTORY);
+        let mut storage = ticks(STORAGE);
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
                 Some(event) = session_events.recv() => self.on_session(event, &phases).await,
+                Some(question) = self.questions.recv() => self.ask(question).await,
                 Some((lease, phase)) = entered.recv() => self.on_phase(lease, phase).await,
+                Some(kept) = self.stock.next() => self.on_kept(kept).await,
                 Some(done) = self.runs.join_next() => self.on_run_done(done).await,
                 Some(done) = self.tasks.join_next() => report_panic(&done),
                 Ok(()) = self.offers.changed() => self.on_offer().await,
                 _ = self.heartbeat.tick() => self.send_heartbeat().await,
                 _ = progress.tick() => self.send_progress().await,
                 _ = inventory.tick() => self.send_changed_inventory().await,
+                _ = storage.tick() => self.send_storage().await,
             }
         }
         // Nobody listens any more: runs and the session's reader must not wait for that.
@@ -166,9 +182,18 @@ impl Duty {
     }
 
     fn lose(&mut self, reason: &str) {
+        self.open_questions.close();
         if self.writer.take().is_some() {
             warn!(reason, "session lost; work goes on");
             self.dial(FIRST_PAUSE);
+        }
+    }
+
+    /// Sends a question on; without a session it is dropped, which answers it.
+    async fn ask(&mut self, question: Question) {
+        if self.writer.is_some() {
+            let message = self.open_questions.open(question);
+            self.send(message).await;
         }
     }
 
@@ -185,8 +210,9 @@ impl Duty {
                 info!(draining = draining.draining, "draining was set");
                 self.slots.set_draining(draining.draining);
             }
-            // Nothing is asked yet that this would answer.
-            CoordinatorMessage::Located(_) | CoordinatorMessage::OriginLease(_) => {}
+            CoordinatorMessage::Keep(keep) => self.on_keep(keep).await,
+            CoordinatorMessage::Located(located) => self.open_questions.located(located),
+            CoordinatorMessage::OriginLease(lease) => self.open_questions.origin_lease(lease),
         }
     }
 
@@ -200,30 +226,8 @@ impl Duty {
         // Over this link the coordinator takes outputs, also from a node that nobody can dial.
         self.tools.exchange.keep_link(self.destination.coordinator, welcome.data_addresses);
         self.send_inventory().await;
-    }
-
-    /// Tells the inventory again where the store evicted blobs, or models came and went in place.
-    async fn send_changed_inventory(&mut self) {
-        if self.writer.is_some() && self.blobs_changed.has_changed().unwrap_or(false) {
-            self.send_inventory().await;
-        }
-    }
-
-    /// Tells which large blobs this node serves; small ones are told by the runs that fetched them.
-    async fn send_inventory(&mut self) {
-        self.blobs_changed.mark_unchanged();
-        let held: Vec<BlobRef> = self.tools.blobs.shared();
-        let large: Vec<BlobRef> = held.into_iter().filter(|blob| blob.size >= PIECE_SIZE).collect();
-        let mut complete = true;
-        let mut chunks = large.chunks(MAX_LIST);
-        loop {
-            let added = chunks.next().unwrap_or_default().to_vec();
-            if added.is_empty() && !complete {
-                return;
-            }
-            self.send(NodeMessage::Inventory(Inventory { complete, added, removed: vec![] })).await;
-            complete = false;
-        }
+        self.stock.forget_told();
+        self.send_storage().await;
     }
 
     async fn on_grant(&mut self, grant: Box<Grant>, phases: &mpsc::Sender<(LeaseId, Phase)>) {

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use mesh::control::{Custodian, Request};
+use mesh::finder::{FindError, Finder};
 use mesh::swarm::{Incoming, Session};
 use protocol::message::{
-    Accepted, CoordinatorMessage, EndRecorded, Grant, JoinMessage, NodeMessage, Outcome, Refusal, Register,
-    RunEnded, Welcome,
+    Accepted, CoordinatorMessage, EndRecorded, Grant, JoinMessage, Keep, Located, NodeMessage, Outcome,
+    Refusal, Register, RunEnded, Welcome,
 };
-use protocol::{BlobRef, RunErrorKind};
+use protocol::{BlobName, BlobRef, RunErrorKind};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -21,6 +22,7 @@ use crate::testing::{Behaviour, FakeEngine, Farm, PATIENCE, grant, loopback, now
 struct Played {
     incoming: mpsc::Receiver<Incoming>,
     tools: Arc<Tools>,
+    finder: SessionFinder,
     bundled: BlobRef,
     serving: JoinHandle<()>,
     stop: CancellationToken,
@@ -52,11 +54,11 @@ async fn play(behaviours: Vec<Behaviour>) -> Played {
     let accepted = Accepted { membership: farm.admit(peer, now()) };
     answer.send(JoinMessage::Accepted(Box::new(accepted))).expect("it waits");
     let agent = starting.await.expect("no panic").expect("it joined");
-    let tools = Arc::clone(&agent.tools);
+    let (tools, finder) = (Arc::clone(&agent.tools), agent.finder());
     let bundled = tools.blobs.import_bytes(b"pixels").await.expect("there is room");
     let stop = CancellationToken::new();
     let serving = tokio::spawn(agent.serve(stop.clone()));
-    Played { incoming, tools, bundled, serving, stop, _mesh: mesh, folder }
+    Played { incoming, tools, finder, bundled, serving, stop, _mesh: mesh, folder }
 }
 
 async fn next<T>(queue: &mut mpsc::Receiver<T>) -> Option<T> {
@@ -191,8 +193,65 @@ async fn models_that_come_in_place_and_go_are_told_on_the_session() {
     let told = hear_until(&mut session, inventory).await;
     assert!(told.complete);
     assert_eq!(told.added, [BlobRef::of(&[1; 1 << 20])]);
+    let aliases = |message| if let NodeMessage::Aliases(told) = message { Some(told.aliases) } else { None };
+    let aliases = hear_until(&mut session, aliases).await;
+    assert_eq!(aliases.iter().map(|alias| alias.blob).collect::<Vec<_>>(), told.added);
 
     std::fs::write(&model, vec![2; 1 << 20]).expect("own folder");
     custodian.ask(request, |_| {}).await.expect("it can be read");
     assert_eq!(hear_until(&mut session, inventory).await.added, [BlobRef::of(&[2; 1 << 20])]);
+}
+
+#[tokio::test]
+async fn coordinator_is_asked_where_a_blob_is_and_a_lost_one_is_not_waited_for() {
+    let mut played = play(vec![]).await;
+    let name = BlobName::Blake3(BlobRef::of(b"model").hash);
+    let finder = played.finder.clone();
+    let (mut session, _) = played.session().await;
+    let asking = tokio::spawn({
+        let finder = finder.clone();
+        async move { finder.locate(&name).await }
+    });
+    let locate = |message| if let NodeMessage::Locate(locate) = message { Some(locate) } else { None };
+    let asked = hear_until(&mut session, locate).await;
+    assert_eq!(asked.name, name);
+    let (request, blob) = (asked.request, Some(BlobRef::of(b"model")));
+    let located = Located { request, blob, providers: vec![], readers: vec![] };
+    say(&mut session, CoordinatorMessage::Located(located)).await;
+    let found = asking.await.expect("no panic").expect("it is answered");
+    assert_eq!(found.blob, blob);
+
+    let asking = tokio::spawn(async move { finder.locate(&name).await });
+    hear_until(&mut session, locate).await;
+    drop(session);
+    assert_eq!(asking.await.expect("no panic"), Err(FindError::Offline));
+}
+
+#[tokio::test]
+async fn blob_is_kept_as_asked_and_told_with_the_room_that_is_left() {
+    let mut played = play(vec![]).await;
+    let (mut session, _) = played.session().await;
+    let storage = |message| if let NodeMessage::Storage(storage) = message { Some(storage) } else { None };
+    let first = hear_until(&mut session, storage).await;
+    assert!(first.room > 0 && first.pinned.is_empty());
+
+    let blob = played.tools.blobs.import_bytes(&[7; 1 << 20]).await.expect("there is room");
+    say(&mut session, CoordinatorMessage::Keep(Keep { blob, providers: vec![] })).await;
+    let inventory =
+        |message| if let NodeMessage::Inventory(told) = message { Some(told.added) } else { None };
+    while !hear_until(&mut session, inventory).await.contains(&blob) {}
+    assert_eq!(hear_until(&mut session, storage).await.pinned, [blob.hash]);
+    let entry = played.tools.blobs.list().into_iter().find(|entry| entry.hash == blob.hash);
+    assert!(entry.expect("it is here").pinned);
+
+    let refused =
+        |message| if let NodeMessage::KeepRefused(refused) = message { Some(refused) } else { None };
+    let huge = BlobRef { hash: BlobRef::of(b"huge").hash, size: u64::MAX };
+    say(&mut session, CoordinatorMessage::Keep(Keep { blob: huge, providers: vec![] })).await;
+    let told = hear_until(&mut session, refused).await;
+    assert!(told.blob == huge.hash && told.reason.contains("room"), "{}", told.reason);
+    let nobody = BlobRef::of(b"held by nobody");
+    say(&mut session, CoordinatorMessage::Keep(Keep { blob: nobody, providers: vec![] })).await;
+    let told = hear_until(&mut session, refused).await;
+    assert!(told.blob == nobody.hash && told.reason.contains("nobody"), "{}", told.reason);
 }

@@ -300,7 +300,7 @@ fn model_of(model: &Object<'_>, repairs: &mut Repairs) -> Result<LockedModel, Sn
         }
     }
     let sources = source.into_iter().collect();
-    Ok(LockedModel { path, size, sha256, blob: None, sources, disabled })
+    Ok(LockedModel { path, size, sha256, blob: None, sources, disabled, share: true })
 }
 
 fn source_of(

@@ -87,7 +87,10 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use axum::http::StatusCode;
-    use protocol::{Device, Engine, JobId, Offer, Phase, RunId, SlotId, SlotOffer};
+    use protocol::{
+        BlobHash, BlobName, Device, Engine, Fault, JobId, Offer, Phase, RunId, SlotId, SlotOffer, SourceName,
+        Transfer, TransferSource, Transfers,
+    };
     use serde_json::{Value, json};
     use time::OffsetDateTime;
     use uuid::Uuid;
@@ -95,6 +98,14 @@ mod tests {
     use super::*;
     use crate::api::testing::TestFarm;
     use crate::view::{NodeView, RunView};
+
+    fn transfers(peer: PeerId) -> Transfers {
+        let source = |from| TransferSource { from, plane: "tls".to_owned(), bytes: 3, rate: 2 };
+        let sources = vec![source(SourceName::Peer(peer)), source(SourceName::Origin("hf.co".to_owned()))];
+        let name = BlobName::Sha256(protocol::Sha256([2; 32]));
+        let fault = Fault { peer, blob: BlobHash([3; 32]), reason: "a wrong byte".to_owned() };
+        Transfers { transfers: vec![Transfer { name, size: 9, here: 6, sources }], faults: vec![fault] }
+    }
 
     fn node(peer: PeerId) -> NodeView {
         let slot = |id: u16| SlotOffer { id: SlotId(id), device: Device::Cpu { threads: 4 } };
@@ -118,6 +129,7 @@ mod tests {
             address: Some([192, 0, 2, 7].into()),
             runs: vec![(JobId(Uuid::nil()), run)],
             blobs: 3,
+            transfers: transfers(peer),
             seen: OffsetDateTime::UNIX_EPOCH,
         }
     }
@@ -139,6 +151,13 @@ mod tests {
         );
         let run = &shown["slots"][1]["run"];
         assert_eq!((&run["job"], &run["phase"]), (&json!(Uuid::nil()), &json!("fetching")));
+        let transfer = &shown["transfers"][0];
+        assert_eq!(transfer["blob"], format!("sha256:{}", "02".repeat(32)));
+        assert_eq!(
+            (&transfer["sources"][0]["peer"], &transfer["sources"][1]["host"]),
+            (&json!(peer), &json!("hf.co"))
+        );
+        assert_eq!(shown["faults"][0]["reason"], "a wrong byte");
         let (status, drained) = farm.post(&format!("/v1/nodes/{peer}/drain"), Value::Null).await;
         assert_eq!((status, &drained["draining"]), (StatusCode::OK, &json!(true)));
         let (_, undrained) = farm.post(&format!("/v1/nodes/{peer}/undrain"), Value::Null).await;

@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::api::v1::model::job::Run;
+use crate::api::v1::model::transfer::{Fault, Transfer};
 use crate::view::NodeView;
 
 /// All nodes that the coordinator knows.
@@ -42,6 +43,10 @@ pub(crate) struct Node {
     slots: Vec<Slot>,
     /// How many blobs it is known to hold.
     blobs: u64,
+    /// What it fetches at the moment.
+    transfers: Vec<Transfer>,
+    /// Who sent it wrong bytes lately.
+    faults: Vec<Fault>,
     /// When it was last heard of.
     #[serde(with = "time::serde::rfc3339")]
     seen: OffsetDateTime,
@@ -124,6 +129,8 @@ impl From<NodeView> for Node {
             labels: view.labels,
             address: view.address.map(|address| address.to_string()),
             blobs: view.blobs,
+            transfers: view.transfers.transfers.into_iter().map(Transfer::from).collect(),
+            faults: view.transfers.faults.into_iter().map(Fault::from).collect(),
             seen: view.seen,
         }
     }

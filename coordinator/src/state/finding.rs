@@ -1,0 +1,155 @@
+//! What nodes ask about blobs: who holds one, and what may be read from the internet.
+//!
+//! Not here: the books that the answers are read from (`nodes`, `aliases`, `origins`, `catalog`).
+
+use protocol::message::{
+    CoordinatorMessage, Locate, Located, MAX_PROVIDERS, OriginLease, Provider, ReadOrigin,
+};
+use protocol::{BlobName, BlobRef, PeerId};
+
+use super::origins::{ORIGIN_LEASE, Share};
+use super::{Action, State, Turn};
+
+impl State {
+    /// Answers who holds a blob. The driver adds the coordinator itself where its own store has it.
+    pub(super) fn locate(&mut self, peer: PeerId, locate: &Locate, turn: &mut Turn) {
+        let blob = self.blob_named(&locate.name);
+        let providers = blob.map(|blob| self.nodes.providers(blob, peer)).unwrap_or_default();
+        let readers = match locate.name {
+            BlobName::Sha256(sha256) => self.origins.readers(sha256),
+            BlobName::Blake3(_) => Vec::new(),
+        };
+        let readers = self.to_providers(readers, peer);
+        let located = Located { request: locate.request, blob, providers, readers };
+        turn.actions.push(Action::Located { node: peer, name: locate.name, located });
+    }
+
+    /// The blob of this name, as far as anybody told. A deployed lockfile's word counts for more than
+    /// that of nodes.
+    pub(super) fn blob_named(&self, name: &BlobName) -> Option<BlobRef> {
+        match name {
+            BlobName::Blake3(hash) => self.nodes.blob(*hash).or_else(|| self.catalog.model(*hash)),
+            BlobName::Sha256(sha256) => self.catalog.alias(*sha256).or_else(|| self.aliases.get(*sha256)),
+        }
+    }
+
+    /// Leases pieces of a file to a node that reads it.
+    pub(super) fn read_origin(&mut self, peer: PeerId, asked: &ReadOrigin, turn: &mut Turn) {
+        let Share { ranges, readers } = self.origins.read(peer, asked, turn.now.monotonic);
+        let readers = self.to_providers(readers, peer);
+        let lease = OriginLease { request: asked.request, ranges, duration: ORIGIN_LEASE, readers };
+        turn.send(peer, CoordinatorMessage::OriginLease(lease));
+    }
+
+    /// How those of these nodes are fetched from that are there.
+    fn to_providers(&self, peers: Vec<PeerId>, asking: PeerId) -> Vec<Provider> {
+        let provider = |peer| {
+            let node = self.nodes.get(peer).filter(|node| node.session.is_some() && peer != asking)?;
+            Some(Provider { peer, addresses: node.data_addresses.clone() })
+        };
+        peers.into_iter().filter_map(provider).take(MAX_PROVIDERS).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::message::{Aliases, Inventory, NodeMessage};
+    use protocol::{Alias, BlobHash, FileRef, PIECE_SIZE, PieceRange, Sha256};
+
+    use super::super::made_farm::{Farm, node};
+    use super::*;
+
+    const SHA256: Sha256 = Sha256([7; 32]);
+
+    fn model() -> BlobRef {
+        BlobRef { hash: BlobHash([5; 32]), size: 40 * PIECE_SIZE }
+    }
+
+    impl Farm {
+        fn hold(&mut self, seed: u8, blob: BlobRef) {
+            let inventory = Inventory { complete: false, added: vec![blob], removed: vec![] };
+            self.say(seed, NodeMessage::Inventory(inventory));
+        }
+
+        /// What a node is told that asks for this blob: the blob, holders, readers.
+        fn locate(&mut self, seed: u8, name: BlobName) -> (Option<BlobRef>, Vec<PeerId>, Vec<PeerId>) {
+            self.done();
+            self.say(seed, NodeMessage::Locate(Locate { request: 3, name }));
+            let done = self.done();
+            let [Action::Located { node: to, located, .. }] = &done[..] else { panic!("{done:?}") };
+            assert_eq!((*to, located.request), (node(seed), 3));
+            let peers = |list: &[Provider]| list.iter().map(|provider| provider.peer).collect();
+            (located.blob, peers(&located.providers), peers(&located.readers))
+        }
+
+        fn read_origin(&mut self, seed: u8, held: u64, wanted: u64) -> OriginLease {
+            self.done();
+            let file = FileRef { sha256: SHA256, size: model().size };
+            let held = vec![PieceRange { first: 0, count: held }];
+            self.say(seed, NodeMessage::ReadOrigin(ReadOrigin { request: 4, file, held, wanted }));
+            let done = self.done();
+            let [Action::Send(to, CoordinatorMessage::OriginLease(lease))] = &done[..] else {
+                panic!("{done:?}")
+            };
+            assert_eq!((*to, lease.request), (node(seed), 4));
+            lease.clone()
+        }
+    }
+
+    #[test]
+    fn blob_is_found_by_either_name_with_those_who_are_there_and_not_the_asker() {
+        let mut farm = Farm::new();
+        (1..=3).for_each(|seed| farm.register(seed));
+        let by_hash = BlobName::Blake3(model().hash);
+        assert_eq!(farm.locate(3, by_hash), (None, vec![], vec![]));
+        (1..=3).for_each(|seed| farm.hold(seed, model()));
+        assert_eq!(farm.locate(3, by_hash), (Some(model()), vec![node(1), node(2)], vec![]));
+        assert_eq!(farm.locate(3, BlobName::Sha256(SHA256)), (None, vec![], vec![]));
+        let aliases = Aliases { aliases: vec![Alias { sha256: SHA256, blob: model() }] };
+        farm.say(1, NodeMessage::Aliases(aliases));
+        farm.disconnect(1);
+        let found = (Some(model()), vec![node(2)], vec![]);
+        assert_eq!(farm.locate(3, BlobName::Sha256(SHA256)), found);
+    }
+
+    #[test]
+    fn wrong_size_of_one_node_hides_no_blob() {
+        let mut farm = Farm::new();
+        (1..=4).for_each(|seed| farm.register(seed));
+        farm.hold(1, BlobRef { size: 1, ..model() });
+        farm.hold(2, model());
+        farm.hold(3, model());
+        let found = (Some(model()), vec![node(2), node(3)], vec![]);
+        assert_eq!(farm.locate(4, BlobName::Blake3(model().hash)), found);
+    }
+
+    #[test]
+    fn readers_share_a_file_and_a_lost_ones_pieces_are_leased_again() {
+        let mut farm = Farm::new();
+        (1..=3).for_each(|seed| farm.register(seed));
+        let first = farm.read_origin(1, 0, 8);
+        assert_eq!((&first.ranges[..], first.readers), (&[PieceRange { first: 0, count: 8 }][..], vec![]));
+        let second = farm.read_origin(2, 0, 8);
+        assert_eq!(second.ranges, [PieceRange { first: 8, count: 8 }]);
+        assert_eq!(second.readers.iter().map(|reader| reader.peer).collect::<Vec<_>>(), [node(1)]);
+        assert_eq!(farm.locate(3, BlobName::Sha256(SHA256)), (None, vec![], vec![node(1), node(2)]));
+        farm.disconnect(1);
+        assert_eq!(farm.read_origin(3, 0, 4).ranges, [PieceRange { first: 0, count: 4 }]);
+        // A node that comes back begins anew.
+        farm.register(2);
+        assert_eq!(farm.read_origin(3, 4, 4).ranges, [PieceRange { first: 4, count: 4 }]);
+    }
+
+    #[test]
+    fn lease_that_is_not_renewed_ends() {
+        let mut farm = Farm::new();
+        (1..=2).for_each(|seed| farm.register(seed));
+        farm.read_origin(1, 0, 8);
+        farm.pass(19);
+        assert_eq!(farm.read_origin(2, 0, 1).ranges, [PieceRange { first: 8, count: 1 }]);
+        farm.pass(1);
+        assert_eq!(farm.read_origin(2, 0, 2).ranges[0], PieceRange { first: 0, count: 1 });
+        farm.pass(60);
+        assert_eq!(farm.locate(1, BlobName::Sha256(SHA256)), (None, vec![], vec![]), "nobody reads any more");
+    }
+}

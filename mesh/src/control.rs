@@ -1,4 +1,5 @@
-//! What commands on the same machine ask of the process that has a data folder: its store of blobs.
+//! What commands on the same machine ask of the process that has a data folder: its store of blobs, and
+//! its way into the farm.
 //!
 //! The process listens on `DATA/control.sock`, which only its user can open. A connection carries one
 //! request, a line of JSON, and answers, one line each: any number of `progress`, then `done` or `failed`.
@@ -6,6 +7,7 @@
 //! whole is asked; that is the coordinator's HTTP.
 
 mod custodian;
+mod errand;
 mod server;
 
 use std::fs::File;
@@ -13,13 +15,15 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
-use protocol::BlobHash;
+use protocol::{BlobHash, BlobName, Transfer};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 pub use custodian::{Custodian, CustodianError};
+pub use errand::{ErrandError, GetRequest, Got, Reach, Whereabouts};
 pub use server::{ControlError, ControlServer};
 
+use crate::fetch::FetchError;
 use crate::folders::{self, IndexError, IndexProgress, Indexed};
 use crate::store::{BlobEntry, BlobStore, Collected, StoreError};
 
@@ -60,6 +64,23 @@ pub enum Request {
         /// Whether it is to be pinned.
         pinned: bool,
     },
+    /// To make a file of a blob, which is fetched where it is not here.
+    Get(GetRequest),
+    /// Who holds a blob.
+    Where {
+        /// Which.
+        name: BlobName,
+    },
+}
+
+/// How far it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Progress {
+    /// Files are read.
+    Reading(IndexProgress),
+    /// A blob is fetched.
+    Fetching(Transfer),
 }
 
 /// What comes of it.
@@ -76,6 +97,10 @@ pub enum Reply {
     Collected(Collected),
     /// For `Pin`.
     Pinned,
+    /// For `Get`.
+    Got(Got),
+    /// For `Where`.
+    Where(Whereabouts),
 }
 
 /// What reading blobs again came to.
@@ -92,7 +117,7 @@ pub struct Verified {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Answer {
-    Progress(IndexProgress),
+    Progress(Progress),
     Done(Reply),
     Failed { kind: FailureKind, words: String },
 }
@@ -118,28 +143,41 @@ pub enum PerformError {
     /// A folder.
     #[error(transparent)]
     Index(#[from] IndexError),
+    /// The farm.
+    #[error(transparent)]
+    Errand(#[from] ErrandError),
 }
 
 impl PerformError {
     fn kind(&self) -> FailureKind {
         match self {
-            Self::Store(StoreError::Missing(_)) => FailureKind::NotFound,
+            Self::Store(StoreError::Missing(_))
+            | Self::Errand(
+                ErrandError::Nobody { .. }
+                | ErrandError::NotFrom { .. }
+                | ErrandError::Fetch(FetchError::NoProvider { .. }),
+            ) => FailureKind::NotFound,
             Self::Index(IndexError::Read { .. }) => FailureKind::Input,
             _ => FailureKind::Other,
         }
     }
 }
 
-/// Does what is asked with this store.
+/// Does what is asked with this store, and this way into the farm.
 async fn perform(
     store: &BlobStore,
+    reach: Option<&Reach>,
     request: Request,
     stop: CancellationToken,
-    tell: impl Fn(IndexProgress) + Send + Sync + 'static,
+    tell: impl Fn(Progress) + Send + Sync + 'static,
 ) -> Result<Reply, PerformError> {
+    let reach = || reach.ok_or(ErrandError::NoReach);
     Ok(match request {
         Request::List => Reply::Listed(store.list()),
-        Request::Add { path } => Reply::Added(folders::index(store, &path, stop, tell).await?),
+        Request::Add { path } => {
+            let tell = move |progress| tell(Progress::Reading(progress));
+            Reply::Added(folders::index(store, &path, stop, tell).await?)
+        }
         Request::Verify { hash: Some(hash) } if !store.contains(hash) => {
             return Err(StoreError::Missing(hash).into());
         }
@@ -153,7 +191,7 @@ async fn perform(
                     false => verified.bad.push(blob.hash),
                 }
                 done += blob.size;
-                tell(IndexProgress { done, total });
+                tell(Progress::Reading(IndexProgress { done, total }));
             }
             Reply::Verified(verified)
         }
@@ -162,6 +200,8 @@ async fn perform(
             store.set_pinned(hash, pinned).await?;
             Reply::Pinned
         }
+        Request::Get(request) => Reply::Got(reach()?.get(request, tell).await?),
+        Request::Where { name } => Reply::Where(reach()?.whereabouts(name).await),
     })
 }
 

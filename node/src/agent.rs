@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use mesh::control::ControlServer;
+use mesh::control::{ControlServer, Reach};
 use mesh::fetch::{Exchange, ExchangeConfig};
 use mesh::folder::{DataFolder, FolderError};
 use mesh::folders::index_task;
@@ -146,19 +146,20 @@ impl Agent {
 
         let blobs = BlobStore::open(&data.join("blobs")).await?;
         blobs.set_quota(config.quota);
-        let control = ControlServer::bind(&data, blobs.clone());
-        let control = control.inspect_err(|error| warn!(error = error_chain(error), "no commands")).ok();
         let plane = bind_data_plane(config.data_listen, &identity).await?;
         let exchange =
             Exchange::start(ExchangeConfig::new(blobs.clone(), Arc::new(plane), credentials.clone()));
         mesh.set_data_addresses(exchange.addresses());
+        let (finder, questions) = SessionFinder::new();
+        let reach = Reach { exchange: exchange.clone(), finder: Arc::new(finder.clone()) };
+        let control = ControlServer::bind(&data, blobs.clone()).map(|server| server.with_reach(reach));
+        let control = control.inspect_err(|error| warn!(error = error_chain(error), "no commands")).ok();
         let ends = Ends::open(&data.join("ends"), blobs.clone()).await?;
         let scratch = empty_folder(&data.join("scratch"))?;
         info!(%peer, coordinator = %belonging.coordinator, "node is up");
 
         let tools = Arc::new(Tools { engine: config.engine, exchange, blobs, ends, scratch });
         let (devices, models) = (config.devices, config.models);
-        let (finder, questions) = SessionFinder::new();
         Ok(Self {
             peer,
             mesh,

@@ -4,7 +4,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::blob::BlobHash;
 use crate::id::PeerId;
 use crate::origin::BlobName;
 
@@ -65,7 +64,7 @@ pub struct Fault {
     /// Which.
     pub peer: PeerId,
     /// Of which blob.
-    pub blob: BlobHash,
+    pub blob: BlobName,
     /// What was wrong, in at most [`MAX_WORDS`] bytes.
     pub reason: String,
 }
@@ -98,20 +97,16 @@ fn shorten(text: &mut String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::blob::BlobHash;
 
     #[test]
     fn report_is_cut_to_its_limits_and_the_latest_faults_stay() {
         let long = "ü".repeat(MAX_WORDS);
         let source =
             TransferSource { from: SourceName::Origin(long.clone()), plane: long.clone(), bytes: 1, rate: 1 };
-        let transfer = Transfer {
-            name: BlobName::Blake3(BlobHash([1; 32])),
-            size: 10,
-            here: 11,
-            sources: vec![source; MAX_SOURCES + 1],
-        };
-        let fault =
-            |number: u8| Fault { peer: PeerId([number; 32]), blob: BlobHash([1; 32]), reason: long.clone() };
+        let name = BlobName::Blake3(BlobHash([1; 32]));
+        let transfer = Transfer { name, size: 10, here: 11, sources: vec![source; MAX_SOURCES + 1] };
+        let fault = |number: u8| Fault { peer: PeerId([number; 32]), blob: name, reason: long.clone() };
         let report = Transfers {
             transfers: vec![transfer; MAX_TRANSFERS + 1],
             faults: (0..=MAX_TRANSFERS as u8).map(fault).collect(),

@@ -7,16 +7,18 @@ mod gc;
 mod pin;
 mod share;
 mod get;
+mod locate;
 mod carry;
 mod progress;
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use mesh::control::{Custodian, Reply, Request};
+use mesh::control::{Custodian, Progress, Reply, Request};
 use mesh::store::ByteSize;
 use protocol::BlobHash;
 
+use crate::settings::SettingsFile;
 use crate::{environment, settings, show};
 
 #[derive(Debug, Subcommand)]
@@ -37,8 +39,11 @@ pub(crate) enum BlobCommand {
     /// a model to another machine. The ticket is a secret like a password: whoever has it can fetch the
     /// file, as long as this runs.
     Share(share::ShareArguments),
-    /// Fetch a file that another machine shares, from it and from those who fetch it as well.
+    /// Fetch a file that another machine shares, from it and from those who fetch it as well; or a blob of
+    /// the farm, through the node that runs on this machine.
     Get(get::GetArguments),
+    /// Say who holds a blob.
+    Where(locate::WhereArguments),
 }
 
 /// Whose blobs they are.
@@ -101,7 +106,7 @@ pub(crate) struct PinArguments {
     pub(crate) hash: BlobHash,
 }
 
-pub(super) async fn blob(command: BlobCommand) -> anyhow::Result<()> {
+pub(super) async fn blob(command: BlobCommand, file: &SettingsFile) -> anyhow::Result<()> {
     match command {
         BlobCommand::Ls(arguments) => ls::ls(&arguments).await,
         BlobCommand::Add(arguments) => add::add(&arguments).await,
@@ -111,6 +116,7 @@ pub(super) async fn blob(command: BlobCommand) -> anyhow::Result<()> {
         BlobCommand::Unpin(arguments) => pin::set_pinned(&arguments, false).await,
         BlobCommand::Share(arguments) => share::share(&arguments).await,
         BlobCommand::Get(arguments) => get::get(&arguments).await,
+        BlobCommand::Where(arguments) => locate::locate(&arguments, file).await,
     }
 }
 
@@ -118,6 +124,11 @@ pub(super) async fn blob(command: BlobCommand) -> anyhow::Result<()> {
 async fn ask(store: &StoreArguments, request: Request) -> anyhow::Result<Reply> {
     let data = settings::node_data(store.data.as_deref())?;
     let progress = show::ByteProgress::new();
-    let reply = Custodian::find(&data).await?.ask(request, move |now| progress.show(now)).await?;
-    Ok(reply)
+    let custodian = Custodian::find(&data).await?;
+    let reply = custodian.ask(request, move |now| {
+        if let Progress::Reading(now) = now {
+            progress.show(now);
+        }
+    });
+    Ok(reply.await?)
 }

@@ -9,9 +9,10 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
-use super::{Answer, FailureKind, MAX_ANSWER, PerformError, Reply, Request, SOCKET, perform, short_path};
+use super::{
+    Answer, FailureKind, MAX_ANSWER, PerformError, Progress, Reply, Request, SOCKET, perform, short_path,
+};
 use crate::folder::{DataFolder, FolderError};
-use crate::folders::IndexProgress;
 use crate::store::{BlobStore, StoreError};
 
 /// Whoever does what is asked with the blobs of a data folder.
@@ -102,11 +103,11 @@ impl Custodian {
     pub async fn ask(
         &self,
         request: Request,
-        tell: impl Fn(IndexProgress) + Send + Sync + 'static,
+        tell: impl Fn(Progress) + Send + Sync + 'static,
     ) -> Result<Reply, CustodianError> {
         match self {
             Self::Ourselves { store, .. } => {
-                Ok(perform(store, request, CancellationToken::new(), tell).await?)
+                Ok(perform(store, None, request, CancellationToken::new(), tell).await?)
             }
             Self::Process(path) => {
                 let answer = ask_process(path, &request, &tell).await;
@@ -128,7 +129,7 @@ async fn connect(path: &Path) -> io::Result<UnixStream> {
 async fn ask_process(
     path: &Path,
     request: &Request,
-    tell: &impl Fn(IndexProgress),
+    tell: &impl Fn(Progress),
 ) -> io::Result<Result<Reply, (FailureKind, String)>> {
     let mut stream = connect(path).await?;
     let mut line = serde_json::to_vec(request)?;

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::{Answer, FailureKind, MAX_REQUEST, Request, SOCKET, perform};
+use super::{Answer, FailureKind, MAX_REQUEST, Reach, Request, SOCKET, perform};
 use crate::store::BlobStore;
 
 /// How many commands are served at a time.
@@ -39,6 +39,7 @@ pub struct ControlServer {
     listener: UnixListener,
     path: PathBuf,
     store: BlobStore,
+    reach: Option<Reach>,
 }
 
 impl Drop for ControlServer {
@@ -60,7 +61,13 @@ impl ControlServer {
         }
         let listener = super::short_path(&path, UnixListener::bind).map_err(error)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(error)?;
-        Ok(Self { listener, path, store })
+        Ok(Self { listener, path, store, reach: None })
+    }
+
+    /// Also does what takes the farm.
+    pub fn with_reach(mut self, reach: Reach) -> Self {
+        self.reach = Some(reach);
+        self
     }
 
     /// Answers until `stop`.
@@ -72,7 +79,8 @@ impl ControlServer {
                 Some(_) = connections.join_next() => {}
                 accepted = self.listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
                     Ok((stream, _)) => {
-                        connections.spawn(answer_task(stream, self.store.clone(), stop.child_token()));
+                        let (store, reach) = (self.store.clone(), self.reach.clone());
+                        connections.spawn(answer_task(stream, store, reach, stop.child_token()));
                     }
                     Err(error) => {
                         warn!(%error, "command could not be taken");
@@ -85,15 +93,20 @@ impl ControlServer {
     }
 }
 
-async fn answer_task(stream: UnixStream, store: BlobStore, stop: CancellationToken) {
+async fn answer_task(stream: UnixStream, store: BlobStore, reach: Option<Reach>, stop: CancellationToken) {
     // Whatever is still at work for a command that went away ends with it.
     let _guard = stop.clone().drop_guard();
-    if let Err(error) = answer_impl(stream, store, stop).await {
+    if let Err(error) = answer_impl(stream, store, reach, stop).await {
         debug!(%error, "command went away");
     }
 }
 
-async fn answer_impl(mut stream: UnixStream, store: BlobStore, stop: CancellationToken) -> io::Result<()> {
+async fn answer_impl(
+    mut stream: UnixStream,
+    store: BlobStore,
+    reach: Option<Reach>,
+    stop: CancellationToken,
+) -> io::Result<()> {
     let user = stream.peer_cred()?.uid();
     if user != Uid::effective().as_raw() && user != 0 {
         return Err(io::Error::from(io::ErrorKind::PermissionDenied));
@@ -113,7 +126,7 @@ async fn answer_impl(mut stream: UnixStream, store: BlobStore, stop: Cancellatio
 
     // Progress that comes before the last one was taken is passed over.
     let (progress, mut told) = mpsc::channel(1);
-    let performing = perform(&store, request, stop, move |so_far| {
+    let performing = perform(&store, reach.as_ref(), request, stop, move |so_far| {
         let _ = progress.try_send(so_far);
     });
     tokio::pin!(performing);

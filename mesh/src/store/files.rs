@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use protocol::{BlobHash, BlobRef, PIECE_SIZE};
+use protocol::{BlobHash, BlobRef, PIECE_SIZE, Sha256};
 use sha2::Digest;
 
 use super::draft::Draft;
@@ -45,6 +45,25 @@ impl BlobStore {
             let index = store.index();
             store.save_in_place(&index)?;
             Ok(blob)
+        })
+        .await
+    }
+
+    /// The SHA-256 of a whole blob, read where it is not known.
+    pub async fn sha256(&self, hash: BlobHash) -> Result<Sha256, StoreError> {
+        let store = self.clone();
+        blocking(move || {
+            let known = store.index().files_of(hash).find_map(|file| file.sha256);
+            let (mut file, _) = store.use_whole(hash)?.ok_or(StoreError::Missing(hash))?;
+            if let Some(known) = known {
+                return Ok(known);
+            }
+            let mut sha256 = sha2::Sha256::new();
+            read_parts(&mut file, &store.blob_path(hash), |part| {
+                sha256.update(part);
+                Ok(())
+            })?;
+            Ok(Sha256(sha256.finalize().into()))
         })
         .await
     }

@@ -1,7 +1,9 @@
 //! `comfy-farm blob get`: a file that another machine shares, fetched beside its place and moved there.
 //!
 //! What has come lies in a hidden folder beside the file until then, so that a `get` that was killed goes
-//! on where it was.
+//! on where it was. Not here: a blob that is named by its hash; the node fetches that (`named`).
+
+mod named;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -14,10 +16,11 @@ use mesh::folder::DataFolder;
 use mesh::store::BlobStore;
 use protocol::blob_ticket::BlobTicket;
 use protocol::message::Provider;
-use protocol::{BlobRef, Fetched};
+use protocol::{BlobRef, Fetched, PeerId};
 use serde_json::json;
 use tokio::sync::watch;
 
+use super::StoreArguments;
 use super::carry::Listener;
 use super::progress::FetchProgress;
 use crate::commands::{asked_to_stop, read_ticket};
@@ -26,9 +29,10 @@ use crate::show;
 
 #[derive(Debug, Args)]
 pub(crate) struct GetArguments {
-    /// The ticket that `blob share` printed, or @FILE that holds it.
-    #[arg(value_name = "TICKET")]
-    pub(crate) ticket: String,
+    /// The ticket that `blob share` printed, or @FILE that holds it; or the BLAKE3 hash of a blob, or
+    /// `sha256:` and a SHA-256, which the node on this machine fetches from its farm.
+    #[arg(value_name = "TICKET|HASH")]
+    pub(crate) source: String,
     /// The file to make. It appears when it is complete and verified; until then, what has come lies in
     /// `.FILE.comfy-farm` beside it, from where the same command goes on.
     #[arg(long, short, value_name = "FILE")]
@@ -37,6 +41,11 @@ pub(crate) struct GetArguments {
     /// all interfaces.
     #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:0", hide_default_value = true)]
     pub(crate) listen: SocketAddr,
+    #[command(flatten)]
+    pub(crate) store: StoreArguments,
+    /// For a hash: fetch from this peer only. Repeatable.
+    #[arg(long, value_name = "PEER")]
+    pub(crate) from: Vec<PeerId>,
     /// Go on serving the file to others until Ctrl-C.
     #[arg(long)]
     pub(crate) keep_serving: bool,
@@ -46,7 +55,10 @@ pub(crate) struct GetArguments {
 }
 
 pub(super) async fn get(arguments: &GetArguments) -> anyhow::Result<()> {
-    let ticket: BlobTicket = read_ticket(&arguments.ticket)?;
+    if let Ok(name) = arguments.source.parse() {
+        return named::get(arguments, name).await;
+    }
+    let ticket: BlobTicket = read_ticket(&arguments.source)?;
     let output = &arguments.output;
     let folder = folder_beside(output)?;
     let listener = Listener::bind(arguments.listen).await?;
@@ -121,7 +133,7 @@ async fn fetch(
     };
     let showing = async {
         while news.changed().await.is_ok() {
-            progress.show(*news.borrow_and_update());
+            progress.show(*news.borrow_and_update(), 0);
         }
         std::future::pending().await
     };

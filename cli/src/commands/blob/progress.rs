@@ -18,7 +18,7 @@ pub(super) struct FetchProgress {
 impl FetchProgress {
     pub(super) fn new(size: u64, here: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
-            let template = "{bar:32} {binary_bytes} of {binary_total_bytes} verified  {binary_bytes_per_sec}  {eta} left";
+            let template = "{bar:32} {binary_bytes} of {binary_total_bytes} verified  {binary_bytes_per_sec}  {eta} left{msg}";
             let style = ProgressStyle::with_template(template);
             let bar =
                 ProgressBar::new(size).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
@@ -32,16 +32,23 @@ impl FetchProgress {
         Self { bar, size, start: (here, Instant::now()), told: tenths(here, size) }
     }
 
-    /// Shows that so many bytes are here and verified.
-    pub(super) fn show(&mut self, bytes: u64) {
+    /// Shows that so many bytes are here and verified, and from how many sources more come; 0 where that
+    /// is not known.
+    pub(super) fn show(&mut self, bytes: u64, sources: usize) {
+        let from = match sources {
+            0 => String::new(),
+            1 => ", from 1 source".to_owned(),
+            several => format!(", from {several} sources"),
+        };
         if let Some(bar) = &self.bar {
+            bar.set_message(from);
             bar.set_position(bytes);
         } else if tenths(bytes, self.size) > self.told {
             self.told = tenths(bytes, self.size);
             let rate = bytes.saturating_sub(self.start.0) as f64 / self.start.1.elapsed().as_secs_f64();
             let left = self.size.saturating_sub(bytes) as f64 / rate;
             let [bytes, size, rate] = [bytes, self.size, rate as u64].map(BinaryBytes);
-            eprintln!("{bytes} of {size} verified, {rate}/s, {left:.0} s left");
+            eprintln!("{bytes} of {size} verified, {rate}/s, {left:.0} s left{from}");
         }
     }
 

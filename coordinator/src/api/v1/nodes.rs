@@ -88,8 +88,8 @@ mod tests {
 
     use axum::http::StatusCode;
     use protocol::{
-        BlobHash, BlobName, Device, Engine, Fault, JobId, Offer, Phase, RunId, SlotId, SlotOffer, SourceName,
-        Transfer, TransferSource, Transfers,
+        BlobName, Device, Engine, Fault, JobId, Offer, Phase, RunId, SlotId, SlotOffer, SourceName, Transfer,
+        TransferSource, Transfers,
     };
     use serde_json::{Value, json};
     use time::OffsetDateTime;
@@ -103,7 +103,7 @@ mod tests {
         let source = |from| TransferSource { from, plane: "tls".to_owned(), bytes: 3, rate: 2 };
         let sources = vec![source(SourceName::Peer(peer)), source(SourceName::Origin("hf.co".to_owned()))];
         let name = BlobName::Sha256(protocol::Sha256([2; 32]));
-        let fault = Fault { peer, blob: BlobHash([3; 32]), reason: "a wrong byte".to_owned() };
+        let fault = Fault { peer, blob: name, reason: "a wrong byte".to_owned() };
         Transfers { transfers: vec![Transfer { name, size: 9, here: 6, sources }], faults: vec![fault] }
     }
 

@@ -55,7 +55,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::SystemTime;
 
-use protocol::{BlobHash, BlobName, BlobRef};
+use protocol::{BlobHash, BlobName, BlobRef, PIECE_SIZE};
 use serde::Serialize;
 use tokio::sync::watch;
 use tracing::{debug, warn};
@@ -84,7 +84,7 @@ struct Inner {
     index: Mutex<Index>,
     /// Held while room is made and taken.
     room: Mutex<()>,
-    /// Counts what went away or came in place, which nobody hears of otherwise.
+    /// Counts what went away, and what came in place or is large: small blobs are heard of otherwise.
     changes: watch::Sender<u64>,
 }
 
@@ -142,7 +142,7 @@ impl BlobStore {
         index.complete().filter(|blob| index.is_shared(blob.hash)).collect()
     }
 
-    /// Changes whenever blobs went away by themselves, or came or went in place.
+    /// Changes whenever blobs went away by themselves, came or went in place, or came and have a MiB or more.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changes.subscribe()
     }
@@ -297,6 +297,9 @@ impl BlobStore {
 
     fn add_whole(&self, blob: BlobRef) {
         self.index().add_own(blob, SystemTime::now());
+        if blob.size >= PIECE_SIZE {
+            self.tell_change();
+        }
     }
 
     fn tell_change(&self) {

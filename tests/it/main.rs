@@ -2,6 +2,7 @@
 
 mod api;
 mod blobs;
+mod blobs_farm;
 mod blobs_store;
 mod browser;
 mod clients;

@@ -178,7 +178,7 @@ impl Reach {
 fn here(store: &BlobStore, name: &BlobName) -> Option<BlobEntry> {
     let hash = match name {
         BlobName::Blake3(hash) => *hash,
-        BlobName::Sha256(sha256) => store.with_sha256(sha256)?.hash,
+        BlobName::Sha256(sha256) => store.alias(sha256)?.hash,
     };
     store.get(hash)?;
     store.list().into_iter().find(|entry| entry.hash == hash)

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, debug, error, info, info_span, warn};
 
+use self::inventory::Told;
 use self::stock::Stock;
 use super::Agent;
 use super::offer::describe_task;
@@ -55,8 +56,9 @@ pub(super) struct Duty {
     offers: watch::Receiver<Option<Offer>>,
     /// What the coordinator was told of it.
     told: Option<Offer>,
-    /// Counts what the store lost or found by itself.
+    /// Counts what the store lost and found.
     blobs_changed: watch::Receiver<u64>,
+    told_blobs: Told,
     /// What the data plane asks the coordinator, and what of that is not answered yet.
     questions: mpsc::Receiver<Question>,
     open_questions: OpenQuestions,
@@ -99,6 +101,7 @@ impl Duty {
             offers,
             told: None,
             blobs_changed,
+            told_blobs: Told::default(),
             questions,
             open_questions: OpenQuestions::default(),
             stock: Stock::new(),
@@ -225,7 +228,7 @@ impl Duty {
         }
         // Over this link the coordinator takes outputs, also from a node that nobody can dial.
         self.tools.exchange.keep_link(self.destination.coordinator, welcome.data_addresses);
-        self.send_inventory().await;
+        self.send_inventory(true).await;
         self.stock.forget_told();
         self.send_storage().await;
     }

@@ -1,43 +1,68 @@
-//! What this node tells of the blobs that it holds.
+//! What this node tells of the blobs that it holds: all on a new session, then what changes.
 //!
 //! Not here: small blobs, which are told by the runs that fetched them.
 
+use std::collections::BTreeSet;
+
 use protocol::message::{Aliases, Inventory, MAX_LIST, NodeMessage};
-use protocol::{Alias, BlobRef, PIECE_SIZE};
+use protocol::{Alias, BlobHash, BlobRef, PIECE_SIZE};
 
 use super::Duty;
 
+/// What the coordinator knows of it.
+#[derive(Default)]
+pub(super) struct Told {
+    blobs: BTreeSet<BlobRef>,
+    aliases: BTreeSet<BlobHash>,
+}
+
 impl Duty {
-    /// Tells the inventory again where the store evicted blobs, or models came and went in place.
+    /// Tells what changed, where the store evicted blobs, new ones came, or models came and went in place.
     pub(super) async fn send_changed_inventory(&mut self) {
         if self.writer.is_some() && self.blobs_changed.has_changed().unwrap_or(false) {
-            self.send_inventory().await;
+            self.send_inventory(false).await;
         }
     }
 
     /// Tells which large blobs this node serves, and the SHA-256 of those that it knows.
-    pub(super) async fn send_inventory(&mut self) {
+    pub(super) async fn send_inventory(&mut self, complete: bool) {
         self.blobs_changed.mark_unchanged();
-        let mut served = self.tools.blobs.list();
-        served.retain(|entry| entry.shared && entry.size >= PIECE_SIZE);
-        let blob = |hash, size| BlobRef { hash, size };
-        let blobs: Vec<BlobRef> = served.iter().map(|entry| blob(entry.hash, entry.size)).collect();
-        let alias = |sha256, blob| Alias { sha256, blob };
-        let known = served.iter().filter_map(|entry| Some((entry.sha256?, blob(entry.hash, entry.size))));
-        let aliases: Vec<Alias> = known.map(|(sha256, blob)| alias(sha256, blob)).collect();
+        if complete {
+            self.told_blobs = Told::default();
+        }
+        let served: BTreeSet<BlobRef> =
+            self.tools.blobs.shared().into_iter().filter(|blob| blob.size >= PIECE_SIZE).collect();
+        let added: Vec<BlobRef> = served.difference(&self.told_blobs.blobs).copied().collect();
+        let removed: Vec<BlobHash> =
+            self.told_blobs.blobs.difference(&served).map(|blob| blob.hash).collect();
+        let mut aliases = self.tools.blobs.aliases();
+        aliases.retain(|alias| {
+            alias.blob.size >= PIECE_SIZE && !self.told_blobs.aliases.contains(&alias.blob.hash)
+        });
+        self.told_blobs.aliases.retain(|hash| !removed.contains(hash));
+        self.told_blobs.aliases.extend(aliases.iter().map(|alias| alias.blob.hash));
+        self.told_blobs.blobs = served;
 
-        let mut complete = true;
-        let mut chunks = blobs.chunks(MAX_LIST);
-        loop {
-            let added = chunks.next().unwrap_or_default().to_vec();
-            if added.is_empty() && !complete {
-                break;
-            }
-            self.send(NodeMessage::Inventory(Inventory { complete, added, removed: vec![] })).await;
-            complete = false;
+        if complete && added.is_empty() {
+            self.tell_change(true, &[], &[]).await;
+        }
+        for (index, added) in added.chunks(MAX_LIST).enumerate() {
+            self.tell_change(complete && index == 0, added, &[]).await;
+        }
+        for removed in removed.chunks(MAX_LIST) {
+            self.tell_change(false, &[], removed).await;
         }
         for aliases in aliases.chunks(MAX_LIST) {
-            self.send(NodeMessage::Aliases(Aliases { aliases: aliases.to_vec() })).await;
+            self.tell_aliases(aliases).await;
         }
+    }
+
+    async fn tell_change(&mut self, complete: bool, added: &[BlobRef], removed: &[BlobHash]) {
+        let (added, removed) = (added.to_vec(), removed.to_vec());
+        self.send(NodeMessage::Inventory(Inventory { complete, added, removed })).await;
+    }
+
+    async fn tell_aliases(&mut self, aliases: &[Alias]) {
+        self.send(NodeMessage::Aliases(Aliases { aliases: aliases.to_vec() })).await;
     }
 }

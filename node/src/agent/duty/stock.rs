@@ -74,7 +74,7 @@ impl Duty {
         match kept {
             Ok(Kept { blob, result: Ok(()) }) => {
                 self.stock.hashes.remove(&blob);
-                self.send_inventory().await;
+                self.send_inventory(false).await;
                 self.send_storage().await;
             }
             Ok(Kept { blob, result: Err(reason) }) => {

@@ -1,42 +1,59 @@
-//! Blobs between this process and its peers: fetched by hash from whoever holds them, and served.
+//! Blobs between this process and its peers: fetched by hash from all who hold them at once, and served.
 //!
-//! An [`Exchange`] fetches each blob once, however many ask for it; goes from one provider to the next
-//! and keeps what verified; and remembers who sent wrong bytes. Not here: who holds what; the
-//! coordinator knows that.
+//! An [`Exchange`] fetches each blob once, however many ask for it, and remembers who sent wrong bytes.
+//!
+//! A fetch is a `gather::Gathering`: it fills a **target** from **sources**.
+//! - A `target::Target` is what is made whole: it says which pieces are here, how a conversation about it
+//!   begins, and takes pieces in any order, each with a verdict. Today a partial blob of the store, whose
+//!   outboard comes first.
+//! - A `source::Supplier` is somebody who may have some of it. Opened, it is a `source::Source`: asked
+//!   for ranges, it sends their pieces, and tells of pieces that it gained and of other providers. Today
+//!   the peers, `peer::PeerSupplier`. Something else than a peer is given to `Gathering::run` beside them;
+//!   what it may be asked for at the moment it tells as what it holds and gains.
+//! - `schedule::Schedule`, pure, decides which source is asked for what; one `gather::worker::Worker` for
+//!   each source carries that out.
+//!
+//! Not here: who holds what; the coordinator knows that.
 
 mod faults;
-mod many;
+mod gather;
 mod learned;
-mod transfer;
+mod many;
+mod peer;
+mod schedule;
+mod source;
+mod target;
+mod view;
 
-use std::collections::{HashMap, VecDeque};
+pub use self::source::SourceName;
+pub use self::view::{Progress, SourceState, SourceView, TransferView};
+
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use protocol::message::Provider;
-use protocol::{BlobHash, BlobRef, Fetched, PeerId, error_chain};
+use protocol::{BlobHash, BlobName, BlobRef, Fetched, PeerId};
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tracing::{Instrument, debug, debug_span, warn};
+use tracing::{Instrument, debug, debug_span};
 
-use crate::fetch::faults::Faults;
-use crate::fetch::learned::Learned;
-use crate::fetch::transfer::{Transfer, TransferError};
+use self::faults::Faults;
+use self::gather::{GatherError, Gathering};
+use self::peer::PeerSupplier;
+use self::source::Supplier;
 use crate::gate::Credentials;
-use crate::links::{LinkError, Links};
-use crate::plane::{Link, Plane};
-use crate::store::{BlobStore, PartialBlob, StoreError};
+use crate::links::Links;
+use crate::plane::Plane;
+use crate::store::{BlobStore, StoreError};
 use crate::tree::MAX_BLOB_SIZE;
 
 /// How long a provider may take for the next piece, unless the config says otherwise.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a provider without an address is waited for.
 const LINK_WAIT: Duration = Duration::from_secs(5);
-/// How often busy providers are asked again, and the first pause before that; each is twice as long.
-const BUSY_PASSES: u32 = 5;
-const BUSY_PAUSE: Duration = Duration::from_millis(250);
 /// How long farewells and conversations may take at the end; a peer that is gone takes none.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -73,6 +90,7 @@ struct Inner {
     links: Arc<Links>,
     /// Blobs that are being fetched: whoever wants one of them waits for that.
     fetching: Mutex<HashMap<BlobHash, Weak<tokio::sync::Mutex<()>>>>,
+    gatherings: Mutex<Vec<Weak<Gathering>>>,
     faults: Mutex<Faults>,
     stop: CancellationToken,
     _guard: DropGuard,
@@ -87,7 +105,7 @@ pub enum FetchError {
         /// The blob.
         blob: BlobRef,
         /// Whom we asked, and why it did not help.
-        tried: Vec<(PeerId, String)>,
+        tried: Vec<(SourceName, String)>,
     },
     /// The reference names a size that no blob here may have, or another one than the blob has.
     #[error("blob `{}` cannot have {} bytes", .0.hash, .0.size)]
@@ -100,11 +118,11 @@ pub enum FetchError {
     Stopped,
 }
 
-fn list(tried: &[(PeerId, String)]) -> String {
+fn list(tried: &[(SourceName, String)]) -> String {
     if tried.is_empty() {
         return "no peer is known to hold it".to_owned();
     }
-    let text = |(peer, reason): &(PeerId, String)| format!("{}: {reason}", peer.fmt_short());
+    let text = |(name, reason): &(SourceName, String)| format!("{name}: {reason}");
     tried.iter().map(text).collect::<Vec<_>>().join("; ")
 }
 
@@ -122,6 +140,7 @@ impl Exchange {
             config,
             links,
             fetching: Mutex::default(),
+            gatherings: Mutex::default(),
             faults: Mutex::default(),
             stop: stop.clone(),
             _guard: stop.drop_guard(),
@@ -155,14 +174,14 @@ impl Exchange {
         self.inner.links.get(peer).is_some()
     }
 
-    /// Makes a blob whole in the store, from these providers, the preferred first. It says from whom how
-    /// many bytes came: nothing, if the blob was here or another caller fetched it meanwhile. Progress is
-    /// in bytes that are here and verified. It may be cancelled; what verified is kept.
+    /// Makes a blob whole in the store, from these providers, the preferred first, and from whoever they
+    /// name. It says from whom how many bytes came: nothing, if the blob was here or another caller fetched
+    /// it meanwhile. It may be cancelled; what verified is kept.
     pub async fn fetch(
         &self,
         blob: BlobRef,
         providers: &[Provider],
-        progress: Option<&watch::Sender<u64>>,
+        progress: Option<&watch::Sender<Progress>>,
     ) -> Result<Vec<Fetched>, FetchError> {
         let fetching = self.fetch_once(blob, providers, progress);
         let span = debug_span!("fetch", blob = %blob.hash.fmt_short());
@@ -174,9 +193,10 @@ impl Exchange {
         &self,
         blob: BlobRef,
         providers: &[Provider],
-        progress: Option<&watch::Sender<u64>>,
+        progress: Option<&watch::Sender<Progress>>,
     ) -> Result<Vec<Fetched>, FetchError> {
-        if blob.size > MAX_BLOB_SIZE {
+        let is_wrong_empty = blob.size == 0 && blob.hash != BlobHash::of(b"");
+        if blob.size > MAX_BLOB_SIZE || is_wrong_empty {
             return Err(FetchError::Size(blob));
         }
         let turn = self.turn(blob.hash);
@@ -186,107 +206,44 @@ impl Exchange {
             return if found == blob { Ok(Vec::new()) } else { Err(FetchError::Size(blob)) };
         }
         let partial = store.partial(blob).await?;
-        let fetched = self.fill(&partial, providers, progress).await?;
-        partial.finish().await?;
-        Ok(fetched)
-    }
-
-    /// Fetches every piece that is missing.
-    async fn fill(
-        &self,
-        partial: &Arc<PartialBlob>,
-        providers: &[Provider],
-        progress: Option<&watch::Sender<u64>>,
-    ) -> Result<Vec<Fetched>, FetchError> {
-        let blob = partial.blob();
-        let mut fetched: Vec<Fetched> = Vec::new();
-        let mut tried: Vec<(PeerId, String)> = Vec::new();
         let ourselves = self.inner.config.credentials.peer();
-        let mut asking: VecDeque<Provider> =
-            providers.iter().filter(|provider| provider.peer != ourselves).cloned().collect();
-        let known = asking.iter().map(|provider| provider.peer).chain([ourselves]);
-        let learned = Learned::besides(known);
-        let mut pause = BUSY_PAUSE;
-        for _ in 0..BUSY_PASSES {
-            let mut busy = VecDeque::new();
-            while let Some(provider) = asking.pop_front() {
-                if is_complete(partial) {
-                    return Ok(fetched);
-                }
-                let before = partial.bytes();
-                let asked = self.ask(partial, &provider, &learned, progress).await;
-                asking.extend(learned.take());
-                let bytes = partial.bytes() - before;
-                if bytes > 0 {
-                    fetched.push(Fetched { blob, from: provider.peer, bytes });
-                }
-                match asked {
-                    Ok(()) => {}
-                    Err(AskError::Transfer(TransferError::Store(error))) => return Err(error.into()),
-                    Err(error) => {
-                        debug!(provider = %provider.peer.fmt_short(), %error, "provider did not give the blob");
-                        tried.retain(|(peer, _)| *peer != provider.peer);
-                        tried.push((provider.peer, error_chain(&error)));
-                        if matches!(error, AskError::Transfer(TransferError::Busy)) {
-                            busy.push_back(provider);
-                        }
-                    }
-                }
-            }
-            if is_complete(partial) {
-                return Ok(fetched);
-            }
-            if busy.is_empty() {
-                break;
-            }
-            asking = busy;
-            sleep(pause).await;
-            pause *= 2;
-        }
-        Err(FetchError::NoProvider { blob, tried })
+        let others = providers.iter().filter(|provider| provider.peer != ourselves).cloned();
+        let suppliers = others.map(|provider| Arc::new(PeerSupplier(provider)) as Arc<dyn Supplier>);
+        let gathering = Gathering::new(Arc::clone(&self.inner), Arc::clone(&partial) as _, progress.cloned());
+        self.show(&gathering);
+        let gathered = gathering.run(suppliers.collect()).await;
+        gathered.map_err(|error| match error {
+            GatherError::NoSource(tried) => FetchError::NoProvider { blob, tried },
+            GatherError::Store(error) => FetchError::Store(error),
+        })?;
+        partial.finish().await?;
+        let gave = gathering.gave().into_iter().filter_map(|(name, bytes)| match name {
+            SourceName::Peer(from) => Some(Fetched { blob, from, bytes }),
+            SourceName::Origin(_) => None,
+        });
+        Ok(gave.collect())
     }
 
-    /// Takes what one provider has of what is missing.
-    async fn ask(
-        &self,
-        partial: &Arc<PartialBlob>,
-        provider: &Provider,
-        learned: &Learned,
-        progress: Option<&watch::Sender<u64>>,
-    ) -> Result<(), AskError> {
-        let (peer, hash) = (provider.peer, partial.blob().hash);
-        if let Some(reason) = self.lock_faults().of(peer, hash) {
-            return Err(AskError::Fault(reason));
-        }
-        let link = self.link(provider).await?;
-        let piece_timeout = self.inner.config.piece_timeout;
-        let listening = self.addresses();
-        let transfer = Transfer { partial, piece_timeout, progress, listening: &listening, learned };
-        let result = transfer.run(&*link).await;
-        if let Err(error) = &result
-            && error.is_fault()
-        {
-            warn!(provider = %peer.fmt_short(), %error, "provider sent wrong bytes, not asked for this blob again");
-            self.lock_faults().add(peer, hash, error_chain(error));
-        }
-        Ok(result?)
+    /// The fetches that go on.
+    pub fn transfers(&self) -> Vec<TransferView> {
+        let gatherings = self.lock_gatherings().clone();
+        gatherings.iter().filter_map(Weak::upgrade).map(|gathering| gathering.view()).collect()
     }
 
-    async fn link(&self, provider: &Provider) -> Result<Arc<dyn Link>, LinkError> {
-        let Inner { links, config, .. } = &*self.inner;
-        match links.get_or_dial(provider.peer, &provider.addresses).await {
-            Err(LinkError::NoAddress) => {
-                links.wait_for(provider.peer, config.link_wait).await.ok_or(LinkError::NoAddress)
-            }
-            // It may have dialled us meanwhile.
-            Err(error) => links.get(provider.peer).ok_or(error),
-            linked => linked,
-        }
+    /// Lets [`Self::transfers`] know of a fetch for as long as it goes on.
+    fn show(&self, gathering: &Arc<Gathering>) {
+        let mut gatherings = self.lock_gatherings();
+        gatherings.retain(|gathering| gathering.strong_count() > 0);
+        gatherings.push(Arc::downgrade(gathering));
+    }
+
+    fn lock_gatherings(&self) -> MutexGuard<'_, Vec<Weak<Gathering>>> {
+        self.inner.gatherings.lock().expect("nothing panics while it holds them")
     }
 
     /// Who sent wrong bytes of which blob, and what was wrong, the latest last.
-    pub fn faults(&self) -> Vec<(PeerId, BlobHash, String)> {
-        self.lock_faults().all()
+    pub fn faults(&self) -> Vec<(PeerId, BlobName, String)> {
+        self.inner.faults().all()
     }
 
     /// Closes every link, ends every fetch, and listens no more.
@@ -295,10 +252,6 @@ impl Exchange {
         if timeout(SHUTDOWN_TIMEOUT, self.inner.links.shutdown()).await.is_err() {
             debug!("links did not close in time");
         }
-    }
-
-    fn lock_faults(&self) -> MutexGuard<'_, Faults> {
-        self.inner.faults.lock().expect("nothing panics while it holds them")
     }
 
     fn turn(&self, hash: BlobHash) -> Arc<tokio::sync::Mutex<()>> {
@@ -313,17 +266,8 @@ impl Exchange {
     }
 }
 
-fn is_complete(partial: &PartialBlob) -> bool {
-    !partial.needs_outboard() && partial.pieces().is_full()
-}
-
-/// Why one provider did not help.
-#[derive(Debug, thiserror::Error)]
-enum AskError {
-    #[error("it sent wrong bytes before: {0}")]
-    Fault(String),
-    #[error(transparent)]
-    Link(#[from] LinkError),
-    #[error(transparent)]
-    Transfer(#[from] TransferError),
+impl Inner {
+    fn faults(&self) -> MutexGuard<'_, Faults> {
+        self.faults.lock().expect("nothing panics while it holds them")
+    }
 }

@@ -129,6 +129,19 @@ pub async fn exchange_hellos(
     peer: PeerId,
     side: Side,
 ) -> Result<(Reader, Writer, Membership), GateError> {
+    exchange_hellos_and(reader, writer, credentials, peer, side, || {}).await
+}
+
+/// As [`exchange_hellos`]; `passed` is called as soon as the peer has proven its membership, and before it
+/// hears that it may go on.
+pub(crate) async fn exchange_hellos_and(
+    reader: Reader,
+    writer: Writer,
+    credentials: &Credentials,
+    peer: PeerId,
+    side: Side,
+    passed: impl FnOnce(),
+) -> Result<(Reader, Writer, Membership), GateError> {
     let mut receiver = FrameReceiver::with_limit(reader, MAX_HELLO);
     let mut sender = FrameSender::with_limit(writer, MAX_HELLO);
     let exchange = async {
@@ -139,6 +152,7 @@ pub async fn exchange_hellos(
         let GateMessage::Hello(theirs) =
             receiver.recv().await.map_err(closed_or_else)?.ok_or(GateError::Closed)?;
         let membership = credentials.check(peer, &theirs, now())?;
+        passed();
         if side == Side::Accepted {
             sender.send(&ours).await.map_err(closed_or_else)?;
         }

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, debug_span, info};
 
-use crate::gate::{Credentials, GateError, Side, exchange_hellos, remaining};
+use crate::gate::{Credentials, GateError, Side, exchange_hellos_and, remaining};
 use crate::plane::{DialError, Link, Plane};
 use crate::serve;
 use crate::store::BlobStore;
@@ -238,8 +238,10 @@ impl Links {
         };
         let channel = timeout(HELLO_TIMEOUT, first).await.ok().flatten().ok_or(LinkError::Broken)?;
         let (peer, credentials) = (link.peer(), &self.credentials);
-        let (_, _, membership) =
-            exchange_hellos(channel.reader, channel.writer, credentials, peer, side).await?;
+        // Limits for strangers end before the peer hears that it may open channels.
+        let passed = || link.admit();
+        let (reader, writer) = (channel.reader, channel.writer);
+        let (_, _, membership) = exchange_hellos_and(reader, writer, credentials, peer, side, passed).await?;
         {
             let mut open = self.lock();
             open.retain(|_, links| {
@@ -255,7 +257,6 @@ impl Links {
             }
             links.push(Arc::clone(link));
         }
-        link.admit();
         self.appeared.notify_waiters();
         info!(peer = %peer.fmt_short(), plane = link.plane(), ?side, "link opened");
         let span = debug_span!("link", peer = %peer.fmt_short());

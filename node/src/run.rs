@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mesh::fetch::{Exchange, FetchError};
+use mesh::fetch::{Exchange, FetchError, Progress as FetchProgress};
 use mesh::store::{BlobStore, StoreError};
 use protocol::message::{BlobProviders, Grant, Outcome, Provider, RunEnded};
 use protocol::{
@@ -166,7 +166,7 @@ impl Needs<'_> {
     }
 
     async fn fetch(&self, blob: BlobRef, record: &mut Record) -> Result<(), RunError> {
-        let (received, mut watched) = watch::channel(0);
+        let (received, mut watched) = watch::channel(FetchProgress::default());
         let fetching = self.tools.exchange.fetch(blob, self.providers(blob), Some(&received));
         tokio::pin!(fetching);
         loop {
@@ -177,7 +177,7 @@ impl Needs<'_> {
                     record.fetched.extend(fetched.map_err(fetch_failed)?);
                     return Ok(());
                 }
-                Ok(()) = watched.changed() => self.tell_received(blob, *watched.borrow_and_update()),
+                Ok(()) = watched.changed() => self.tell_received(blob, watched.borrow_and_update().bytes),
             }
         }
     }

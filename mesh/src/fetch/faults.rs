@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use protocol::{BlobHash, PeerId};
+use protocol::{BlobName, PeerId};
 use tokio::time::Instant;
 
 /// How many are remembered.
@@ -18,44 +18,46 @@ pub(super) struct Faults(VecDeque<Fault>);
 #[derive(Debug)]
 struct Fault {
     peer: PeerId,
-    hash: BlobHash,
+    name: BlobName,
     reason: String,
     noticed: Instant,
 }
 
 impl Faults {
-    pub(super) fn add(&mut self, peer: PeerId, hash: BlobHash, reason: String) {
+    pub(super) fn add(&mut self, peer: PeerId, name: BlobName, reason: String) {
         if self.0.len() == MAX_FAULTS {
             self.0.pop_front();
         }
-        self.0.push_back(Fault { peer, hash, reason, noticed: Instant::now() });
+        self.0.push_back(Fault { peer, name, reason, noticed: Instant::now() });
     }
 
     /// What the peer did wrong with this blob lately.
-    pub(super) fn of(&self, peer: PeerId, hash: BlobHash) -> Option<String> {
-        let fault = self.0.iter().rev().find(|fault| fault.peer == peer && fault.hash == hash)?;
+    pub(super) fn of(&self, peer: PeerId, name: &BlobName) -> Option<String> {
+        let fault = self.0.iter().rev().find(|fault| fault.peer == peer && fault.name == *name)?;
         (fault.noticed.elapsed() < FAULT_LIFETIME).then(|| fault.reason.clone())
     }
 
-    pub(super) fn all(&self) -> Vec<(PeerId, BlobHash, String)> {
-        self.0.iter().map(|fault| (fault.peer, fault.hash, fault.reason.clone())).collect()
+    pub(super) fn all(&self) -> Vec<(PeerId, BlobName, String)> {
+        self.0.iter().map(|fault| (fault.peer, fault.name, fault.reason.clone())).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use protocol::BlobHash;
+
     use super::*;
 
     #[test]
     fn faults_are_bounded_and_the_latest_stay() {
         let mut faults = Faults::default();
-        let hash = |index: usize| BlobHash::of(&index.to_le_bytes());
+        let name = |index: usize| BlobName::Blake3(BlobHash::of(&index.to_le_bytes()));
         for index in 0..MAX_FAULTS + 1 {
-            faults.add(PeerId([1; 32]), hash(index), "wrong".to_owned());
+            faults.add(PeerId([1; 32]), name(index), "wrong".to_owned());
         }
         assert_eq!(faults.all().len(), MAX_FAULTS);
-        assert_eq!(faults.of(PeerId([1; 32]), hash(0)), None);
-        assert_eq!(faults.of(PeerId([1; 32]), hash(MAX_FAULTS)).as_deref(), Some("wrong"));
-        assert_eq!(faults.of(PeerId([2; 32]), hash(MAX_FAULTS)), None);
+        assert_eq!(faults.of(PeerId([1; 32]), &name(0)), None);
+        assert_eq!(faults.of(PeerId([1; 32]), &name(MAX_FAULTS)).as_deref(), Some("wrong"));
+        assert_eq!(faults.of(PeerId([2; 32]), &name(MAX_FAULTS)), None);
     }
 }

@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use protocol::PeerId;
 use protocol::message::Provider;
+use tokio::sync::Notify;
 
 /// The most providers that one fetch ever asks because others named them.
 const MAX_LEARNED: usize = 64;
@@ -14,6 +15,7 @@ const MAX_LEARNED: usize = 64;
 /// Providers that were named and not asked yet.
 pub(super) struct Learned {
     state: Mutex<State>,
+    added: Notify,
 }
 
 #[derive(Default)]
@@ -27,7 +29,12 @@ impl Learned {
     /// Nothing, apart from these peers, who need not be named.
     pub(super) fn besides(known: impl IntoIterator<Item = PeerId>) -> Self {
         let known = known.into_iter().collect();
-        Self { state: Mutex::new(State { known, ..State::default() }) }
+        Self { state: Mutex::new(State { known, ..State::default() }), added: Notify::new() }
+    }
+
+    /// Takes note that this peer need not be named.
+    pub(super) fn knows(&self, peer: PeerId) {
+        self.lock().known.insert(peer);
     }
 
     /// Takes note of those who are new.
@@ -39,6 +46,14 @@ impl Learned {
                 state.waiting.push(provider);
             }
         }
+        if !state.waiting.is_empty() {
+            self.added.notify_one();
+        }
+    }
+
+    /// Waits until somebody may have been added.
+    pub(super) async fn added(&self) {
+        self.added.notified().await;
     }
 
     /// Those who were named since the last call.

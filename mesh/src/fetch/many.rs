@@ -11,13 +11,13 @@ use futures::future::{join, join_all};
 use futures::stream::{self, TryStreamExt};
 use protocol::message::Provider;
 use protocol::wire::{BlobAnswer, BlobRequest, GetSmall, MAX_BLOB_FRAME, MAX_SMALL, Small};
-use protocol::{BlobHash, BlobRef, PIECE_SIZE, PeerId, error_chain};
+use protocol::{BlobHash, BlobName, BlobRef, PIECE_SIZE, PeerId, error_chain};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use super::transfer::{TransferError, WrongPart};
-use super::{AskError, Exchange, FetchError};
+use super::source::{SourceError, WrongPart};
+use super::{Exchange, FetchError, SourceName};
 use crate::frames::{FrameReceiver, FrameSender};
 
 /// How many bytes of small blobs one request asks for at most, or one blob.
@@ -76,7 +76,7 @@ impl Exchange {
         let ourselves = self.inner.config.credentials.peer();
         let mut asking: Vec<&Provider> =
             providers.iter().filter(|provider| provider.peer != ourselves).take(MAX_PROVIDERS).collect();
-        let mut tried: Vec<(PeerId, String)> = Vec::new();
+        let mut tried: Vec<(SourceName, String)> = Vec::new();
         loop {
             asking.retain(|provider| wanted.has_for(provider.peer));
             if asking.is_empty() {
@@ -86,10 +86,10 @@ impl Exchange {
             for (provider, result) in std::mem::take(&mut asking).into_iter().zip(asked) {
                 match result {
                     Ok(()) => asking.push(provider),
-                    Err(AskError::Transfer(TransferError::Store(error))) => return Err(error.into()),
+                    Err(SourceError::Store(error)) => return Err(error.into()),
                     Err(error) => {
                         debug!(provider = %provider.peer.fmt_short(), %error, "provider did not give the blobs");
-                        tried.push((provider.peer, error_chain(&error)));
+                        tried.push((SourceName::Peer(provider.peer), error_chain(&error)));
                     }
                 }
             }
@@ -97,9 +97,12 @@ impl Exchange {
         match wanted.lock().waiting.front() {
             None => Ok(()),
             Some(blob) => {
-                let lacks = |provider: &Provider| (provider.peer, "it does not hold the blob".to_owned());
-                let failed: HashSet<PeerId> = tried.iter().map(|(peer, _)| *peer).collect();
-                let lacking = providers.iter().filter(|provider| !failed.contains(&provider.peer));
+                let lacks = |provider: &Provider| {
+                    let reason = SourceError::NotFound.to_string();
+                    (SourceName::Peer(provider.peer), reason)
+                };
+                let failed: HashSet<SourceName> = tried.iter().map(|(name, _)| name.clone()).collect();
+                let lacking = providers.iter().filter(|provider| !failed.contains(&SourceName::Peer(provider.peer)));
                 tried.extend(lacking.map(lacks));
                 Err(FetchError::NoProvider { blob: *blob, tried })
             }
@@ -107,13 +110,13 @@ impl Exchange {
     }
 
     /// Takes small blobs from one provider until none is left that it may hold.
-    async fn ask_small(&self, wanted: &Wanted<'_>, provider: &Provider) -> Result<(), AskError> {
+    async fn ask_small(&self, wanted: &Wanted<'_>, provider: &Provider) -> Result<(), SourceError> {
         let peer = provider.peer;
-        let link = self.link(provider).await?;
+        let link = self.inner.link(provider).await?;
         let piece_timeout = self.inner.config.piece_timeout;
-        let silent = |_| TransferError::Silent(piece_timeout);
+        let silent = |_| SourceError::Silent(piece_timeout);
         let channel =
-            timeout(piece_timeout, link.open()).await.map_err(silent)?.map_err(TransferError::from)?;
+            timeout(piece_timeout, link.open()).await.map_err(silent)?.map_err(SourceError::from)?;
         let mut requests = FrameSender::<BlobRequest>::with_limit(channel.writer, MAX_BLOB_FRAME);
         let mut answers = FrameReceiver::<BlobAnswer>::with_limit(channel.reader, MAX_BLOB_FRAME);
         let mut open: VecDeque<Taken<'_>> = VecDeque::new();
@@ -125,7 +128,7 @@ impl Exchange {
                 let request = BlobRequest::GetSmall(GetSmall { blobs: taken.left.clone().into() });
                 open.push_back(taken);
                 let sent = timeout(piece_timeout, requests.send(&request)).await;
-                sent.map_err(silent)?.map_err(TransferError::from)?;
+                sent.map_err(silent)?.map_err(SourceError::from)?;
             }
             // What came is stored while the next blobs cross.
             let storing = self.store_small(came.take(), peer);
@@ -137,17 +140,17 @@ impl Exchange {
     }
 
     /// Stores what came; an error where some of it was not what was asked for.
-    async fn store_small(&self, came: Option<Came<'_>>, peer: PeerId) -> Result<(), AskError> {
+    async fn store_small(&self, came: Option<Came<'_>>, peer: PeerId) -> Result<(), SourceError> {
         let Some(Came { mut taken, blobs }) = came else { return Ok(()) };
-        let matching = self.store().import_small(blobs).await.map_err(TransferError::from)?;
+        let matching = self.store().import_small(blobs).await.map_err(SourceError::from)?;
         let (right, wrong): (Vec<_>, Vec<_>) =
             taken.left.drain(..).zip(matching).partition(|(_, is_right)| *is_right);
         taken.left.extend(wrong.iter().map(|(blob, _)| *blob));
         taken.wanted.tell(right.iter().map(|(blob, _)| blob.size).sum(), Some(peer));
         let Some(blob) = taken.left.front() else { return Ok(()) };
-        let error = TransferError::Wrong(WrongPart::Piece(0));
+        let error = SourceError::Wrong(WrongPart::Piece(0));
         warn!(provider = %peer.fmt_short(), %error, "provider sent wrong bytes, not asked for this blob again");
-        self.lock_faults().add(peer, blob.hash, error_chain(&error));
+        self.inner.faults().add(peer, BlobName::Blake3(blob.hash), error_chain(&error));
         Err(error.into())
     }
 }
@@ -164,11 +167,11 @@ async fn receive<'a>(
     mut taken: Taken<'a>,
     peer: PeerId,
     piece_timeout: Duration,
-) -> Result<Came<'a>, TransferError> {
+) -> Result<Came<'a>, SourceError> {
     let mut blobs = Vec::with_capacity(taken.left.len());
     for blob in taken.left.clone() {
         let bytes = timeout(piece_timeout, small(answers, blob)).await;
-        match bytes.map_err(|_| TransferError::Silent(piece_timeout))?? {
+        match bytes.map_err(|_| SourceError::Silent(piece_timeout))?? {
             Some(bytes) => blobs.push((blob, bytes)),
             None => {
                 taken.left.retain(|left| *left != blob);
@@ -183,7 +186,7 @@ async fn receive<'a>(
 async fn small(
     answers: &mut FrameReceiver<BlobAnswer>,
     blob: BlobRef,
-) -> Result<Option<Vec<u8>>, TransferError> {
+) -> Result<Option<Vec<u8>>, SourceError> {
     match answers.recv().await? {
         Some(BlobAnswer::Small(Small { found: false })) => Ok(None),
         Some(BlobAnswer::Small(Small { found: true })) => {
@@ -191,9 +194,9 @@ async fn small(
             answers.recv_bytes(&mut bytes).await?;
             Ok(Some(bytes))
         }
-        Some(BlobAnswer::Busy(_)) => Err(TransferError::Busy),
-        Some(_) => Err(TransferError::OutOfTurn),
-        None => Err(TransferError::Ended),
+        Some(BlobAnswer::Busy(_)) => Err(SourceError::Busy),
+        Some(_) => Err(SourceError::OutOfTurn),
+        None => Err(SourceError::Ended),
     }
 }
 

@@ -31,6 +31,11 @@ impl Pieces {
         (bits.len() as u64 == count.div_ceil(8) && is_tail_clear).then_some(Self { count, bits })
     }
 
+    /// How many pieces the blob has.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
     /// The bitmap.
     pub fn bits(&self) -> &[u8] {
         &self.bits

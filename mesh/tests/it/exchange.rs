@@ -5,12 +5,12 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
-use mesh::fetch::{Exchange, FetchError};
+use mesh::fetch::{Exchange, FetchError, Progress, SourceName};
 use mesh::identity::Identity;
 use mesh::plane::QuinnPlane;
 use mesh::store::BlobStore;
 use protocol::message::Provider;
-use protocol::{BlobHash, BlobRef, Fetched, PIECE_SIZE};
+use protocol::{BlobHash, BlobName, BlobRef, Fetched, PIECE_SIZE};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -24,11 +24,11 @@ async fn blobs_of_every_size_cross_and_are_counted() {
     for size in [0, 1, 16 << 10, (16 << 10) + 1, 1 << 20, (1 << 20) + 1, 5_000_000] {
         let bytes = bytes(size);
         let blob = holder.store.import_bytes(&bytes).await.expect("there is room");
-        let (progress, latest) = watch::channel(0);
+        let (progress, latest) = watch::channel(Progress::default());
         let fetched = asker.exchange.fetch(blob, &[holder.provider()], Some(&progress)).await;
         let fetched = fetched.unwrap_or_else(|error| panic!("{size}: {error}"));
         assert_eq!(fetched.iter().map(|fetched| fetched.bytes).sum::<u64>(), size as u64);
-        assert_eq!(*latest.borrow(), size as u64);
+        assert_eq!(latest.borrow().bytes, size as u64);
         assert_eq!(asker.store.read_all(blob.hash, u64::MAX).await.expect("it is whole"), bytes);
         let again = asker.exchange.fetch(blob, &[holder.provider()], None).await;
         assert_eq!(again.expect("it is here"), [], "nothing is fetched twice");
@@ -40,7 +40,8 @@ async fn corrupt_provider_is_dropped_and_remembered_and_the_rest_comes_from_anot
     let farm = Farm::new();
     let (corrupt, good, asker) = (farm.peer().await, farm.peer().await, farm.peer().await);
     let size = 4 * PIECE_SIZE as usize;
-    let mut bytes = bytes(size);
+    let original = bytes(size);
+    let mut bytes = original.clone();
     let blob = good.store.import_bytes(&bytes).await.expect("there is room");
     assert_eq!(corrupt.store.import_bytes(&bytes).await.expect("there is room"), blob);
     let path = corrupt.store.path_of(blob.hash).expect("it is whole");
@@ -50,11 +51,11 @@ async fn corrupt_provider_is_dropped_and_remembered_and_the_rest_comes_from_anot
 
     let providers = [corrupt.provider(), good.provider()];
     let fetched = asker.exchange.fetch(blob, &providers, None).await.expect("one provider is good");
-    let from = |peer, pieces: u64| Fetched { blob, from: peer, bytes: pieces * PIECE_SIZE };
-    assert_eq!(fetched, [from(corrupt.id, 2), from(good.id, 2)]);
+    assert_eq!(fetched.iter().map(|fetched| fetched.bytes).sum::<u64>(), blob.size);
+    assert_eq!(asker.store.read_all(blob.hash, u64::MAX).await.expect("it is whole"), original);
     let faults = asker.exchange.faults();
     assert_eq!(faults.len(), 1);
-    assert_eq!((faults[0].0, faults[0].1), (corrupt.id, blob.hash));
+    assert_eq!((faults[0].0, faults[0].1), (corrupt.id, BlobName::Blake3(blob.hash)));
     assert!(faults[0].2.contains("piece 2"), "{}", faults[0].2);
 
     asker.store.remove(blob.hash).await.expect("own file");
@@ -92,7 +93,8 @@ async fn killed_transfer_resumes_after_a_restart_with_what_is_missing() {
     let store = BlobStore::open(folder.path()).await.expect("the store again");
     assert!(!store.contains(blob.hash), "a partial blob is not whole");
     let kept = store.partial(blob).await.expect("what is left of it").bytes();
-    assert_eq!(kept, 3 * PIECE_SIZE);
+    // The last piece is shorter, and may be one of those that came.
+    assert!((2 * PIECE_SIZE..4 * PIECE_SIZE).contains(&kept), "{kept} bytes were kept");
     let plane = Arc::new(QuinnPlane::bind(&asker, loopback()).await.expect("a plane"));
     let exchange = Exchange::start(exchange_config(store.clone(), plane, credentials));
     let fetched = exchange.fetch(blob, &[holder.provider()], None).await.expect("the rest");
@@ -116,10 +118,10 @@ async fn askers_hear_of_each_other_and_go_on_when_their_only_provider_dies() {
     let providers = [dying.provider(), holder.provider()];
     first.exchange.fetch(blob, &providers, None).await.expect("the holder has the rest");
     let fetched = second.exchange.fetch(blob, &[dying.provider()], None).await;
-    let from = |peer, bytes| Fetched { blob, from: peer, bytes };
-    let before = 3 * PIECE_SIZE;
-    let expected = [from(dying.id, before), from(first.id, blob.size - before)];
-    assert_eq!(fetched.expect("the first asker has the rest"), expected);
+    let fetched = fetched.expect("the first asker has the rest");
+    let from = |peer| fetched.iter().find(|fetched| fetched.from == peer).map_or(0, |fetched| fetched.bytes);
+    assert!(from(dying.id) <= 3 * PIECE_SIZE, "it cannot send more: {fetched:?}");
+    assert_eq!(from(dying.id) + from(first.id), blob.size, "{fetched:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -185,13 +187,15 @@ async fn partial_blob_serves_what_it_has() {
     let dying = Peer::start(dying, credentials, |inner| Arc::new(CutPlane { inner, after })).await;
     dying.store.import_bytes(&bytes(3 * PIECE_SIZE as usize)).await.expect("there is room");
     let growing = middle.store.partial(blob).await.expect("an empty one");
-    assert!(middle.exchange.fetch(blob, &[dying.provider()], None).await.is_err());
+    let error = middle.exchange.fetch(blob, &[dying.provider()], None).await.expect_err("it dies");
+    assert!(error.to_string().contains("sent nothing"), "{error}");
     assert_eq!(growing.bytes(), PIECE_SIZE);
 
     let providers = [middle.provider(), holder.provider()];
     let fetched = asker.exchange.fetch(blob, &providers, None).await.expect("together they have it");
-    let from: Vec<_> = fetched.iter().map(|fetched| (fetched.from, fetched.bytes)).collect();
-    assert_eq!(from, [(middle.id, PIECE_SIZE), (holder.id, 2 * PIECE_SIZE)]);
+    assert_eq!(fetched.iter().map(|fetched| fetched.bytes).sum::<u64>(), blob.size);
+    assert!(fetched.iter().all(|fetched| fetched.from != middle.id || fetched.bytes <= PIECE_SIZE));
+    assert!(fetched.iter().any(|fetched| fetched.from == holder.id && fetched.bytes >= 2 * PIECE_SIZE));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -206,8 +210,10 @@ async fn blob_that_nobody_gives_is_refused_with_each_reason() {
     let error = asker.exchange.fetch(blob, &providers, None).await.expect_err("nobody has it");
     let FetchError::NoProvider { tried, .. } = &error else { panic!("{error}") };
     assert_eq!(tried.len(), 2);
-    assert_eq!(tried[0], (empty.id, "it does not hold the blob".to_owned()));
-    assert!(tried[1].1.contains("nothing answers at 127.0.0.1:"), "{}", tried[1].1);
+    let reason = |peer| tried.iter().find(|(name, _)| *name == SourceName::Peer(peer)).expect("it was asked");
+    assert_eq!(reason(empty.id).1, "it does not hold the blob");
+    let unreachable = &reason(gone.id).1;
+    assert!(unreachable.contains("nothing answers at 127.0.0.1:"), "{unreachable}");
     let unknown = asker.exchange.fetch(blob, &[], None).await.expect_err("nobody is asked").to_string();
     assert!(unknown.contains("no peer is known to hold it"), "{unknown}");
 }

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use clap::Args;
-use mesh::fetch::{Exchange, FetchError};
+use mesh::fetch::{Exchange, FetchError, Progress};
 use mesh::folder::DataFolder;
 use mesh::store::BlobStore;
 use protocol::blob_ticket::BlobTicket;
@@ -67,7 +67,7 @@ pub(super) async fn get(arguments: &GetArguments) -> anyhow::Result<()> {
     let carrier = listener.join(ticket.clone(), store.clone());
 
     let began = Instant::now();
-    let (sender, here) = watch::channel(0);
+    let (sender, here) = watch::channel(Progress::default());
     let fetched = tokio::select! {
         fetched = fetch(&carrier.exchange, &ticket, &sender) => fetched,
         () = asked_to_stop() => Err(anyhow::anyhow!("stopped; the same command goes on from here")),
@@ -76,7 +76,7 @@ pub(super) async fn get(arguments: &GetArguments) -> anyhow::Result<()> {
         Ok(fetched) => fetched,
         Err(error) => {
             carrier.exchange.shutdown().await;
-            if *here.borrow() == 0 {
+            if here.borrow().bytes == 0 {
                 remove(&folder)?;
             }
             return Err(error.context(format!("`{}` did not come whole", ticket.file_name)));
@@ -111,11 +111,11 @@ fn remove(folder: &Path) -> anyhow::Result<()> {
 async fn fetch(
     exchange: &Exchange,
     ticket: &BlobTicket,
-    here: &watch::Sender<u64>,
+    here: &watch::Sender<Progress>,
 ) -> anyhow::Result<Vec<Fetched>> {
     // Held until the end: what an earlier run left is verified once.
     let partial = exchange.store().partial(ticket.blob).await?;
-    here.send_replace(partial.bytes());
+    here.send_replace(Progress { bytes: partial.bytes(), ..Progress::default() });
     let mut news = here.subscribe();
     let mut progress = FetchProgress::new(ticket.blob.size, partial.bytes());
     let sharer = [Provider { peer: ticket.peer, addresses: ticket.addresses.clone() }];
@@ -133,7 +133,8 @@ async fn fetch(
     };
     let showing = async {
         while news.changed().await.is_ok() {
-            progress.show(*news.borrow_and_update(), 0);
+            let Progress { bytes, sources, .. } = *news.borrow_and_update();
+            progress.show(bytes, sources);
         }
         std::future::pending().await
     };

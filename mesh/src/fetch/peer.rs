@@ -1,0 +1,273 @@
+//! A peer as a source: the asker's side of the blob wire.
+//!
+//! The words are `protocol::wire`'s. Not here: what is asked for, and what becomes of it.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use protocol::message::Provider;
+use protocol::wire::{
+    Announce, Bad, BlobAnswer, BlobRequest, Gained, Get, GetOutboard, Have, MAX_ANNOUNCED, MAX_BLOB_FRAME,
+    MAX_GAINED, Outboard, Piece,
+};
+use protocol::{BlobRef, GROUP_SIZE};
+use tokio::time::timeout;
+
+use super::gather::Gathering;
+use super::schedule::{Held, Reach};
+use super::source::{Event, Opened, Source, SourceError, SourceName, Supplier, WrongPart};
+use super::target::Target;
+use crate::frames::{FrameReceiver, FrameSender};
+use crate::links::LinkError;
+use crate::plane::{Channel, Link};
+use crate::store::Pieces;
+use crate::tree::{OutboardVerifier, PAIR, Tree, outboard_size, piece_size};
+
+/// How much of an outboard is taken at a time.
+const OUTBOARD_PART: usize = 1024 * PAIR;
+/// How much of a piece must come before the source is silent.
+const PIECE_PART: usize = 256 << 10;
+/// How much news may come before an outboard.
+const MAX_PUT_OFF: usize = 64;
+/// How long a peer may take to hear that it was wrong.
+const BLAME_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A peer that is said to hold some of the blob.
+pub(super) struct PeerSupplier(pub(super) Provider);
+
+#[async_trait]
+impl Supplier for PeerSupplier {
+    fn name(&self) -> SourceName {
+        SourceName::Peer(self.0.peer)
+    }
+
+    async fn open(&self, gathering: &Gathering) -> Result<Opened, SourceError> {
+        let (exchange, target) = (gathering.exchange(), gathering.target());
+        if let Some(reason) = exchange.faults().of(self.0.peer, &target.name()) {
+            return Err(SourceError::Fault(reason));
+        }
+        let link = exchange.link(&self.0).await?;
+        let patience = exchange.config.piece_timeout;
+        let opening = async { Ok(link.open().await?) };
+        let channel = in_time(patience, opening).await?;
+        let mut source = PeerSource::new(channel, &**target, patience);
+        let held = in_time(patience, source.open(target.opening())).await?;
+        if source.pieces > 1 {
+            in_time(patience, source.announce(exchange.links.addresses())).await?;
+        }
+        let (reach, carrier) = (reach_of(link.remote().ip()), link.plane());
+        Ok(Opened { source: Box::new(source), held, reach, carrier })
+    }
+}
+
+impl super::Inner {
+    /// A link to this provider: one that is open, one that is dialled, or one that it makes to us.
+    pub(super) async fn link(&self, provider: &Provider) -> Result<Arc<dyn Link>, LinkError> {
+        match self.links.get_or_dial(provider.peer, &provider.addresses).await {
+            Err(LinkError::NoAddress) => {
+                let appears = self.links.wait_for(provider.peer, self.config.link_wait);
+                appears.await.ok_or(LinkError::NoAddress)
+            }
+            // It may have dialled us meanwhile.
+            Err(error) => self.links.get(provider.peer).ok_or(error),
+            linked => linked,
+        }
+    }
+}
+
+/// Whether an address is in a network of our own kind: this machine, a LAN, a private network.
+fn reach_of(address: IpAddr) -> Reach {
+    let is_near = match address.to_canonical() {
+        IpAddr::V4(address) => address.is_loopback() || address.is_private() || address.is_link_local(),
+        IpAddr::V6(address) => {
+            address.is_loopback() || address.is_unique_local() || address.is_unicast_link_local()
+        }
+    };
+    if is_near { Reach::Near } else { Reach::Far }
+}
+
+/// The conversation with a peer.
+struct PeerSource {
+    requests: FrameSender<BlobRequest>,
+    answers: FrameReceiver<BlobAnswer>,
+    size: u64,
+    pieces: u64,
+    /// What was asked for and has not come.
+    asked: VecDeque<Range<u64>>,
+    /// News that came while something else was waited for.
+    put_off: VecDeque<Event>,
+    /// How long it may send nothing.
+    patience: Duration,
+}
+
+impl PeerSource {
+    fn new(channel: Channel, target: &dyn Target, patience: Duration) -> Self {
+        Self {
+            requests: FrameSender::with_limit(channel.writer, MAX_BLOB_FRAME),
+            answers: FrameReceiver::with_limit(channel.reader, MAX_BLOB_FRAME),
+            size: target.size(),
+            pieces: target.pieces().count(),
+            asked: VecDeque::new(),
+            put_off: VecDeque::new(),
+            patience,
+        }
+    }
+
+    /// Begins the conversation; what the provider has.
+    async fn open(&mut self, opening: BlobRequest) -> Result<Held, SourceError> {
+        // A provider that is busy may answer without reading this.
+        let sent = self.requests.send(&opening).await;
+        match self.answers.recv().await {
+            Ok(Some(BlobAnswer::Have(Have::Whole))) => Ok(Held::Whole),
+            Ok(Some(BlobAnswer::Have(Have::Pieces(bits)))) => {
+                let pieces = Pieces::from_bits(self.pieces, bits).ok_or(SourceError::OutOfTurn)?;
+                Ok(Held::Growing(pieces))
+            }
+            Ok(Some(BlobAnswer::NotFound(_))) => Err(SourceError::NotFound),
+            Ok(Some(BlobAnswer::Busy(_))) => Err(SourceError::Busy),
+            Ok(Some(_)) => Err(SourceError::OutOfTurn),
+            Ok(None) => Err(sent.map_or_else(SourceError::from, |()| SourceError::Ended)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Says where we listen.
+    async fn announce(&mut self, listening: Vec<SocketAddr>) -> Result<(), SourceError> {
+        let addresses = listening.into_iter().take(MAX_ANNOUNCED).collect();
+        Ok(self.requests.send(&BlobRequest::Announce(Announce { addresses })).await?)
+    }
+
+    async fn answer(&mut self) -> Result<BlobAnswer, SourceError> {
+        self.answers.recv().await?.ok_or(SourceError::Ended)
+    }
+
+    /// What an answer says that belongs to no request; the answer itself where it says something else.
+    fn news_in(&self, answer: BlobAnswer) -> Result<Result<Event, BlobAnswer>, SourceError> {
+        Ok(match answer {
+            BlobAnswer::Gained(Gained { ranges }) if ranges.len() <= MAX_GAINED => {
+                let within = ranges.into_iter().map(|range| range.within(self.pieces));
+                let ranges: Option<_> = within.collect();
+                Ok(Event::Gained(ranges.ok_or(SourceError::OutOfTurn)?))
+            }
+            BlobAnswer::Peers(peers) => Ok(Event::Learned(peers.dialable().ok_or(SourceError::OutOfTurn)?)),
+            answer => Err(answer),
+        })
+    }
+
+    async fn piece(&mut self, index: u64, buffer: &mut Vec<u8>) -> Result<(), SourceError> {
+        let expected = self.asked.front_mut().filter(|range| range.start == index);
+        let range = expected.ok_or(SourceError::OutOfTurn)?;
+        range.start += 1;
+        if range.is_empty() {
+            self.asked.pop_front();
+        }
+        buffer.resize(piece_size(self.size, index), 0);
+        for part in buffer.chunks_mut(PIECE_PART) {
+            in_time(self.patience, async { Ok(self.answers.recv_bytes(part).await?) }).await?;
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Source for PeerSource {
+    async fn ask(&mut self, range: Range<u64>) -> Result<(), SourceError> {
+        let get = Get { first: range.start, count: range.end - range.start };
+        self.asked.push_back(range);
+        let requests = &mut self.requests;
+        in_time(self.patience, async { Ok(requests.send(&BlobRequest::Get(get)).await?) }).await
+    }
+
+    async fn next(&mut self, buffer: &mut Vec<u8>) -> Result<Event, SourceError> {
+        if let Some(event) = self.put_off.pop_front() {
+            return Ok(event);
+        }
+        let answer = in_time(self.patience, self.answer()).await?;
+        match self.news_in(answer)? {
+            Ok(event) => Ok(event),
+            Err(BlobAnswer::Piece(Piece { index })) => {
+                self.piece(index, buffer).await?;
+                Ok(Event::Piece(index))
+            }
+            Err(_) => Err(SourceError::OutOfTurn),
+        }
+    }
+
+    async fn news(&mut self) -> Result<Event, SourceError> {
+        if let Some(event) = self.put_off.pop_front() {
+            return Ok(event);
+        }
+        let answer = self.answer().await?;
+        self.news_in(answer)?.map_err(|_| SourceError::OutOfTurn)
+    }
+
+    async fn outboard(&mut self, blob: BlobRef) -> Result<(Tree, Vec<u8>), SourceError> {
+        let mut verifier = OutboardVerifier::new(blob);
+        let mut outboard = Vec::new();
+        if blob.size > GROUP_SIZE {
+            let length = outboard_size(blob.size);
+            self.requests.send(&BlobRequest::GetOutboard(GetOutboard)).await?;
+            loop {
+                let answer = in_time(self.patience, self.answer()).await?;
+                match self.news_in(answer)? {
+                    Ok(event) if self.put_off.len() < MAX_PUT_OFF => self.put_off.push_back(event),
+                    Err(BlobAnswer::Outboard(Outboard { length: announced })) if announced == length => break,
+                    Err(BlobAnswer::Outboard(_)) => return Err(SourceError::Wrong(WrongPart::Outboard)),
+                    _ => return Err(SourceError::OutOfTurn),
+                }
+            }
+            let mut part = vec![0; OUTBOARD_PART];
+            while (outboard.len() as u64) < length {
+                let size = (length - outboard.len() as u64).min(OUTBOARD_PART as u64) as usize;
+                let part = &mut part[..size];
+                in_time(self.patience, async { Ok(self.answers.recv_bytes(part).await?) }).await?;
+                verifier.update(part).map_err(|_| SourceError::Wrong(WrongPart::Outboard))?;
+                outboard.extend_from_slice(part);
+            }
+        }
+        let tree = verifier.finish().map_err(|_| SourceError::Wrong(WrongPart::Outboard))?;
+        Ok((tree, outboard))
+    }
+
+    async fn blame(&mut self, part: WrongPart) {
+        let bad = match part {
+            WrongPart::Outboard => Bad::Outboard,
+            WrongPart::Piece(piece) => Bad::Piece(piece),
+        };
+        // It helps the provider find a bad disk; whether it hears it does not matter here.
+        let _ = timeout(BLAME_TIMEOUT, self.requests.send(&BlobRequest::Bad(bad))).await;
+    }
+}
+
+async fn in_time<T>(
+    patience: Duration,
+    step: impl Future<Output = Result<T, SourceError>>,
+) -> Result<T, SourceError> {
+    timeout(patience, step).await.unwrap_or(Err(SourceError::Silent(patience)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn private_networks_are_near_and_the_internet_is_far() {
+        let check = |text: &str, expected| {
+            let address: IpAddr = text.parse().expect("an address");
+            assert_eq!(reach_of(address), expected, "{text}");
+        };
+        for near in ["127.0.0.1", "10.1.2.3", "192.168.0.9", "172.16.4.4", "169.254.1.1", "::1", "fd00::1"] {
+            check(near, Reach::Near);
+        }
+        check("fe80::1", Reach::Near);
+        check("::ffff:10.0.0.1", Reach::Near);
+        for far in ["192.0.2.1", "8.8.8.8", "2001:db8::1", "::ffff:8.8.8.8"] {
+            check(far, Reach::Far);
+        }
+    }
+}

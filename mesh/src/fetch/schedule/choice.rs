@@ -1,0 +1,200 @@
+//! The two choices of a schedule: a fresh range, and a range that another source was asked for.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::time::Duration;
+
+use super::{Held, Reach, Schedule, Source, SourceId};
+
+/// How much sooner a piece must come from another source to be asked for again, and by how many seconds.
+const SOONER: f64 = 1.25;
+const SOONER_BY: f64 = 0.03;
+/// The most sources that are asked for one piece.
+const MAX_COPIES: u8 = 4;
+/// How many of the last pieces of its part are left to a source that fetches the blob itself.
+const LEFT_TO_ITS_OWNER: u64 = 4;
+/// A source that fetches the blob itself and gained nothing for this long does not get its part.
+const STUCK: Duration = Duration::from_secs(2);
+
+/// What makes a piece come before another: its class, how many have it, its place; the smallest first.
+type Rank = (u8, u16, u64);
+const OURS: u8 = 0;
+const FROM_ITS_END: u8 = 1;
+const KNOWN_ELSEWHERE: u8 = 2;
+const LAST: u8 = 3;
+
+impl Schedule {
+    /// The best range that nobody was asked for.
+    pub(super) fn fresh_range(&self, id: SourceId, longest: u64, now: Duration) -> Option<Range<u64>> {
+        if self.fresh == 0 {
+            return None;
+        }
+        let source = &self.sources[&id];
+        let parts = Parts::of(self, now);
+        let spared_by = self.spared_by(id, now);
+        let is_fresh = |piece: u64| {
+            self.asked[piece as usize] == 0
+                && !self.here.contains(piece)
+                && source.held.contains(piece)
+                && !spared_by.iter().any(|near| near.held.contains(piece))
+        };
+        let rank = |piece: u64| self.rank(piece, &source.held, &parts);
+        let pieces = 0..self.here.count();
+        let best = pieces.clone().filter(|piece| is_fresh(*piece)).min_by_key(|piece| rank(*piece))?;
+        let (class, holders, _) = rank(best);
+        let goes_on = |piece: &u64| {
+            is_fresh(*piece) && {
+                let (next_class, next_holders, _) = rank(*piece);
+                next_class == class && next_holders <= holders
+            }
+        };
+        let further = longest as usize - 1;
+        if class == FROM_ITS_END {
+            let first = (0..best).rev().take(further).take_while(goes_on).last();
+            return Some(first.unwrap_or(best)..best + 1);
+        }
+        let end = (best + 1..pieces.end).take(further).take_while(goes_on).last();
+        Some(best..end.unwrap_or(best) + 1)
+    }
+
+    fn rank(&self, piece: u64, held: &Held, parts: &Parts) -> Rank {
+        let holders = self.holders[piece as usize];
+        match held {
+            // Whoever has all of it is asked for what nobody else has, each of us for another part.
+            Held::Whole if holders == 0 => match parts.owner_of(piece) {
+                Owner::Us { place } => (OURS, 0, place),
+                Owner::Another { is_free: true, place } => (FROM_ITS_END, 0, place),
+                Owner::Another { is_free: false, place } => (LAST, 0, place),
+            },
+            Held::Whole => (KNOWN_ELSEWHERE, holders, mix(self.us, piece)),
+            Held::Growing(_) => (OURS, holders, mix(self.us, piece)),
+        }
+    }
+
+    /// The near sources that spare this one what they have, because they are no slower.
+    fn spared_by(&self, id: SourceId, now: Duration) -> Vec<&Source> {
+        let source = &self.sources[&id];
+        if source.reach == Reach::Near {
+            return Vec::new();
+        }
+        let near: Vec<_> = self.sources.values().filter(|source| source.reach == Reach::Near).collect();
+        let speed: f64 = near.iter().map(|near| near.pieces_per_second(now)).sum();
+        if speed >= source.pieces_per_second(now) { near } else { Vec::new() }
+    }
+
+    /// The range that this source would bring sooner than whoever was asked for it, the latest to come first.
+    pub(super) fn again_range(&self, id: SourceId, longest: u64, now: Duration) -> Option<Range<u64>> {
+        let source = &self.sources[&id];
+        let mut soonest: HashMap<u64, f64> = HashMap::new();
+        for (piece, seconds) in self.sources.values().flat_map(|source| source.arrivals(now)) {
+            let known = soonest.entry(piece).or_insert(seconds);
+            *known = known.min(seconds);
+        }
+        let own: Vec<u64> = source.open.iter().cloned().flatten().collect();
+        let ours = |pieces: u64| source.backlog(now) + pieces as f64 / source.pieces_per_second(now);
+        let is_sooner = |theirs: f64, pieces| ours(pieces) * SOONER + SOONER_BY < theirs;
+        let candidates: BTreeMap<u64, f64> = soonest
+            .into_iter()
+            .filter(|(piece, theirs)| {
+                source.held.contains(*piece)
+                    && !self.here.contains(*piece)
+                    && self.asked[*piece as usize] < MAX_COPIES
+                    && is_sooner(*theirs, 1)
+                    && !own.contains(piece)
+            })
+            .collect();
+        let (last, _) = candidates.iter().max_by(|(_, one), (_, other)| one.total_cmp(other))?;
+        let mut first = *last;
+        while first > 0
+            && last + 2 - first <= longest
+            && candidates.get(&(first - 1)).is_some_and(|theirs| is_sooner(*theirs, last + 2 - first))
+        {
+            first -= 1;
+        }
+        Some(first..last + 1)
+    }
+}
+
+impl Source {
+    /// When each open piece will come, in seconds from now. One that is late is expected to take as long
+    /// again as it has taken.
+    fn arrivals(&self, now: Duration) -> impl Iterator<Item = (u64, f64)> {
+        let each = 1.0 / self.pieces_per_second(now);
+        let silent = self.meter.silence(now);
+        let first = if silent < each { each - silent } else { silent };
+        let open = self.open.iter().cloned().flatten();
+        open.enumerate().map(move |(index, piece)| (piece, first + index as f64 * each))
+    }
+}
+
+/// Which part of the blob each of those who fetch it takes from whoever has all of it.
+struct Parts {
+    pieces: u64,
+    us: u64,
+    /// In the order of their names, we among them.
+    fetchers: Vec<Fetcher>,
+}
+
+struct Fetcher {
+    key: u64,
+    is_us: bool,
+    /// Whether its part may be taken from it.
+    is_free: bool,
+}
+
+enum Owner {
+    Us { place: u64 },
+    Another { is_free: bool, place: u64 },
+}
+
+impl Parts {
+    fn of(schedule: &Schedule, now: Duration) -> Self {
+        let (pieces, us) = (schedule.here.count(), schedule.us);
+        let others = schedule.sources.values().filter(|source| source.is_growing());
+        let is_stuck = |source: &Source| now.saturating_sub(source.grew) > STUCK;
+        let mut fetchers: Vec<Fetcher> = others
+            .map(|source| Fetcher { key: source.key, is_us: false, is_free: is_stuck(source) })
+            .collect();
+        fetchers.push(Fetcher { key: us, is_us: true, is_free: true });
+        fetchers.sort_by_key(|fetcher| (fetcher.key, fetcher.is_us));
+        let mut parts = Self { pieces, us, fetchers };
+        let mut left = vec![0; parts.fetchers.len()];
+        let is_rare = |piece: &u64| schedule.holders[*piece as usize] == 0 && !schedule.here.contains(*piece);
+        (0..pieces).filter(is_rare).for_each(|piece| left[parts.index_of(piece)] += 1);
+        for (fetcher, left) in parts.fetchers.iter_mut().zip(left) {
+            fetcher.is_free |= left > LEFT_TO_ITS_OWNER;
+        }
+        parts
+    }
+
+    fn index_of(&self, piece: u64) -> usize {
+        (u128::from(piece) * self.fetchers.len() as u128 / u128::from(self.pieces)) as usize
+    }
+
+    /// Whose part a piece is in. We begin ours at its start, and that of another at its end.
+    fn owner_of(&self, piece: u64) -> Owner {
+        let index = self.index_of(piece);
+        let fetcher = &self.fetchers[index];
+        match fetcher.is_us {
+            // Before we know of others we begin anywhere, so that we do not all begin with the same.
+            true if self.fetchers.len() == 1 => {
+                let start = self.us % self.pieces;
+                Owner::Us { place: (piece + self.pieces - start) % self.pieces }
+            }
+            true => Owner::Us { place: piece },
+            // Those who help here do not all help the same one.
+            false => {
+                let place = (mix(self.us, index as u64) << 20) | (0xf_ffff - (piece & 0xf_ffff));
+                Owner::Another { is_free: fetcher.is_free, place }
+            }
+        }
+    }
+}
+
+/// A number that looks like chance and is the same each time.
+fn mix(us: u64, piece: u64) -> u64 {
+    let mut value = us ^ piece.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}

@@ -1,0 +1,294 @@
+//! Whole swarms on a simulated clock: every peer plans for itself, links share their rate fairly.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::{Held, Reach, Schedule, SourceId};
+use crate::store::Pieces;
+
+const STEP: Duration = Duration::from_millis(2);
+/// From a request to its first byte.
+const LATENCY: Duration = Duration::from_millis(4);
+/// How often a growing source tells what it gained.
+const NEWS: Duration = Duration::from_millis(50);
+/// How often a source with nothing open is looked at again.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// A peer and its link; rates are in pieces per second.
+struct Peer {
+    up: f64,
+    down: f64,
+    /// When it begins; what it holds then.
+    begins: Duration,
+    here: Pieces,
+    schedule: Option<Schedule>,
+    done: Option<Duration>,
+    /// From when on it is silent.
+    dies: Option<Duration>,
+}
+
+/// What one peer asks of another.
+struct Conversation {
+    asker: usize,
+    provider: usize,
+    queue: VecDeque<(u64, Duration)>,
+    left: f64,
+    told: Pieces,
+    told_at: Duration,
+    looked_at: Duration,
+    sent: u64,
+    joined: bool,
+}
+
+struct Swarm {
+    peers: Vec<Peer>,
+    conversations: Vec<Conversation>,
+    pieces: u64,
+    now: Duration,
+}
+
+impl Swarm {
+    fn new(pieces: u64) -> Self {
+        Self { peers: Vec::new(), conversations: Vec::new(), pieces, now: Duration::ZERO }
+    }
+
+    fn seed(&mut self, rate: f64) -> usize {
+        self.add(rate, rate, Pieces::all(self.pieces), Duration::ZERO)
+    }
+
+    fn fetcher(&mut self, up: f64, down: f64, begins: Duration) -> usize {
+        let none = Pieces::none(self.pieces);
+        let peer = self.add(up, down, none.clone(), begins);
+        self.peers[peer].schedule = Some(Schedule::new(none, Self::key(peer)));
+        peer
+    }
+
+    fn add(&mut self, up: f64, down: f64, here: Pieces, begins: Duration) -> usize {
+        self.peers.push(Peer { up, down, begins, here, schedule: None, done: None, dies: None });
+        self.peers.len() - 1
+    }
+
+    /// Everybody can ask everybody.
+    fn connect(&mut self) {
+        for asker in 0..self.peers.len() {
+            for provider in 0..self.peers.len() {
+                if asker != provider && self.peers[asker].schedule.is_some() {
+                    let told = Pieces::none(self.pieces);
+                    self.conversations.push(Conversation {
+                        asker,
+                        provider,
+                        queue: VecDeque::new(),
+                        left: 0.0,
+                        told,
+                        told_at: Duration::ZERO,
+                        looked_at: Duration::ZERO,
+                        sent: 0,
+                        joined: false,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Runs until all have everything; when that was.
+    fn run(&mut self) -> f64 {
+        while self.peers.iter().any(|peer| peer.schedule.is_some() && peer.done.is_none()) {
+            assert!(self.now < Duration::from_secs(600), "it never ends");
+            self.now += STEP;
+            self.tell();
+            self.ask();
+            self.transfer();
+        }
+        self.now.as_secs_f64()
+    }
+
+    fn key(peer: usize) -> u64 {
+        (peer as u64 + 3).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
+    fn tell(&mut self) {
+        let now = self.now;
+        for (index, talk) in self.conversations.iter_mut().enumerate() {
+            let id = SourceId(index as u32);
+            let provider = &self.peers[talk.provider];
+            let begins = provider.begins.max(self.peers[talk.asker].begins);
+            // A fetcher is heard of a little later than the seed.
+            let meets = begins + if provider.schedule.is_some() { NEWS * 2 } else { NEWS };
+            if now < meets {
+                continue;
+            }
+            let here = provider.here.clone();
+            let (is_growing, key) = (provider.schedule.is_some(), Self::key(talk.provider));
+            let schedule = self.peers[talk.asker].schedule.as_mut().expect("it fetches");
+            if !talk.joined {
+                talk.joined = true;
+                let held = if is_growing { Held::Growing(here.clone()) } else { Held::Whole };
+                schedule.join(id, key, held, Reach::Near, now);
+                (talk.told, talk.told_at) = (here, now);
+            } else if is_growing && now >= talk.told_at + NEWS && here.len() > talk.told.len() {
+                for range in talk.told.missing_from(&here, u64::MAX) {
+                    schedule.gained(id, range, now);
+                }
+                (talk.told, talk.told_at, talk.looked_at) = (here, now, Duration::ZERO);
+            }
+        }
+    }
+
+    fn ask(&mut self) {
+        for (index, talk) in self.conversations.iter_mut().enumerate() {
+            if !talk.joined || self.now < talk.looked_at + LOOK {
+                continue;
+            }
+            talk.looked_at = self.now;
+            let schedule = self.peers[talk.asker].schedule.as_mut().expect("it fetches");
+            while let Some(range) = schedule.next(SourceId(index as u32), self.now) {
+                talk.queue.extend(range.map(|piece| (piece, self.now + LATENCY)));
+            }
+        }
+    }
+
+    fn transfer(&mut self) {
+        let rates = self.rates();
+        for (index, rate) in rates {
+            let talk = &mut self.conversations[index];
+            talk.left -= rate * STEP.as_secs_f64();
+            if talk.left > 0.0 {
+                continue;
+            }
+            let (piece, _) = talk.queue.pop_front().expect("it is being sent");
+            talk.sent += 1;
+            // Whoever just sent may be asked at once.
+            talk.looked_at = Duration::ZERO;
+            let asker = &mut self.peers[talk.asker];
+            let schedule = asker.schedule.as_mut().expect("it fetches");
+            let id = SourceId(index as u32);
+            if schedule.received(id, piece, self.now) {
+                schedule.arrived(id, piece);
+                asker.here.insert(piece);
+            }
+            if schedule.is_complete() && asker.done.is_none() {
+                asker.done = Some(self.now);
+                let gone = talk.asker;
+                self.conversations.iter_mut().filter(|talk| talk.asker == gone).for_each(|talk| {
+                    talk.queue.clear();
+                    talk.left = 0.0;
+                });
+            }
+        }
+    }
+
+    /// The rate of each conversation that sends: all grow alike until a link is full.
+    fn rates(&mut self) -> Vec<(usize, f64)> {
+        let now = self.now;
+        let is_silent = |peer: &Peer| peer.dies.is_some_and(|dies| now >= dies);
+        let mut active = Vec::new();
+        for (index, talk) in self.conversations.iter_mut().enumerate() {
+            let is_ready = talk.queue.front().is_some_and(|(_, ready)| *ready <= now);
+            if is_ready && !is_silent(&self.peers[talk.provider]) {
+                if talk.left <= 0.0 {
+                    talk.left += 1.0;
+                }
+                active.push(index);
+            }
+        }
+        let mut up: Vec<f64> = self.peers.iter().map(|peer| peer.up).collect();
+        let mut down: Vec<f64> = self.peers.iter().map(|peer| peer.down).collect();
+        let mut rates = Vec::new();
+        while !active.is_empty() {
+            let mut users = vec![(0.0, 0.0); self.peers.len()];
+            for index in &active {
+                users[self.conversations[*index].provider].0 += 1.0;
+                users[self.conversations[*index].asker].1 += 1.0;
+            }
+            let share = |talk: &Conversation| {
+                (up[talk.provider] / users[talk.provider].0).min(down[talk.asker] / users[talk.asker].1)
+            };
+            let smallest =
+                active.iter().map(|index| share(&self.conversations[*index])).fold(f64::MAX, f64::min);
+            let (full, rest): (Vec<usize>, Vec<usize>) =
+                active.iter().partition(|index| share(&self.conversations[**index]) <= smallest * 1.000_001);
+            for index in full {
+                let talk = &self.conversations[index];
+                up[talk.provider] -= smallest;
+                down[talk.asker] -= smallest;
+                rates.push((index, smallest));
+            }
+            active = rest;
+        }
+        rates
+    }
+
+    fn sent_by(&self, peer: usize) -> u64 {
+        self.conversations.iter().filter(|talk| talk.provider == peer).map(|talk| talk.sent).sum()
+    }
+}
+
+/// Mebibytes per second of so many megabits.
+fn megabits(rate: f64) -> f64 {
+    rate * 1e6 / 8.0 / f64::from(1 << 20)
+}
+
+#[test]
+fn unequal_sources_end_together() {
+    let pieces = 512;
+    let mut swarm = Swarm::new(pieces);
+    let rates = [50.0, 100.0, 200.0, 200.0].map(megabits);
+    for rate in rates {
+        swarm.seed(rate);
+    }
+    swarm.fetcher(0.0, megabits(1000.0), Duration::ZERO);
+    swarm.connect();
+    let ideal = pieces as f64 / rates.iter().sum::<f64>();
+    let (took, sent) = (swarm.run(), (0..4).map(|peer| swarm.sent_by(peer)).sum::<u64>());
+    assert!(took < ideal * 1.1, "{took} s of {ideal}");
+    assert!(sent < pieces + 16, "{sent} pieces were sent");
+}
+
+#[test]
+fn silent_source_loses_its_ranges_to_the_others() {
+    let pieces = 256;
+    let mut swarm = Swarm::new(pieces);
+    let rate = megabits(100.0);
+    for _ in 0..3 {
+        swarm.seed(rate);
+    }
+    swarm.peers[1].dies = Some(Duration::from_secs(3));
+    swarm.fetcher(0.0, megabits(1000.0), Duration::ZERO);
+    swarm.connect();
+    // Until then three send, and two after it.
+    let ideal = 3.0 + (pieces as f64 - 9.0 * rate) / (2.0 * rate);
+    let took = swarm.run();
+    assert!(took < ideal * 1.1, "{took} s of {ideal}");
+}
+
+#[test]
+fn fetcher_that_comes_late_takes_from_the_others() {
+    let pieces = 256;
+    let mut swarm = Swarm::new(pieces);
+    let rate = megabits(200.0);
+    let seed = swarm.seed(rate);
+    for index in 0..4 {
+        swarm.fetcher(rate, rate, Duration::from_secs(2 * index));
+    }
+    swarm.connect();
+    let ideal = 6.0 + pieces as f64 / rate;
+    let (took, sent) = (swarm.run(), swarm.sent_by(seed) as f64 / pieces as f64);
+    assert!(took < ideal * 1.1, "{took} s of {ideal}");
+    assert!(sent < 2.0, "the seed sent {sent} copies");
+}
+
+#[test]
+fn eight_who_fetch_from_one_seed_need_little_more_than_one() {
+    let pieces = 256;
+    let mut swarm = Swarm::new(pieces);
+    let rate = megabits(200.0);
+    let seed = swarm.seed(rate);
+    for _ in 0..8 {
+        swarm.fetcher(rate, rate, Duration::ZERO);
+    }
+    swarm.connect();
+    let ideal = pieces as f64 / rate;
+    let (took, sent) = (swarm.run(), swarm.sent_by(seed) as f64 / pieces as f64);
+    assert!(took < ideal * 1.12, "{took} s of {ideal}");
+    assert!(sent < 1.3, "the seed sent {sent} copies");
+}

@@ -1,0 +1,158 @@
+//! What a fetch takes pieces from: a supplier is opened, and is a source from then on.
+//!
+//! Not here: the suppliers themselves, and which of them is asked for what.
+
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use protocol::message::Provider;
+use protocol::{BlobRef, PeerId};
+
+use super::gather::Gathering;
+use super::schedule::{Held, Reach};
+use crate::frames::FrameError;
+use crate::links::LinkError;
+use crate::store::StoreError;
+use crate::tree::Tree;
+
+/// Who gives pieces.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SourceName {
+    /// A peer of the farm.
+    Peer(PeerId),
+    /// A host on the internet.
+    Origin(String),
+}
+
+impl SourceName {
+    /// A number that tells it from others; the same in every process.
+    pub(crate) fn key(&self) -> u64 {
+        match self {
+            Self::Peer(peer) => peer.0.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes)),
+            Self::Origin(_) => 0,
+        }
+    }
+}
+
+impl fmt::Display for SourceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Peer(peer) => f.write_str(&peer.fmt_short()),
+            Self::Origin(host) => f.write_str(host),
+        }
+    }
+}
+
+/// Somebody who may have what is missing.
+#[async_trait]
+pub(crate) trait Supplier: Send + Sync {
+    /// Its name.
+    fn name(&self) -> SourceName;
+
+    /// Begins to take from it. Where it is busy, or broke off after it gave something, it is opened again.
+    async fn open(&self, gathering: &Gathering) -> Result<Opened, SourceError>;
+}
+
+/// A supplier that is ready to be asked.
+pub(crate) struct Opened {
+    pub(crate) source: Box<dyn Source>,
+    /// What it can be asked for now; [`Event::Gained`] tells what more.
+    pub(crate) held: Held,
+    pub(crate) reach: Reach,
+    /// What carries it, in words.
+    pub(crate) carrier: &'static str,
+}
+
+/// Something that is asked for ranges of pieces and sends them in the order in which they were asked for.
+#[async_trait]
+pub(crate) trait Source: Send {
+    /// Asks for a range; earlier ones may still be open.
+    async fn ask(&mut self, range: Range<u64>) -> Result<(), SourceError>;
+
+    /// What comes next while a range is open. A piece's bytes are put into `buffer`, whatever it held.
+    /// It is not cancelled but to let the source go.
+    async fn next(&mut self, buffer: &mut Vec<u8>) -> Result<Event, SourceError>;
+
+    /// What comes next while nothing is open; no piece does. It may be cancelled and called again.
+    async fn news(&mut self) -> Result<Event, SourceError>;
+
+    /// The outboard of the blob, verified. Asked of a source that holds pieces, while nothing is open.
+    async fn outboard(&mut self, _blob: BlobRef) -> Result<(Tree, Vec<u8>), SourceError> {
+        Err(SourceError::Nothing)
+    }
+
+    /// Tells the source that it sent this wrong part; nothing is asked of it afterwards.
+    async fn blame(&mut self, _part: WrongPart) {}
+}
+
+/// What comes from a source.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// The next piece of those that were asked for.
+    Piece(u64),
+    /// Pieces that can be asked for from now on as well; they are pieces of the target.
+    Gained(Vec<Range<u64>>),
+    /// Others who may have some of it.
+    Learned(Vec<Provider>),
+}
+
+/// Why a source gives no more.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SourceError {
+    #[error("it sent wrong bytes before: {0}")]
+    Fault(String),
+    #[error(transparent)]
+    NoLink(#[from] LinkError),
+    #[error("the link broke")]
+    Link(#[from] io::Error),
+    #[error("the conversation broke")]
+    Frame(#[from] FrameError),
+    #[error("it ended the conversation")]
+    Ended,
+    #[error("it sent nothing for {} s", .0.as_secs_f32())]
+    Silent(Duration),
+    #[error("it does not hold the blob")]
+    NotFound,
+    #[error("it holds nothing of what is missing")]
+    Nothing,
+    #[error("it is busy")]
+    Busy,
+    #[error("it answered something that was not asked")]
+    OutOfTurn,
+    #[error("its {0} does not belong to the blob")]
+    Wrong(WrongPart),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A part of a blob that did not verify.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WrongPart {
+    Outboard,
+    Piece(u64),
+}
+
+impl fmt::Display for WrongPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Outboard => f.write_str("outboard"),
+            Self::Piece(piece) => write!(f, "piece {piece}"),
+        }
+    }
+}
+
+impl SourceError {
+    /// Whether the source did what no honest one with a good disk does.
+    pub(crate) fn is_fault(&self) -> bool {
+        matches!(self, Self::Wrong(_) | Self::OutOfTurn | Self::Frame(FrameError::Codec(_)))
+    }
+
+    /// Whether it may go on where it broke off.
+    pub(crate) fn is_break(&self) -> bool {
+        let broke = matches!(self, Self::Link(_) | Self::Ended | Self::Silent(_));
+        broke || matches!(self, Self::Frame(FrameError::Io(_) | FrameError::Cut))
+    }
+}

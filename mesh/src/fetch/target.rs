@@ -1,0 +1,72 @@
+//! What a fetch fills: a blob whose hash tree is known, or will be another kind of file.
+//!
+//! Not here: where its pieces come from.
+
+use protocol::wire::BlobRequest;
+use protocol::{BlobName, BlobRef};
+
+use super::SourceName;
+use crate::store::{PartialBlob, Pieces, StoreError};
+use crate::tree::Tree;
+
+/// Something that is made whole of pieces of 1 MiB, in any order.
+pub(crate) trait Target: Send + Sync + 'static {
+    /// What it is called.
+    fn name(&self) -> BlobName;
+
+    /// How many bytes it has.
+    fn size(&self) -> u64;
+
+    /// How a conversation about it begins.
+    fn opening(&self) -> BlobRequest;
+
+    /// The pieces that are here.
+    fn pieces(&self) -> Pieces;
+
+    /// How many bytes those are.
+    fn bytes(&self) -> u64;
+
+    /// The blob whose outboard must come before its pieces; `None` once it is here, or if none is needed.
+    fn lacks_outboard(&self) -> Option<BlobRef>;
+
+    /// Keeps an outboard that verified. It blocks on the disk.
+    fn add_outboard(&self, tree: Tree, outboard: &[u8]) -> Result<(), StoreError>;
+
+    /// Keeps a piece unless it is wrong, and says whether it was right as far as can be told yet. The
+    /// same piece may come twice. It blocks on the disk.
+    fn write_piece(&self, piece: u64, bytes: &[u8], from: &SourceName) -> Result<bool, StoreError>;
+}
+
+impl Target for PartialBlob {
+    fn name(&self) -> BlobName {
+        BlobName::Blake3(self.blob().hash)
+    }
+
+    fn size(&self) -> u64 {
+        self.blob().size
+    }
+
+    fn opening(&self) -> BlobRequest {
+        BlobRequest::Open(self.blob())
+    }
+
+    fn pieces(&self) -> Pieces {
+        self.pieces()
+    }
+
+    fn bytes(&self) -> u64 {
+        self.bytes()
+    }
+
+    fn lacks_outboard(&self) -> Option<BlobRef> {
+        self.needs_outboard().then(|| self.blob())
+    }
+
+    fn add_outboard(&self, tree: Tree, outboard: &[u8]) -> Result<(), StoreError> {
+        self.add_outboard(tree, outboard)
+    }
+
+    fn write_piece(&self, piece: u64, bytes: &[u8], _from: &SourceName) -> Result<bool, StoreError> {
+        self.write_piece(piece, bytes)
+    }
+}

@@ -102,7 +102,8 @@ impl Exchange {
                     (SourceName::Peer(provider.peer), reason)
                 };
                 let failed: HashSet<SourceName> = tried.iter().map(|(name, _)| name.clone()).collect();
-                let lacking = providers.iter().filter(|provider| !failed.contains(&SourceName::Peer(provider.peer)));
+                let lacking =
+                    providers.iter().filter(|provider| !failed.contains(&SourceName::Peer(provider.peer)));
                 tried.extend(lacking.map(lacks));
                 Err(FetchError::NoProvider { blob: *blob, tried })
             }
@@ -151,7 +152,7 @@ impl Exchange {
         let error = SourceError::Wrong(WrongPart::Piece(0));
         warn!(provider = %peer.fmt_short(), %error, "provider sent wrong bytes, not asked for this blob again");
         self.inner.faults().add(peer, BlobName::Blake3(blob.hash), error_chain(&error));
-        Err(error.into())
+        Err(error)
     }
 }
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use mesh::collection::{collect_folder, fetch_collection, fetch_folder};
-use mesh::fetch::FetchError;
+use mesh::fetch::{FetchError, SourceName};
 use protocol::{BlobHash, BlobRef, PIECE_SIZE};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -121,6 +121,6 @@ async fn blob_that_nobody_holds_is_named_and_the_others_are_kept() {
     let lacking = BlobRef { hash: BlobHash([7; 32]), size: 4 };
     let asked = asker.exchange.fetch_many(&[lacking, held], &[holder.provider()], None).await;
     let Err(FetchError::NoProvider { blob, tried }) = asked else { panic!("{asked:?}") };
-    assert_eq!((blob, tried.len(), tried[0].0), (lacking, 1, holder.id));
+    assert_eq!((blob, tried.len(), &tried[0].0), (lacking, 1, &SourceName::Peer(holder.id)));
     assert!(asker.store.contains(held.hash));
 }

@@ -20,13 +20,12 @@ mod gather;
 mod learned;
 mod many;
 mod peer;
+mod progress;
 mod schedule;
 mod source;
 mod target;
-mod view;
 
-pub use self::source::SourceName;
-pub use self::view::{Progress, SourceState, SourceView, TransferView};
+pub use self::progress::Progress;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -34,7 +33,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use protocol::message::Provider;
-use protocol::{BlobHash, BlobName, BlobRef, Fetched, PeerId};
+use protocol::{BlobHash, BlobName, BlobRef, Fetched, PeerId, SourceName, Transfer};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -225,7 +224,7 @@ impl Exchange {
     }
 
     /// The fetches that go on.
-    pub fn transfers(&self) -> Vec<TransferView> {
+    pub fn transfers(&self) -> Vec<Transfer> {
         let gatherings = self.lock_gatherings().clone();
         gatherings.iter().filter_map(Weak::upgrade).map(|gathering| gathering.view()).collect()
     }

@@ -2,6 +2,8 @@
 //!
 //! A report is complete, may be dropped, and only the latest counts. Not here: the transfers.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::id::PeerId;
@@ -50,12 +52,21 @@ pub struct TransferSource {
 }
 
 /// Who a source is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum SourceName {
     /// A peer.
     Peer(PeerId),
     /// A host of the internet; at most [`MAX_WORDS`] bytes.
     Origin(String),
+}
+
+impl fmt::Display for SourceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Peer(peer) => f.write_str(&peer.fmt_short()),
+            Self::Origin(host) => f.write_str(host),
+        }
+    }
 }
 
 /// A peer that sent wrong bytes.

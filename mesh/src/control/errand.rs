@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::Progress;
-use crate::fetch::{Exchange, FetchError};
+use crate::fetch::{Exchange, FetchError, Progress as FetchProgress};
 use crate::finder::{FindError, Finder, Found};
 use crate::store::{BlobEntry, BlobStore, StoreError};
 
@@ -160,11 +160,14 @@ impl Reach {
             let holders: Vec<_> = providers.iter().map(|provider| provider.peer.to_string()).collect();
             return Err(ErrandError::NotFrom { name, holders: holders.join(", ") });
         }
-        let (sender, mut here) = watch::channel(0);
+        let (sender, mut news) = watch::channel(FetchProgress::default());
         let telling = async {
-            while here.changed().await.is_ok() {
-                let here = *here.borrow_and_update();
-                tell(Progress::Fetching(Transfer { name, size: blob.size, here, sources: Vec::new() }));
+            while news.changed().await.is_ok() {
+                let here = news.borrow_and_update().bytes;
+                let is_it = |transfer: &Transfer| transfer.name == BlobName::Blake3(blob.hash);
+                let transfer = self.exchange.transfers().into_iter().find(is_it);
+                let sources = transfer.map(|transfer| transfer.sources).unwrap_or_default();
+                tell(Progress::Fetching(Transfer { name, size: blob.size, here, sources }));
             }
             std::future::pending().await
         };

@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use protocol::error_chain;
 use protocol::message::Provider;
+use protocol::{SourceName, Transfer, TransferSource, error_chain};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -23,10 +23,10 @@ use self::worker::Worker;
 use super::Inner;
 use super::learned::Learned;
 use super::peer::PeerSupplier;
+use super::progress::Progress;
 use super::schedule::{Schedule, SourceId};
-use super::source::{SourceError, SourceName, Supplier};
+use super::source::{SourceError, Supplier};
 use super::target::Target;
-use super::view::{Progress, SourceState, SourceView, TransferView};
 use crate::store::StoreError;
 
 /// The most sources that are asked at once.
@@ -93,7 +93,7 @@ impl Gathering {
         progress: Option<watch::Sender<Progress>>,
     ) -> Arc<Self> {
         let us = exchange.config.credentials.peer();
-        let schedule = Schedule::new(target.pieces(), SourceName::Peer(us).key());
+        let schedule = Schedule::new(target.pieces(), key_of(&SourceName::Peer(us)));
         let now = Instant::now();
         let state = State {
             schedule,
@@ -169,22 +169,16 @@ impl Gathering {
     }
 
     /// What it looks like from outside.
-    pub(crate) fn view(&self) -> TransferView {
-        let (name, size, bytes) = (self.target.name(), self.target.size(), self.target.bytes());
+    pub(crate) fn view(&self) -> Transfer {
+        let (name, size, here) = (self.target.name(), self.target.size(), self.target.bytes());
         let state = self.lock();
-        let sources = state.seats.iter().map(|(id, seat)| SourceView {
-            name: seat.name.clone(),
-            carrier: seat.carrier,
+        let sources = state.seats.iter().map(|(id, seat)| TransferSource {
+            from: seat.name.clone(),
+            plane: seat.carrier.unwrap_or_default().to_owned(),
             bytes: seat.bytes,
-            speed: state.schedule.speed(*id).unwrap_or(0),
-            state: match seat.carrier {
-                None => SourceState::Connecting,
-                Some(_) if state.schedule.is_open(*id) => SourceState::Sending,
-                Some(_) => SourceState::Waiting,
-            },
+            rate: state.schedule.speed(*id).unwrap_or(0),
         });
-        let sources = sources.collect();
-        TransferView { name, size, bytes, sources }
+        Transfer { name, size, here, sources: sources.collect() }
     }
 
     fn is_complete(&self) -> bool {
@@ -227,6 +221,14 @@ impl Gathering {
     /// Lets sources that wait look again.
     fn wake(&self) {
         self.changed.send_replace(());
+    }
+}
+
+/// A number that tells a source from others; the same in every process.
+fn key_of(name: &SourceName) -> u64 {
+    match name {
+        SourceName::Peer(peer) => peer.0.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes)),
+        SourceName::Origin(_) => 0,
     }
 }
 

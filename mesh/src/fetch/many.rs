@@ -11,13 +11,13 @@ use futures::future::{join, join_all};
 use futures::stream::{self, TryStreamExt};
 use protocol::message::Provider;
 use protocol::wire::{BlobAnswer, BlobRequest, GetSmall, MAX_BLOB_FRAME, MAX_SMALL, Small};
-use protocol::{BlobHash, BlobName, BlobRef, PIECE_SIZE, PeerId, error_chain};
+use protocol::{BlobHash, BlobName, BlobRef, PIECE_SIZE, PeerId, SourceName, error_chain};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::source::{SourceError, WrongPart};
-use super::{Exchange, FetchError, SourceName};
+use super::{Exchange, FetchError};
 use crate::frames::{FrameReceiver, FrameSender};
 
 /// How many bytes of small blobs one request asks for at most, or one blob.

@@ -15,12 +15,12 @@ use protocol::wire::{
     Announce, Bad, BlobAnswer, BlobRequest, Gained, Get, GetOutboard, Have, MAX_ANNOUNCED, MAX_BLOB_FRAME,
     MAX_GAINED, Outboard, Piece,
 };
-use protocol::{BlobRef, GROUP_SIZE};
+use protocol::{BlobRef, GROUP_SIZE, SourceName};
 use tokio::time::timeout;
 
 use super::gather::Gathering;
 use super::schedule::{Held, Reach};
-use super::source::{Event, Opened, Source, SourceError, SourceName, Supplier, WrongPart};
+use super::source::{Event, Opened, Source, SourceError, Supplier, WrongPart};
 use super::target::Target;
 use crate::frames::{FrameReceiver, FrameSender};
 use crate::links::LinkError;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use protocol::message::Provider;
-use protocol::{BlobRef, PeerId};
+use protocol::{BlobRef, SourceName};
 
 use super::gather::Gathering;
 use super::schedule::{Held, Reach};
@@ -17,34 +17,6 @@ use crate::frames::FrameError;
 use crate::links::LinkError;
 use crate::store::StoreError;
 use crate::tree::Tree;
-
-/// Who gives pieces.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum SourceName {
-    /// A peer of the farm.
-    Peer(PeerId),
-    /// A host on the internet.
-    Origin(String),
-}
-
-impl SourceName {
-    /// A number that tells it from others; the same in every process.
-    pub(crate) fn key(&self) -> u64 {
-        match self {
-            Self::Peer(peer) => peer.0.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes)),
-            Self::Origin(_) => 0,
-        }
-    }
-}
-
-impl fmt::Display for SourceName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Peer(peer) => f.write_str(&peer.fmt_short()),
-            Self::Origin(host) => f.write_str(host),
-        }
-    }
-}
 
 /// Somebody who may have what is missing.
 #[async_trait]

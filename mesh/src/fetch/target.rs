@@ -3,9 +3,8 @@
 //! Not here: where its pieces come from.
 
 use protocol::wire::BlobRequest;
-use protocol::{BlobName, BlobRef};
+use protocol::{BlobName, BlobRef, SourceName};
 
-use super::SourceName;
 use crate::store::{PartialBlob, Pieces, StoreError};
 use crate::tree::Tree;
 

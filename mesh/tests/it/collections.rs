@@ -6,8 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use mesh::collection::{collect_folder, fetch_collection, fetch_folder};
-use mesh::fetch::{FetchError, SourceName};
-use protocol::{BlobHash, BlobRef, PIECE_SIZE};
+use mesh::fetch::FetchError;
+use protocol::{BlobHash, BlobRef, PIECE_SIZE, SourceName};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 

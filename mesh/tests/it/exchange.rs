@@ -5,12 +5,12 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
-use mesh::fetch::{Exchange, FetchError, Progress, SourceName};
+use mesh::fetch::{Exchange, FetchError, Progress};
 use mesh::identity::Identity;
 use mesh::plane::QuinnPlane;
 use mesh::store::BlobStore;
 use protocol::message::Provider;
-use protocol::{BlobHash, BlobName, BlobRef, Fetched, PIECE_SIZE};
+use protocol::{BlobHash, BlobName, BlobRef, Fetched, PIECE_SIZE, SourceName};
 use tokio::sync::watch;
 use tokio::time::timeout;
 

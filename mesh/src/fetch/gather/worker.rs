@@ -7,13 +7,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use protocol::SourceName;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep};
 
-use super::{Gathering, Seat};
+use super::{Gathering, Seat, key_of};
+use crate::fetch::progress::Progress;
 use crate::fetch::schedule::SourceId;
-use crate::fetch::source::{Event, Opened, Source, SourceError, SourceName, Supplier, WrongPart};
-use crate::fetch::view::Progress;
+use crate::fetch::source::{Event, Opened, Source, SourceError, Supplier, WrongPart};
 use crate::store::StoreError;
 use crate::tree::piece_size;
 
@@ -162,7 +163,7 @@ impl Gathering {
         let Opened { source, held, reach, carrier } = opened;
         let now = self.now();
         let mut state = self.lock();
-        state.schedule.join(id, name.key(), held, reach, now);
+        state.schedule.join(id, key_of(name), held, reach, now);
         state.heard_from(id).carrier = Some(carrier);
         source
     }

@@ -98,6 +98,9 @@ async fn blobs_come_from_whoever_holds_them_and_a_liar_is_left_out() {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("own file");
         fs::write(&path, vec![0; 1000 + index]).expect("own file");
     }
+    let refused = asker.exchange.fetch_many(&blobs, &[liar.provider()], None).await;
+    assert!(matches!(refused, Err(FetchError::NoProvider { .. })), "{refused:?}");
+    assert!(!asker.exchange.faults().is_empty());
     let providers = [&liar, &one, &other].map(Peer::provider);
     let came = asker.exchange.fetch_many(&blobs, &providers, None).await.expect("two are honest");
     assert_eq!(came.keys().copied().collect::<Vec<_>>(), {
@@ -110,7 +113,6 @@ async fn blobs_come_from_whoever_holds_them_and_a_liar_is_left_out() {
         assert!(asker.store.verify(blob.hash).await.expect("own file"));
     }
     assert!(asker.exchange.faults().iter().all(|(peer, ..)| *peer == liar.id));
-    assert!(!asker.exchange.faults().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

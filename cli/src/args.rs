@@ -8,6 +8,7 @@ use mesh::store::ByteSize;
 
 use crate::commands::blob::BlobCommand;
 use crate::commands::bundle::BundleCommand;
+use crate::commands::workspace::WorkspaceCommand;
 use crate::{environment, failure};
 
 /// A peer-to-peer render farm for ComfyUI.
@@ -50,6 +51,9 @@ pub(crate) enum Command {
     /// Explain a bundle in words, without a farm.
     #[command(subcommand)]
     Bundle(BundleCommand),
+    /// Say what a bundle is rebuilt from, without a farm.
+    #[command(subcommand)]
+    Workspace(WorkspaceCommand),
     /// Look after the blobs on this machine: models, inputs, outputs.
     #[command(subcommand)]
     Blob(BlobCommand),

@@ -13,6 +13,7 @@ mod node;
 mod nodes;
 mod run;
 mod schema;
+pub(crate) mod workspace;
 
 use std::fmt::Display;
 use std::str::FromStr;
@@ -40,6 +41,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Undrain(arguments) => drain::set_draining(&arguments, &file, false).await,
         Command::Schema(arguments) => schema::schema(&arguments),
         Command::Bundle(command) => bundle::bundle(&command),
+        Command::Workspace(command) => workspace::workspace(&command),
         Command::Blob(command) => blob::blob(command, &file).await,
     }
 }

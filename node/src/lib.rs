@@ -14,5 +14,8 @@ mod provide;
 pub mod run;
 pub mod slots;
 pub mod terms;
+pub mod workspace;
 #[cfg(test)]
 mod testing;
+
+pub use os::machine::platform;

@@ -16,6 +16,7 @@ mod lockfile;
 mod origin;
 mod transfer;
 mod bundle;
+mod workspace;
 mod collection;
 pub mod membership;
 pub mod ticket;
@@ -58,3 +59,6 @@ pub use transfer::{
     Fault, MAX_SOURCES, MAX_TRANSFERS, MAX_WORDS, SourceName, Transfer, TransferSource, Transfers,
 };
 pub use workflow::{Link, MAX_OP_ID, MAX_OPS, MAX_WORKFLOW, Op, Workflow, WorkflowError, link_of};
+pub use workspace::{
+    Accelerator, CodeHash, CodeSpec, EnvironmentHash, EnvironmentSpec, ParseAcceleratorError, normalized,
+};

@@ -87,6 +87,16 @@ pub enum CustomNode {
     },
 }
 
+impl CustomNode {
+    /// Whether its author had switched it off.
+    pub fn is_disabled(&self) -> bool {
+        match self {
+            Self::Git { disabled, .. } | Self::File { disabled, .. } => *disabled,
+            Self::Registry { .. } => false,
+        }
+    }
+}
+
 /// One installed Python package.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PackagePin {

@@ -182,3 +182,27 @@ async fn bundle_is_explained_compared_and_checked_without_a_farm() -> anyhow::Re
     assert!(ran.stderr.contains("`../outside/evil.safetensors` is not a path below"), "{}", ran.stderr);
     Ok(())
 }
+
+#[tokio::test]
+async fn rebuild_of_the_older_bundle_is_planned_to_the_last_url() -> anyhow::Result<()> {
+    let bundle = format!("{}/comfy-pack/cpack/example-old-format.cpack.zip", farm_tests::facts().display());
+    let arguments = ["workspace", "plan", &bundle, "--accelerator", "cuda12.4", "--json"];
+    let ran = comfy_farm(None, &arguments).await?;
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let plan: Value = serde_json::from_str(&ran.stdout)?;
+    let steps = plan["steps"].as_array().expect("a list");
+    let of = |kind: &str| steps.iter().filter(|step| step["step"] == kind).count();
+    assert_eq!((of("git"), of("python"), of("package")), (3, 1, 120), "{plan}");
+    for step in steps {
+        let has_url = |key: &str| step[key].as_str().is_some_and(|url| url.starts_with("https://"));
+        let is_told = match step["step"].as_str() {
+            Some("git" | "registry") => has_url("url"),
+            Some("package") => has_url("index") || has_url("pin"),
+            Some("model") => !step["urls"].as_array().expect("a list").is_empty(),
+            _ => true,
+        };
+        assert!(is_told, "{step}");
+    }
+    assert_eq!(plan["lacking"], serde_json::json!([]), "{plan}");
+    Ok(())
+}

@@ -7,6 +7,6 @@ pub(crate) fn host_name() -> String {
 }
 
 /// Operating system and architecture, such as `linux-x86_64`.
-pub(crate) fn platform() -> String {
+pub fn platform() -> String {
     format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH)
 }

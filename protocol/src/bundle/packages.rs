@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use super::Repair;
 use super::snapshot::{SnapshotError, checked};
 use crate::lockfile::{HttpsUrl, PackagePin, Pin, Token};
+use crate::workspace::normalized;
 
 /// Where a package stands, for messages.
 const PIPS: &str = "snapshot.json, `pips`";
@@ -49,16 +50,17 @@ fn from_lines(
     }
     // Where one name stands twice (broken environments have that), the later was installed over the earlier.
     packages.reverse();
-    packages.sort_by_key(|package| normalized(&package.name));
+    packages.sort_by_key(|package| normalized(package.name.as_str()));
     packages.dedup_by(|second, first| {
-        let same = normalized(&second.name) == normalized(&first.name);
+        let same = normalized(second.name.as_str()) == normalized(first.name.as_str());
         if same && second.pin != first.pin {
             repair(format!("package `{}` stands twice; the last is taken", first.name));
         }
         same
     });
     for name in unpinned {
-        let known = packages.binary_search_by_key(&normalized(&name), |package| normalized(&package.name));
+        let known = packages
+            .binary_search_by_key(&normalized(name.as_str()), |package| normalized(package.name.as_str()));
         if known.is_err() {
             repair(format!("package `{name}` is left out: it has no version"));
         }
@@ -128,10 +130,6 @@ impl Line {
 }
 
 /// Names of Python packages differ neither by case nor by which of `-_.` they use.
-fn normalized(name: &Token) -> String {
-    name.as_str().to_ascii_lowercase().replace(['_', '.'], "-")
-}
-
 fn shown(line: &str) -> String {
     line.chars().filter(|character| !character.is_control()).take(200).collect()
 }

@@ -1,0 +1,56 @@
+//! `comfy-farm workspace plan`.
+
+use mesh::store::ByteSize;
+use node::workspace::plan::{Plan, Step};
+use serde_json::json;
+
+use super::PlanArguments;
+use crate::commands::bundle::read;
+use crate::show;
+
+pub(super) fn plan(arguments: &PlanArguments) -> anyhow::Result<()> {
+    let bundle = read(&arguments.file)?;
+    let platform = arguments.platform.clone().unwrap_or_else(node::platform);
+    let plan = node::workspace::plan::plan(&bundle.lockfile, &platform, arguments.accelerator);
+    if arguments.json {
+        show::json(&json!(plan));
+        return Ok(());
+    }
+    println!("for {platform}, {}:", arguments.accelerator);
+    plan.steps.iter().for_each(|step| println!("{}", line(step)));
+    summary(&plan);
+    for repair in &bundle.repairs {
+        eprintln!("note: {repair}");
+    }
+    Ok(())
+}
+
+fn line(step: &Step) -> String {
+    match step {
+        Step::Git { url, commit, path } => format!("git       {path}\n  {url} at {commit}"),
+        Step::Registry { url, path } => format!("registry  {path}\n  {url}"),
+        Step::Python { version } => format!("Python    {version}"),
+        Step::Package { name, pin, index: None } => format!("package   {name}\n  {pin}"),
+        Step::Package { name, pin, index: Some(index) } => format!("package   {name}=={pin}\n  {index}"),
+        Step::Model { path, size, sha256, blob, urls } => {
+            let names = [
+                blob.map(|blob| format!("\n  blob {blob}")),
+                sha256.map(|sha256| format!("\n  sha256:{sha256}")),
+            ];
+            let names: String = names.into_iter().flatten().collect();
+            let urls: String = urls.iter().map(|url| format!("\n  {url}")).collect();
+            format!("model     {path}, {}{names}{urls}", ByteSize(*size))
+        }
+    }
+}
+
+fn summary(plan: &Plan) {
+    let sizes = plan.steps.iter().map(|step| if let Step::Model { size, .. } = step { *size } else { 0 });
+    let models = plan.steps.iter().filter(|step| matches!(step, Step::Model { .. })).count();
+    println!("\n{} steps, {models} models of {} together", plan.steps.len(), ByteSize(sizes.sum()));
+    println!("environment {}\ncode        {}\nlockfile    {}", plan.environment, plan.code, plan.lockfile);
+    if plan.equivalent {
+        println!("equivalent and not identical: torch is another build than the recorded one");
+    }
+    plan.lacking.iter().for_each(|lacking| println!("lacking: {lacking}"));
+}

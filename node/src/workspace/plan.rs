@@ -1,0 +1,270 @@
+//! What a rebuild of a lockfile would fetch and install, in order, to the last URL.
+//!
+//! Pure: a lockfile and a machine in, steps out; no network is asked. Not here: doing any of it.
+
+use protocol::{
+    Accelerator, BlobHash, CodeHash, CodeSpec, CustomNode, EnvironmentHash, EnvironmentSpec, GitPin,
+    LockedModel, Lockfile, LockfileHash, PackagePin, Pin, Sha256, normalized,
+};
+use serde::Serialize;
+
+/// Where packages come from unless they say otherwise.
+const PACKAGE_INDEX: &str = "https://pypi.org/simple";
+/// Where each build of torch has an index of its own.
+const TORCH_INDEX: &str = "https://download.pytorch.org/whl";
+/// Where nodes of the Comfy registry are asked for.
+const NODE_REGISTRY: &str = "https://api.comfy.org/nodes";
+/// The packages whose build follows the accelerator.
+const TORCH_FAMILY: [&str; 3] = ["torch", "torchvision", "torchaudio"];
+
+/// The rebuild of one lockfile on one machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// What its environment is called by; other lockfiles may share it.
+    pub environment: EnvironmentHash,
+    /// What its code tree is called by.
+    pub code: CodeHash,
+    /// What it is called by as a whole.
+    pub lockfile: LockfileHash,
+    /// Whether only the build of torch differs from what was recorded.
+    pub equivalent: bool,
+    /// What is done, in order.
+    pub steps: Vec<Step>,
+    /// What the lockfile lacks for it, in words.
+    pub lacking: Vec<String>,
+}
+
+/// One thing that is fetched or installed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "step", rename_all = "snake_case")]
+pub enum Step {
+    /// A repository, at one commit.
+    Git {
+        /// The repository.
+        url: String,
+        /// The commit.
+        commit: String,
+        /// Where it goes in the workspace.
+        path: String,
+    },
+    /// A version of the Comfy registry.
+    Registry {
+        /// Where the archive is asked for.
+        url: String,
+        /// Where it goes in the workspace.
+        path: String,
+    },
+    /// Python itself.
+    Python {
+        /// Its version.
+        version: String,
+    },
+    /// One package.
+    Package {
+        /// Its name.
+        name: String,
+        /// The version, archive or repository that it is pinned to.
+        pin: String,
+        /// The index that is asked for it; absent for an archive or repository.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        index: Option<String>,
+    },
+    /// One model.
+    Model {
+        /// Where it goes in the workspace.
+        path: String,
+        /// How many bytes it has.
+        size: u64,
+        /// Its SHA-256.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        sha256: Option<Sha256>,
+        /// Its BLAKE3 hash.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        blob: Option<BlobHash>,
+        /// Where it is fetched from where no peer holds it, in this order.
+        urls: Vec<String>,
+    },
+}
+
+/// Plans the rebuild for this platform, such as `linux-x86_64`, and accelerator.
+pub fn plan(lockfile: &Lockfile, platform: &str, accelerator: Accelerator) -> Plan {
+    let environment = EnvironmentSpec::of(lockfile, platform, accelerator);
+    let code = CodeSpec::of(lockfile);
+    let mut plan = Plan {
+        environment: environment.hash(),
+        code: code.hash(),
+        lockfile: lockfile.hash(),
+        equivalent: false,
+        steps: Vec::new(),
+        lacking: Vec::new(),
+    };
+    match &code.comfyui {
+        Some(pin) => plan.steps.push(git(pin, "ComfyUI".to_owned())),
+        None => plan.lacking.push("the commit of ComfyUI".to_owned()),
+    }
+    code.custom_nodes.iter().for_each(|node| plan.add_node(node));
+    match &environment.python {
+        Some(python) => plan.steps.push(Step::Python { version: python.to_string() }),
+        None => plan.lacking.push("the version of Python".to_owned()),
+    }
+    environment.packages.iter().for_each(|package| plan.add_package(package, accelerator));
+    lockfile.models.iter().filter(|model| !model.disabled).for_each(|model| plan.add_model(model));
+    plan
+}
+
+impl Plan {
+    fn add_node(&mut self, node: &CustomNode) {
+        match node {
+            CustomNode::Git { url, commit, .. } => {
+                let folder = folder_of(url.as_str());
+                let pin = GitPin { url: url.clone(), commit: commit.clone() };
+                self.steps.push(git(&pin, format!("ComfyUI/custom_nodes/{folder}")));
+            }
+            CustomNode::Registry { id, version } => self.steps.push(Step::Registry {
+                url: format!("{NODE_REGISTRY}/{id}/install?version={version}"),
+                path: format!("ComfyUI/custom_nodes/{id}"),
+            }),
+            CustomNode::File { name, .. } => {
+                self.lacking
+                    .push(format!("custom node `{name}`: a single file, which the bundle does not carry"));
+            }
+        }
+    }
+
+    fn add_package(&mut self, package: &PackagePin, accelerator: Accelerator) {
+        let name = package.name.to_string();
+        let (pin, index) = match &package.pin {
+            Pin::Url(url) | Pin::Git(url) => (url.to_string(), None),
+            Pin::Version(version) if TORCH_FAMILY.contains(&normalized(&name).as_str()) => {
+                let (release, recorded) = version.as_str().split_once('+').unwrap_or((version.as_str(), ""));
+                let build = torch_build(recorded, accelerator);
+                self.equivalent |= build.as_deref() != Some(recorded);
+                match build {
+                    Some(build) if build.is_empty() => (release.to_owned(), Some(PACKAGE_INDEX.to_owned())),
+                    Some(build) => (format!("{release}+{build}"), Some(format!("{TORCH_INDEX}/{build}"))),
+                    // The builds that a release has are known to its index alone.
+                    None => (release.to_owned(), Some(TORCH_INDEX.to_owned())),
+                }
+            }
+            Pin::Version(version) => (version.to_string(), Some(PACKAGE_INDEX.to_owned())),
+        };
+        self.steps.push(Step::Package { name, pin, index });
+    }
+
+    fn add_model(&mut self, model: &LockedModel) {
+        let path = model.path.to_string();
+        if model.sha256.is_none() && model.blob.is_none() {
+            self.lacking.push(format!("model `{path}`: it has no hash, so nothing would prove it"));
+            return;
+        }
+        if model.sources.is_empty() {
+            self.lacking.push(format!("model `{path}`: it has no source, so a peer must hold it"));
+        }
+        self.steps.push(Step::Model {
+            path: format!("ComfyUI/{path}"),
+            size: model.size,
+            sha256: model.sha256,
+            blob: model.blob,
+            urls: model.sources.iter().map(|source| source.url.to_string()).collect(),
+        });
+    }
+}
+
+fn git(pin: &GitPin, path: String) -> Step {
+    Step::Git { url: pin.url.to_string(), commit: pin.commit.to_string(), path }
+}
+
+/// The folder that a repository is checked out into, as `git clone` names it.
+fn folder_of(url: &str) -> &str {
+    let last = url.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+    last.strip_suffix(".git").unwrap_or(last)
+}
+
+/// Which build of torch such a machine gets, as its local version says (`cu124`; empty for the plain one of
+/// the package index). The recorded one where the machine can run it; `None` where only torch's index
+/// can tell.
+fn torch_build(recorded: &str, accelerator: Accelerator) -> Option<String> {
+    let cuda = |build: &str| -> Option<(u16, u16)> {
+        let digits = build.strip_prefix("cu")?;
+        let (major, minor) = digits.split_at_checked(digits.len().checked_sub(1)?)?;
+        Some((major.parse().ok()?, minor.parse().ok()?))
+    };
+    match accelerator {
+        Accelerator::Cpu => Some("cpu".to_owned()),
+        Accelerator::Mps => Some(String::new()),
+        Accelerator::Rocm => recorded.starts_with("rocm").then(|| recorded.to_owned()),
+        Accelerator::Cuda { major, minor } => {
+            cuda(recorded).filter(|needed| *needed <= (major, minor)).map(|_| recorded.to_owned())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recorded_build_of_torch_is_kept_where_the_machine_can_run_it() {
+        let check = |recorded: &str, accelerator: &str, expected: Option<&str>| {
+            let accelerator = accelerator.parse().expect("an accelerator");
+            assert_eq!(
+                torch_build(recorded, accelerator).as_deref(),
+                expected,
+                "{recorded} on {accelerator}"
+            );
+        };
+        check("cu124", "cuda12.4", Some("cu124"));
+        check("cu124", "cuda13.0", Some("cu124"));
+        check("cu124", "cuda12.1", None);
+        check("", "cuda12.4", None);
+        check("cu124", "cpu", Some("cpu"));
+        check("cu124", "mps", Some(""));
+        check("cu124", "rocm", None);
+        check("rocm6.2", "rocm", Some("rocm6.2"));
+        check("cu", "cuda12.4", None);
+    }
+
+    #[test]
+    fn repository_goes_where_git_would_clone_it() {
+        for url in ["https://example.org/a/Nodes.git", "https://example.org/a/Nodes/"] {
+            assert_eq!(folder_of(url), "Nodes");
+        }
+    }
+
+    #[test]
+    fn plan_names_every_url_and_what_is_lacking() {
+        let lockfile = br#"{"format":1,"python":"3.11",
+            "comfyui":{"url":"https://example.org/ComfyUI.git","commit":"ca457f7ba1ff33bd0d724cd7324131509efcf3ec"},
+            "custom_nodes":[{"from":"registry","id":"some-nodes","version":"1.0.8"},
+                {"from":"file","name":"single.py","disabled":false}],
+            "packages":[{"name":"torch","version":"2.6.0+cu124"},{"name":"pillow","version":"11.0.0"}],
+            "models":[{"path":"models/vae/a.safetensors","size":3,"disabled":false},
+                {"path":"models/vae/b.safetensors","size":3,"disabled":true}]}"#;
+        let lockfile = Lockfile::parse(lockfile).expect("a lockfile");
+        let plan = plan(&lockfile, "linux-x86_64", Accelerator::Cpu);
+        let package = |name: &str, pin: &str, index: &str| Step::Package {
+            name: name.to_owned(),
+            pin: pin.to_owned(),
+            index: Some(index.to_owned()),
+        };
+        assert_eq!(
+            plan.steps,
+            [
+                Step::Git {
+                    url: "https://example.org/ComfyUI.git".to_owned(),
+                    commit: "ca457f7ba1ff33bd0d724cd7324131509efcf3ec".to_owned(),
+                    path: "ComfyUI".to_owned(),
+                },
+                Step::Registry {
+                    url: "https://api.comfy.org/nodes/some-nodes/install?version=1.0.8".to_owned(),
+                    path: "ComfyUI/custom_nodes/some-nodes".to_owned(),
+                },
+                Step::Python { version: "3.11".to_owned() },
+                package("pillow", "11.0.0", PACKAGE_INDEX),
+                package("torch", "2.6.0+cpu", "https://download.pytorch.org/whl/cpu"),
+            ]
+        );
+        assert!(plan.equivalent);
+        assert_eq!(plan.lacking.len(), 2, "{:?}", plan.lacking);
+    }
+}

@@ -1,0 +1,231 @@
+//! The three hashes of a workspace, and what each is made of: equal hashes are the same thing on disk.
+//!
+//! **Environment**: Python, its packages, for what platform and accelerator. **Code**: ComfyUI and its custom
+//! nodes. The third is the [`LockfileHash`](crate::LockfileHash), which has the models as well. A ComfyUI
+//! process belongs to an environment and a code tree. Not here: how either is built.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::blob::BlobHash;
+use crate::lockfile::{CustomNode, GitPin, Lockfile, PackagePin, Token};
+
+/// What torch computes on, and so which of its builds is installed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum Accelerator {
+    /// An NVIDIA card whose driver knows CUDA up to this version.
+    Cuda {
+        /// Such as 12.
+        major: u16,
+        /// Such as 4.
+        minor: u16,
+    },
+    /// An AMD card.
+    Rocm,
+    /// Apple's.
+    Mps,
+    /// The processor alone.
+    Cpu,
+}
+
+impl fmt::Display for Accelerator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cuda { major, minor } => write!(f, "cuda{major}.{minor}"),
+            Self::Rocm => f.write_str("rocm"),
+            Self::Mps => f.write_str("mps"),
+            Self::Cpu => f.write_str("cpu"),
+        }
+    }
+}
+
+/// A text that names no accelerator.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no accelerator: give `cuda12.4` (what the driver knows), `rocm`, `mps` or `cpu`")]
+pub struct ParseAcceleratorError(String);
+
+impl FromStr for Accelerator {
+    type Err = ParseAcceleratorError;
+
+    fn from_str(text: &str) -> Result<Self, ParseAcceleratorError> {
+        let wrong = || ParseAcceleratorError(text.chars().take(40).collect());
+        match text {
+            "rocm" => return Ok(Self::Rocm),
+            "mps" => return Ok(Self::Mps),
+            "cpu" => return Ok(Self::Cpu),
+            _ => {}
+        }
+        let version = text.strip_prefix("cuda").and_then(|version| version.split_once('.'));
+        let (major, minor) = version.ok_or_else(wrong)?;
+        Ok(Self::Cuda {
+            major: major.parse().map_err(|_| wrong())?,
+            minor: minor.parse().map_err(|_| wrong())?,
+        })
+    }
+}
+
+impl From<Accelerator> for String {
+    fn from(accelerator: Accelerator) -> Self {
+        accelerator.to_string()
+    }
+}
+
+impl TryFrom<String> for Accelerator {
+    type Error = ParseAcceleratorError;
+
+    fn try_from(text: String) -> Result<Self, ParseAcceleratorError> {
+        text.parse()
+    }
+}
+
+/// What an environment is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EnvironmentSpec {
+    /// The version of Python.
+    pub python: Option<Token>,
+    /// The pinned packages, by name.
+    pub packages: Vec<PackagePin>,
+    /// Operating system and architecture, such as `linux-x86_64`.
+    pub platform: String,
+    /// What torch is built for.
+    pub accelerator: Accelerator,
+}
+
+/// What a code tree is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CodeSpec {
+    /// ComfyUI.
+    pub comfyui: Option<GitPin>,
+    /// The custom nodes that are switched on.
+    pub custom_nodes: Vec<CustomNode>,
+}
+
+/// The hash of an [`EnvironmentSpec`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct EnvironmentHash(pub BlobHash);
+
+/// The hash of a [`CodeSpec`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct CodeHash(pub BlobHash);
+
+impl fmt::Display for EnvironmentHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for CodeHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl EnvironmentSpec {
+    /// That of a lockfile on such a machine.
+    pub fn of(lockfile: &Lockfile, platform: &str, accelerator: Accelerator) -> Self {
+        let mut packages = lockfile.packages.clone();
+        packages.sort_by_key(|package| normalized(package.name.as_str()));
+        Self { python: lockfile.python.clone(), packages, platform: platform.to_owned(), accelerator }
+    }
+
+    /// What it is called by.
+    pub fn hash(&self) -> EnvironmentHash {
+        EnvironmentHash(hash(self))
+    }
+}
+
+impl CodeSpec {
+    /// That of a lockfile.
+    pub fn of(lockfile: &Lockfile) -> Self {
+        let on = |node: &&CustomNode| !node.is_disabled();
+        let mut custom_nodes: Vec<CustomNode> = lockfile.custom_nodes.iter().filter(on).cloned().collect();
+        // In one order, whichever order their author installed them in.
+        custom_nodes.sort_by_cached_key(|node| serde_json_canonicalizer::to_vec(node).unwrap_or_default());
+        Self { comfyui: lockfile.comfyui.clone(), custom_nodes }
+    }
+
+    /// What it is called by.
+    pub fn hash(&self) -> CodeHash {
+        CodeHash(hash(self))
+    }
+}
+
+fn hash(spec: &impl Serialize) -> BlobHash {
+    BlobHash::of(&serde_json_canonicalizer::to_vec(spec).expect("a spec has only text keys"))
+}
+
+/// The name of a package as indexes compare it (PEP 503).
+pub fn normalized(name: &str) -> String {
+    let mut normalized = String::with_capacity(name.len());
+    for part in name.split(['-', '_', '.']).filter(|part| !part.is_empty()) {
+        if !normalized.is_empty() {
+            normalized.push('-');
+        }
+        normalized.push_str(&part.to_ascii_lowercase());
+    }
+    normalized
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::lockfile::Pin;
+
+    use super::*;
+
+    fn package(name: &str, version: &str) -> PackagePin {
+        PackagePin {
+            name: name.parse().expect("a name"),
+            pin: Pin::Version(version.parse().expect("a version")),
+        }
+    }
+
+    #[test]
+    fn accelerators_are_written_as_they_are_read() {
+        for text in ["cuda12.4", "rocm", "mps", "cpu"] {
+            assert_eq!(text.parse::<Accelerator>().expect("an accelerator").to_string(), text);
+        }
+        for wrong in ["", "cuda", "cuda12", "cuda12.x", "CPU"] {
+            assert!(wrong.parse::<Accelerator>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn environment_depends_on_pins_and_machine_and_code_does_not() {
+        let lockfile = Lockfile {
+            packages: vec![package("torch", "2.6.0"), package("Pillow", "11.0.0")],
+            ..Lockfile::default()
+        };
+        let environment = |lockfile: &Lockfile, accelerator| {
+            EnvironmentSpec::of(lockfile, "linux-x86_64", accelerator).hash()
+        };
+        let mut turned = lockfile.clone();
+        turned.packages.reverse();
+        assert_eq!(environment(&lockfile, Accelerator::Cpu), environment(&turned, Accelerator::Cpu));
+        assert_ne!(environment(&lockfile, Accelerator::Cpu), environment(&lockfile, Accelerator::Rocm));
+        let mut newer = lockfile.clone();
+        newer.packages[0] = package("torch", "2.7.0");
+        assert_ne!(environment(&lockfile, Accelerator::Cpu), environment(&newer, Accelerator::Cpu));
+        assert_eq!(CodeSpec::of(&lockfile).hash(), CodeSpec::of(&newer).hash());
+    }
+
+    #[test]
+    fn switched_off_nodes_and_their_order_are_no_part_of_the_code() {
+        let node = |name: &str, disabled| CustomNode::File { name: name.parse().expect("a name"), disabled };
+        let code = |custom_nodes| CodeSpec::of(&Lockfile { custom_nodes, ..Lockfile::default() }).hash();
+        let one = code(vec![node("a.py", false), node("b.py", false)]);
+        assert_eq!(one, code(vec![node("b.py", false), node("a.py", false), node("c.py", true)]));
+        assert_ne!(one, code(vec![node("a.py", false)]));
+    }
+
+    #[test]
+    fn package_names_are_compared_as_indexes_do() {
+        assert_eq!(normalized("Flask__SQL.Alchemy"), "flask-sql-alchemy");
+    }
+}

@@ -1,4 +1,5 @@
-//! The ticket `blob1…`: what a machine needs to fetch one file from another with no farm at all.
+//! The ticket `blob1…`: what a machine needs to fetch one file, or one folder, from another with no farm at
+//! all.
 //!
 //! It is a bearer secret. Whoever shares a file makes a farm for it alone and puts the seed of its root
 //! key into the ticket; whoever has the ticket signs itself a membership with it, and so passes the same
@@ -29,7 +30,10 @@ const PREFIX: &str = "blob1";
 pub struct BlobTicket {
     /// The bytes.
     pub blob: BlobRef,
-    /// What the file is called where it is shared, for people.
+    /// Whether the bytes are the list of a [`Collection`](crate::Collection), whose files are meant.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_folder: bool,
+    /// What the file or folder is called where it is shared, for people.
     pub file_name: String,
     /// Who shares it.
     pub peer: PeerId,
@@ -51,7 +55,12 @@ impl BlobTicket {
     ) -> Self {
         addresses.truncate(MAX_ADDRESSES);
         let file_name = if is_plain(file_name) { file_name } else { "unnamed" }.to_owned();
-        Self { blob, file_name, peer, addresses, seed: hex::encode(seed) }
+        Self { blob, is_folder: false, file_name, peer, addresses, seed: hex::encode(seed) }
+    }
+
+    /// The same for a folder: the blob is its list.
+    pub fn for_folder(self) -> Self {
+        Self { is_folder: true, ..self }
     }
 
     /// The farm that exists for this file.

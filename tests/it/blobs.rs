@@ -220,15 +220,45 @@ async fn full_disk_is_told_with_both_numbers() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn file_given_as_folder_or_missing_is_a_wrong_input() -> anyhow::Result<()> {
+async fn device_or_missing_file_is_a_wrong_input() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
-    for (file, expected) in
-        [(folder.path().to_owned(), "is no file"), (folder.path().join("no"), "cannot be read")]
-    {
+    for (file, expected) in [
+        (PathBuf::from("/dev/null"), "neither a file nor a folder"),
+        (folder.path().join("no"), "cannot be read"),
+    ] {
         let mut command = Process::comfy_farm(folder.path(), &["blob", "share", text(&file)]);
         let (code, words) = refused(&mut command).await?;
         assert_eq!(code, Some(7), "{words}");
         assert!(words.contains(expected), "{words}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn folder_is_carried_by_its_ticket_and_appears_as_a_whole() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let source = folder.path().join("wheels");
+    for index in 0..300_u32 {
+        let path = source.join(format!("{}/{index}.whl", index % 3));
+        std::fs::create_dir_all(path.parent().expect("it is below"))?;
+        std::fs::write(path, bytes(u64::from(index) * 100))?;
+    }
+    std::fs::write(source.join("large.bin"), bytes(3 * PIECE + 1))?;
+    let arguments = ["blob", "share", text(&source), "--listen", "127.0.0.1:0"];
+    let log = folder.path().join("share.log");
+    let mut sharer = Process::start(Process::comfy_farm(folder.path(), &arguments), &log)?;
+    let ticket = sharer.line().await?;
+    let output = folder.path().join("copy");
+    let log = folder.path().join("get.log");
+    let mut getter = Process::start(Process::comfy_farm(folder.path(), &get(&ticket, &output)), &log)?;
+    assert_eq!(getter.line().await?, format!("done {}", output.display()));
+    assert!(getter.wait().await?.success());
+    let same = std::process::Command::new("diff").arg("-r").args([&source, &output]).status()?;
+    assert!(same.success());
+    assert!(!hidden(&output).exists());
+
+    let mut again = Process::comfy_farm(folder.path(), &get(&ticket, &output));
+    let (code, words) = refused(&mut again).await?;
+    assert_eq!(code, Some(2), "{words}");
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! What has come lies in a hidden folder beside the file until then, so that a `get` that was killed goes
 //! on where it was. Not here: a blob that is named by its hash; the node fetches that (`named`).
 
+mod folder;
 mod named;
 
 use std::net::SocketAddr;
@@ -16,7 +17,7 @@ use mesh::folder::DataFolder;
 use mesh::store::BlobStore;
 use protocol::blob_ticket::BlobTicket;
 use protocol::message::Provider;
-use protocol::{BlobRef, Fetched, PeerId};
+use protocol::{Fetched, PeerId};
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -33,7 +34,7 @@ pub(crate) struct GetArguments {
     /// `sha256:` and a SHA-256, which the node on this machine fetches from its farm.
     #[arg(value_name = "TICKET|HASH")]
     pub(crate) source: String,
-    /// The file to make. It appears when it is complete and verified; until then, what has come lies in
+    /// The file, or folder, to make. It appears when it is complete and verified; until then, what has come lies in
     /// `.FILE.comfy-farm` beside it, from where the same command goes on.
     #[arg(long, short, value_name = "FILE")]
     pub(crate) output: PathBuf,
@@ -61,19 +62,29 @@ pub(super) async fn get(arguments: &GetArguments) -> anyhow::Result<()> {
     let ticket: BlobTicket = read_ticket(&arguments.source)?;
     let output = &arguments.output;
     let folder = folder_beside(output)?;
+    if ticket.is_folder && output.exists() {
+        return Err(Failure::Usage(format!("`{}` is there already", output.display())).into());
+    }
     let listener = Listener::bind(arguments.listen).await?;
     let taken = DataFolder::take(&folder, "another `blob get` of this file")?;
     let store = BlobStore::open(&folder).await?;
-    let carrier = listener.join(ticket.clone(), store.clone());
+    let carrier = listener.join(ticket.clone(), store);
 
     let began = Instant::now();
     let (sender, here) = watch::channel(Progress::default());
-    let fetched = tokio::select! {
-        fetched = fetch(&carrier.exchange, &ticket, &sender) => fetched,
+    let bringing = async {
+        if ticket.is_folder {
+            folder::bring(&carrier.exchange, &ticket, &folder, output, &sender).await
+        } else {
+            bring_file(&carrier.exchange, &ticket, output, &sender).await
+        }
+    };
+    let brought = tokio::select! {
+        brought = bringing => brought,
         () = asked_to_stop() => Err(anyhow::anyhow!("stopped; the same command goes on from here")),
     };
-    let fetched = match fetched {
-        Ok(fetched) => fetched,
+    let Brought { size, from } = match brought {
+        Ok(brought) => brought,
         Err(error) => {
             carrier.exchange.shutdown().await;
             if here.borrow().bytes == 0 {
@@ -82,12 +93,10 @@ pub(super) async fn get(arguments: &GetArguments) -> anyhow::Result<()> {
             return Err(error.context(format!("`{}` did not come whole", ticket.file_name)));
         }
     };
-    store.hand_over(ticket.blob.hash, output).await?;
     if arguments.json {
-        let from: Vec<_> =
-            fetched.iter().map(|part| json!({ "peer": part.from, "bytes": part.bytes })).collect();
-        let BlobRef { hash, size } = ticket.blob;
+        let from: Vec<_> = from.iter().map(|(peer, bytes)| json!({ "peer": peer, "bytes": bytes })).collect();
         let seconds = began.elapsed().as_secs_f64();
+        let hash = ticket.blob.hash;
         show::json(&json!({ "file": output, "blob": hash, "size": size, "seconds": seconds, "from": from }));
     } else {
         println!("done {}", output.display());
@@ -100,6 +109,25 @@ pub(super) async fn get(arguments: &GetArguments) -> anyhow::Result<()> {
     remove(&folder)?;
     drop(taken);
     Ok(())
+}
+
+/// What came, and from whom how many bytes of it.
+struct Brought {
+    size: u64,
+    from: Vec<(PeerId, u64)>,
+}
+
+/// Fetches a file and moves it to its place.
+async fn bring_file(
+    exchange: &Exchange,
+    ticket: &BlobTicket,
+    output: &Path,
+    here: &watch::Sender<Progress>,
+) -> anyhow::Result<Brought> {
+    let fetched = fetch(exchange, ticket, here).await?;
+    exchange.store().hand_over(ticket.blob.hash, output).await?;
+    let from = fetched.iter().map(|part| (part.from, part.bytes)).collect();
+    Ok(Brought { size: ticket.blob.size, from })
 }
 
 fn remove(folder: &Path) -> anyhow::Result<()> {
@@ -118,7 +146,7 @@ async fn fetch(
     here.send_replace(Progress { bytes: partial.bytes(), ..Progress::default() });
     let mut news = here.subscribe();
     let mut progress = FetchProgress::new(ticket.blob.size, partial.bytes());
-    let sharer = [Provider { peer: ticket.peer, addresses: ticket.addresses.clone() }];
+    let sharer = [sharer(ticket)];
     let fetching = async {
         loop {
             let before = partial.bytes();
@@ -144,6 +172,10 @@ async fn fetch(
     };
     progress.finish();
     fetched
+}
+
+fn sharer(ticket: &BlobTicket) -> Provider {
+    Provider { peer: ticket.peer, addresses: ticket.addresses.clone() }
 }
 
 /// The hidden folder beside the file that is to be made.

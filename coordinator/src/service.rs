@@ -17,7 +17,7 @@ use std::time::Duration;
 use mesh::fetch::{Exchange, ExchangeConfig};
 use mesh::folder::{DataFolder, FolderError};
 use mesh::gate::Credentials;
-use mesh::plane::{BindError, RacingPlane};
+use mesh::plane::{BindError, RacingPlane, RelayedPlane, RelayedRate};
 use mesh::store::BlobStore;
 use mesh::swarm::{AnnounceError, Mesh, MeshConfig, MeshError, announced};
 use protocol::message::Provider;
@@ -168,6 +168,7 @@ impl Coordinator {
         };
         let (mesh, incoming) = Mesh::start(mesh_config).await?;
         mesh.set_credentials(credentials.clone());
+        let plane = plane.with_last_resort(RelayedPlane::new(&mesh, RelayedRate::default()));
         let exchange =
             Exchange::start(ExchangeConfig::new(blobs.clone(), Arc::new(plane), credentials.clone()));
         let addresses: Vec<String> = announced.into_iter().chain(mesh.addresses()).collect();

@@ -31,6 +31,8 @@ const MAX_LINKS: usize = 4096;
 const MAX_LINKS_PER_PEER: usize = 4;
 /// The most addresses of a peer that are dialled.
 const MAX_ADDRESSES: usize = 16;
+/// How much earlier a peer that has no address may make a link to us than we go the longest way to it.
+const DIRECT_HEAD_START: Duration = Duration::from_secs(1);
 const REDIAL_FIRST: Duration = Duration::from_millis(250);
 const REDIAL_LONGEST: Duration = Duration::from_secs(15);
 
@@ -56,7 +58,7 @@ pub enum LinkError {
 
 fn list(errors: &[DialError]) -> String {
     let text = |error: &DialError| match error {
-        DialError::NoAnswer { source, .. } => format!("{error}: {source}"),
+        DialError::NoAnswer { source, .. } | DialError::NoWay { source, .. } => format!("{error}: {source}"),
         DialError::WrongPeer { .. } => error.to_string(),
     };
     errors.iter().map(text).collect::<Vec<_>>().join("; ")
@@ -108,7 +110,66 @@ impl Links {
 
     /// An open link to the peer.
     pub(crate) fn get(&self, peer: PeerId) -> Option<Arc<dyn Link>> {
-        self.lock().get(&peer)?.iter().find(|link| !link.is_closed()).cloned()
+        let open = self.lock();
+        let links = open.get(&peer)?.iter().filter(|link| !link.is_closed());
+        // A direct one, even if it came later.
+        links.min_by_key(|link| link.remote().ip().is_unspecified()).cloned()
+    }
+
+    /// A link to the peer by whatever way there is: one that is open, one that is dialled, one that the peer
+    /// makes to us within `longest` where it has no address; and else the plane's last resort.
+    pub(crate) async fn get_by_any_way(
+        self: &Arc<Self>,
+        peer: PeerId,
+        addresses: &[SocketAddr],
+        longest: Duration,
+    ) -> Result<Arc<dyn Link>, LinkError> {
+        let error = match self.get_or_dial(peer, addresses).await {
+            Err(error @ (LinkError::NoAddress | LinkError::Unreachable(_))) => error,
+            // It may have dialled us meanwhile.
+            Err(error) => return self.get(peer).ok_or(error),
+            linked => return linked,
+        };
+        let is_expected = matches!(error, LinkError::NoAddress);
+        let appears = self.wait_for(peer, if is_expected { longest } else { Duration::ZERO });
+        let reach = async {
+            if is_expected {
+                sleep(DIRECT_HEAD_START).await;
+            }
+            self.reach(peer).await
+        };
+        tokio::pin!(appears, reach);
+        let (mut error, mut is_over) = (error, [false; 2]);
+        while is_over != [true; 2] {
+            tokio::select! {
+                biased;
+                link = &mut appears, if !is_over[0] => match link {
+                    Some(link) => return Ok(link),
+                    None => is_over[0] = true,
+                },
+                link = &mut reach, if !is_over[1] => match (link, &mut error) {
+                    (Ok(link), _) => return Ok(link),
+                    (Err(LinkError::Unreachable(reasons)), LinkError::Unreachable(errors)) => {
+                        errors.extend(reasons);
+                        is_over[1] = true;
+                    }
+                    _ => is_over[1] = true,
+                },
+            }
+        }
+        Err(error)
+    }
+
+    /// A link by the plane's last resort.
+    async fn reach(self: &Arc<Self>, peer: PeerId) -> Result<Arc<dyn Link>, LinkError> {
+        let turn = self.turn(peer);
+        let _turn = turn.lock().await;
+        if let Some(link) = self.get(peer) {
+            return Ok(link);
+        }
+        let link = self.plane.reach(peer).await.map_err(|error| LinkError::Unreachable(vec![error]))?;
+        self.admit(&link, Side::Dialled).await.inspect_err(|_| link.close(""))?;
+        Ok(link)
     }
 
     /// An open link to the peer, by dialling if need be.
@@ -123,16 +184,19 @@ impl Links {
         if addresses.is_empty() {
             return Err(LinkError::NoAddress);
         }
-        let dialling = {
-            let mut dialling = self.dialling.lock().expect("nothing panics while it holds them");
-            dialling.retain(|_, lock| Arc::strong_count(lock) > 1);
-            Arc::clone(dialling.entry(peer).or_default())
-        };
-        let _turn = dialling.lock().await;
+        let turn = self.turn(peer);
+        let _turn = turn.lock().await;
         match self.get(peer) {
             Some(link) => Ok(link),
             None => self.dial(peer, addresses).await,
         }
+    }
+
+    /// Whoever wants a link to the peer waits for who wanted one before.
+    fn turn(&self, peer: PeerId) -> Arc<tokio::sync::Mutex<()>> {
+        let mut dialling = self.dialling.lock().expect("nothing panics while it holds them");
+        dialling.retain(|_, lock| Arc::strong_count(lock) > 1);
+        Arc::clone(dialling.entry(peer).or_default())
     }
 
     /// Waits until there is a link to the peer that it made.

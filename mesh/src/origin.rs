@@ -14,7 +14,7 @@
 //! Not here: who reads which range, and whether the bytes are right; those are `fetch` and the store.
 
 mod token;
-mod address;
+pub(crate) mod address;
 mod error;
 mod answer;
 mod request;

@@ -6,11 +6,13 @@
 mod race;
 mod tls;
 mod quinn;
+mod relayed;
 mod certificate;
 
 pub use self::certificate::CertificateMakingError;
 pub use self::quinn::QuinnPlane;
 pub use self::race::RacingPlane;
+pub use self::relayed::{RelayedPlane, RelayedRate};
 pub use self::tls::TlsPlane;
 
 use std::io;
@@ -31,6 +33,11 @@ pub trait Plane: Send + Sync {
     /// Makes a link to the peer at this address; nobody else may answer there.
     async fn dial(&self, peer: PeerId, address: SocketAddr) -> Result<Arc<dyn Link>, DialError>;
 
+    /// Makes a link to the peer by the last resort, which takes no address, where the plane has one.
+    async fn reach(&self, _peer: PeerId) -> Result<Arc<dyn Link>, DialError> {
+        Err(DialError::NoWay { plane: self.name(), source: io::ErrorKind::Unsupported.into() })
+    }
+
     /// The next link that a peer made to us, before its Hello; `None` once the plane is closed.
     async fn accept(&self) -> Option<Arc<dyn Link>>;
 
@@ -50,7 +57,7 @@ pub trait Link: Send + Sync {
     /// The peer.
     fn peer(&self) -> PeerId;
 
-    /// Where it is.
+    /// Where it is; an unspecified address where the bytes go through others.
     fn remote(&self) -> SocketAddr;
 
     /// Says that the peer passed the gate: limits for strangers end.
@@ -88,6 +95,14 @@ pub enum DialError {
     NoAnswer {
         /// The address.
         address: SocketAddr,
+        /// The plane's name.
+        plane: &'static str,
+        /// What the plane said.
+        source: io::Error,
+    },
+    /// It can be reached in no other way either.
+    #[error("no other way leads to the peer ({plane})")]
+    NoWay {
         /// The plane's name.
         plane: &'static str,
         /// What the plane said.

@@ -20,6 +20,7 @@ mod greet;
 mod listeners;
 mod members;
 mod records;
+pub(crate) mod streams;
 
 pub use address::{AnnounceError, announced};
 pub use attempt::{Attempt, AttemptFailure};
@@ -51,6 +52,7 @@ use tracing::debug;
 use crate::frames::{FrameError, FrameReceiver, FrameSender, Reader, Writer};
 use crate::gate::{Credentials, GateError, Side, exchange_hellos, remaining};
 use crate::identity::{Identity, to_libp2p};
+use crate::origin::address::is_public;
 use crate::swarm::error::DialError;
 use crate::swarm::event_loop::{Command, EventLoop, LoopParts};
 use crate::swarm::listeners::Listeners;
@@ -78,7 +80,9 @@ pub struct MeshConfig {
     /// Whether peers on the LAN are looked for by mDNS, and told where this process listens. Without effect
     /// where it listens on the loopback only. Defaults to no.
     pub mdns: bool,
-    /// Whether it passes circuits on between members that cannot dial each other. Defaults to no.
+    /// Whether it passes circuits on between members that cannot dial each other, as soon as one of them
+    /// reached it. It offers that where it accepts sessions or has an address on the internet. Defaults to
+    /// no.
     pub relay: bool,
 }
 
@@ -164,7 +168,9 @@ impl Mesh {
         };
         let (event_loop, control) = EventLoop::new(&config, parts)?;
         let listeners = event_loop.listen(&config.listen).await?;
-        let (data, relays) = (RwLock::default(), config.relay);
+        let is_on_internet = || listeners.addresses().iter().filter_map(address::ip_of).any(is_public);
+        let relays = config.relay && (config.accept || is_on_internet());
+        let data = RwLock::default();
         let shared = Shared { commands, control, credentials, listeners, data, reached, relays, stop };
         let shared = Arc::new(shared);
         greet::start(&shared, to_greet);

@@ -18,7 +18,7 @@ use mesh::folder::{DataFolder, FolderError};
 use mesh::folders::index_task;
 use mesh::gate::Credentials;
 use mesh::identity::{Identity, IdentityError};
-use mesh::plane::{BindError, RacingPlane};
+use mesh::plane::{BindError, RacingPlane, RelayedPlane, RelayedRate};
 use mesh::store::{BlobStore, StoreError};
 use mesh::swarm::{Mesh, MeshConfig, MeshError};
 use protocol::ticket::Ticket;
@@ -147,6 +147,7 @@ impl Agent {
         let blobs = BlobStore::open(&data.join("blobs")).await?;
         blobs.set_quota(config.quota);
         let plane = bind_data_plane(config.data_listen, &identity).await?;
+        let plane = plane.with_last_resort(RelayedPlane::new(&mesh, RelayedRate::default()));
         let exchange =
             Exchange::start(ExchangeConfig::new(blobs.clone(), Arc::new(plane), credentials.clone()));
         mesh.set_data_addresses(exchange.addresses());

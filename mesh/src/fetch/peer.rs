@@ -66,17 +66,10 @@ impl Supplier for PeerSupplier {
 }
 
 impl super::Inner {
-    /// A link to this provider: one that is open, one that is dialled, or one that it makes to us.
+    /// A link to this provider, by whatever way leads to it.
     pub(super) async fn link(&self, provider: &Provider) -> Result<Arc<dyn Link>, LinkError> {
-        match self.links.get_or_dial(provider.peer, &provider.addresses).await {
-            Err(LinkError::NoAddress) => {
-                let appears = self.links.wait_for(provider.peer, self.config.link_wait);
-                appears.await.ok_or(LinkError::NoAddress)
-            }
-            // It may have dialled us meanwhile.
-            Err(error) => self.links.get(provider.peer).ok_or(error),
-            linked => linked,
-        }
+        let Provider { peer, addresses } = provider;
+        self.links.get_by_any_way(*peer, addresses, self.config.link_wait).await
     }
 }
 

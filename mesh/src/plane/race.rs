@@ -1,10 +1,11 @@
-//! Two planes on one port number: TLS over TCP, and QUIC.
+//! Two planes on one port number, TLS over TCP and QUIC, and a third as the last resort.
 //!
 //! A dial tries both, TLS a little earlier because it is the faster plane where it gets through, and takes
 //! what answers first; the next dial to that peer gives the same plane the head start. Where only one is
 //! let through, by a firewall or a NAT, that one is used. Not here: anything about the planes themselves.
 
 use std::collections::HashSet;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -30,6 +31,7 @@ const MAX_REMEMBERED: usize = 4096;
 pub struct RacingPlane {
     tls: Arc<dyn Plane>,
     quic: Arc<dyn Plane>,
+    last_resort: Option<Arc<dyn Plane>>,
     /// Peers that were last reached over QUIC.
     over_quic: Mutex<HashSet<PeerId>>,
 }
@@ -51,7 +53,13 @@ impl RacingPlane {
     }
 
     fn new(tls: Arc<dyn Plane>, quic: Arc<dyn Plane>) -> Self {
-        Self { tls, quic, over_quic: Mutex::default() }
+        Self { tls, quic, last_resort: None, over_quic: Mutex::default() }
+    }
+
+    /// Takes a plane for peers that cannot be dialled; it is tried where no address gives a link.
+    pub fn with_last_resort(mut self, plane: impl Plane + 'static) -> Self {
+        self.last_resort = Some(Arc::new(plane));
+        self
     }
 
     fn remember(&self, peer: PeerId, is_quic: bool) {
@@ -104,10 +112,19 @@ impl Plane for RacingPlane {
         Ok(link)
     }
 
+    async fn reach(&self, peer: PeerId) -> Result<Arc<dyn Link>, DialError> {
+        match &self.last_resort {
+            Some(plane) => plane.reach(peer).await,
+            None => Err(DialError::NoWay { plane: self.name(), source: io::ErrorKind::Unsupported.into() }),
+        }
+    }
+
     async fn accept(&self) -> Option<Arc<dyn Link>> {
+        let relayed = async { self.last_resort.as_ref()?.accept().await };
         tokio::select! {
             Some(link) = self.tls.accept() => Some(link),
             Some(link) = self.quic.accept() => Some(link),
+            Some(link) = relayed => Some(link),
             else => None,
         }
     }
@@ -117,6 +134,11 @@ impl Plane for RacingPlane {
     }
 
     async fn close(&self) {
-        tokio::join!(self.tls.close(), self.quic.close());
+        let relayed = async {
+            if let Some(plane) = &self.last_resort {
+                plane.close().await;
+            }
+        };
+        tokio::join!(self.tls.close(), self.quic.close(), relayed);
     }
 }

@@ -10,7 +10,7 @@
 
 mod control;
 mod link;
-mod preface;
+pub(super) mod preface;
 
 use std::collections::HashMap;
 use std::io;

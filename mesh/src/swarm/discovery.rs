@@ -7,8 +7,10 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use libp2p::core::transport::ListenerId;
 use libp2p::kad::store::RecordStore;
 use libp2p::kad::{self, GetProvidersOk, QueryId, QueryResult, RecordKey};
+use libp2p::multiaddr::Protocol;
 use libp2p::swarm::DialError;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
@@ -33,6 +35,9 @@ const MAX_WAITING: usize = 1024;
 const MAX_SEARCHES: usize = 64;
 /// The most providers that one question finds.
 pub(super) const MAX_FOUND: usize = protocol::message::MAX_PROVIDERS;
+/// The most relays that are asked for a circuit, and the most at which we can be reached.
+const MAX_RELAYS: usize = 4;
+const MAX_RESERVATIONS: usize = 2;
 /// How many blobs are announced at once.
 const MAX_ANNOUNCING: usize = 8;
 
@@ -49,6 +54,11 @@ pub(super) struct Discovery {
     neighbours: HashMap<PeerId, Vec<Multiaddr>>,
     contacts: HashMap<PeerId, Contact>,
     waiting: HashMap<PeerId, Vec<oneshot::Sender<Contact>>>,
+    /// Those among them that are being dialled through relays.
+    through_relays: HashSet<PeerId>,
+    /// Whether we are to be reached through relays, and at which we are.
+    wants_relays: bool,
+    reservations: HashMap<ListenerId, PeerId>,
     opening: HashMap<PeerId, Vec<oneshot::Sender<()>>>,
     searches: HashMap<QueryId, Search>,
     to_announce: VecDeque<RecordKey>,
@@ -62,7 +72,12 @@ struct Search {
 }
 
 impl Discovery {
-    pub(super) fn new(ourselves: PeerId, greetings: mpsc::Sender<PeerId>, reached: Arc<AtomicBool>) -> Self {
+    pub(super) fn new(
+        ourselves: PeerId,
+        greetings: mpsc::Sender<PeerId>,
+        reached: Arc<AtomicBool>,
+        wants_relays: bool,
+    ) -> Self {
         Self {
             ourselves,
             addresses: Vec::new(),
@@ -72,6 +87,9 @@ impl Discovery {
             neighbours: HashMap::new(),
             contacts: HashMap::new(),
             waiting: HashMap::new(),
+            through_relays: HashSet::new(),
+            wants_relays,
+            reservations: HashMap::new(),
             opening: HashMap::new(),
             searches: HashMap::new(),
             to_announce: VecDeque::new(),
@@ -170,7 +188,7 @@ impl Discovery {
             Ok(()) | Err(DialError::DialPeerConditionFalse(_)) => {}
             Err(error) => {
                 debug!(%peer, %error, "peer cannot be dialled");
-                self.waiting.remove(&peer);
+                self.on_unreachable(swarm, peer);
             }
         }
     }
@@ -186,12 +204,48 @@ impl Discovery {
     /// A greeting did not end well.
     pub(super) fn on_not_met(&mut self, peer: PeerId) {
         self.greeting.remove(&peer);
-        self.waiting.remove(&peer);
+        self.give_up(peer);
     }
 
-    /// A dial failed and there is no other connection to the peer.
-    pub(super) fn on_unreachable(&mut self, peer: PeerId) {
+    /// A dial failed and there is no other connection to the peer: whoever waits for it gets a circuit, if
+    /// one can be had.
+    pub(super) fn on_unreachable(&mut self, swarm: &mut Swarm<Behaviour>, peer: PeerId) {
+        if self.waiting.contains_key(&peer) && self.through_relays.insert(peer) {
+            let relays = self.contacts.iter().filter(|(relay, contact)| contact.relays && **relay != peer);
+            let circuits = relays.filter_map(|(relay, contact)| circuit(swarm, *relay, contact));
+            let circuits: Vec<_> = circuits.take(MAX_RELAYS).collect();
+            let options = DialOpts::peer_id(peer).addresses(circuits).build();
+            if swarm.dial(options).is_ok() {
+                return;
+            }
+        }
+        self.give_up(peer);
+    }
+
+    fn give_up(&mut self, peer: PeerId) {
         self.waiting.remove(&peer);
+        self.through_relays.remove(&peer);
+    }
+
+    /// A circuit's listener is gone; the next relay that is met takes its place.
+    pub(super) fn on_listener_closed(&mut self, id: ListenerId) {
+        self.reservations.remove(&id);
+    }
+
+    /// Asks a relay to pass circuits on to us.
+    fn reserve(&mut self, swarm: &mut Swarm<Behaviour>, relay: PeerId, contact: &Contact) {
+        let is_wanted = self.wants_relays
+            && contact.relays
+            && self.reservations.len() < MAX_RESERVATIONS
+            && !self.reservations.values().any(|other| *other == relay);
+        if !is_wanted {
+            return;
+        }
+        let Some(address) = circuit(swarm, relay, contact) else { return };
+        match swarm.listen_on(address) {
+            Ok(id) => drop(self.reservations.insert(id, relay)),
+            Err(error) => debug!(%relay, %error, "relay cannot be used"),
+        }
     }
 
     /// The last connection of a peer is gone.
@@ -229,6 +283,8 @@ impl Discovery {
             behaviour.kad().add_address(&peer, address);
         }
         let answers = behaviour.members.answers(peer);
+        self.through_relays.remove(&peer);
+        self.reserve(swarm, peer, &contact);
         self.contacts.insert(peer, contact);
         self.opening.entry(peer).or_default().push(opened);
         let was_reached = endpoints.iter().any(|endpoint| endpoint.is_listener() && !endpoint.is_relayed());
@@ -363,6 +419,18 @@ impl Discovery {
             answers.retain(|answer| !answer.is_closed());
             !answers.is_empty()
         });
+        self.through_relays.retain(|peer| self.waiting.contains_key(peer));
         self.searches.retain(|_, search| !search.found.is_closed());
     }
+}
+
+/// The address of a circuit through a relay that is connected.
+fn circuit(swarm: &Swarm<Behaviour>, relay: PeerId, contact: &Contact) -> Option<Multiaddr> {
+    let mut endpoints = swarm.behaviour().members.endpoints(relay);
+    let dialled = endpoints.find(|endpoint| endpoint.is_dialer() && !endpoint.is_relayed());
+    let address = match dialled {
+        Some(endpoint) => without_peer(endpoint.get_remote_address()),
+        None => contact.control.first()?.parse().ok().filter(address::is_dialable)?,
+    };
+    Some(address.with(Protocol::P2p(relay)).with(Protocol::P2pCircuit))
 }

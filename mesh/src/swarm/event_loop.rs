@@ -108,7 +108,8 @@ impl EventLoop {
     pub(super) fn new(config: &MeshConfig, parts: LoopParts) -> Result<(Self, Control), MeshError> {
         let (swarm, control) = behaviour::swarm(config)?;
         let LoopParts { commands, greetings, reached, credentials, stop } = parts;
-        let discovery = Discovery::new(*swarm.local_peer_id(), greetings, reached);
+        // Whoever takes sessions is dialled anyway.
+        let discovery = Discovery::new(*swarm.local_peer_id(), greetings, reached, !config.accept);
         let (connections, dials, admitted) = (HashMap::new(), HashMap::new(), HashMap::new());
         let event_loop = Self { swarm, commands, connections, dials, admitted, discovery, credentials, stop };
         Ok((event_loop, control))
@@ -266,12 +267,13 @@ impl EventLoop {
             }
             SwarmEvent::OutgoingConnectionError { connection_id, error, peer_id, .. } => {
                 if let Some(peer) = peer_id.filter(|peer| !self.swarm.is_connected(peer)) {
-                    self.discovery.on_unreachable(peer);
+                    self.discovery.on_unreachable(&mut self.swarm, peer);
                 }
                 if let Some(dial) = self.dials.remove(&connection_id) {
                     self.on_dial_error(dial, error);
                 }
             }
+            SwarmEvent::ListenerClosed { listener_id, .. } => self.discovery.on_listener_closed(listener_id),
             SwarmEvent::Behaviour(BehaviourEvent::Mdns(event)) => {
                 self.discovery.on_mdns(&mut self.swarm, event);
             }

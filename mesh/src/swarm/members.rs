@@ -164,14 +164,14 @@ impl<B: NetworkBehaviour> MembersOnly<B> {
         }
     }
 
-    /// An open connection for what is said to a peer; nothing is said where it has none.
+    /// An open connection for what is said to a peer; nothing is said where it has none. A connection that
+    /// is named is the one, as for the swarm: the relay names that of one peer beside the other peer.
     fn addressee(&self, peer: PeerId, handler: &NotifyHandler) -> Option<ConnectionId> {
-        let is_open = |known: &Known| known.peer == peer && known.is_open;
         match handler {
-            NotifyHandler::One(id) => self.connections.get(id).filter(|known| is_open(known)).map(|_| *id),
+            NotifyHandler::One(id) => self.connections.get(id).filter(|known| known.is_open).map(|_| *id),
             NotifyHandler::Any => {
-                let mut open = self.connections.iter().filter(|(_, known)| is_open(known));
-                open.next().map(|(id, _)| *id)
+                let mut connections = self.connections.iter();
+                connections.find(|(_, known)| known.peer == peer && known.is_open).map(|(id, _)| *id)
             }
         }
     }

@@ -147,6 +147,7 @@ async fn stranger_sees_nothing_of_what_members_run_and_a_member_does() {
     // Both ends were dialled, so that Kademlia answers and circuits are passed on.
     let identity = Arc::new(key());
     let config = MeshConfig {
+        accept: true,
         relay: true,
         ..MeshConfig::new(Arc::clone(&identity), vec![([127, 0, 0, 1], 0).into()])
     };

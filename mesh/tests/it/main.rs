@@ -9,6 +9,7 @@ mod planes;
 mod gate;
 mod namespaces;
 mod origins;
+mod relay;
 mod room;
 mod session;
 mod web;

@@ -5,11 +5,11 @@ use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// The name of a link, made at random by the side that dials.
-pub(super) type LinkId = [u8; 16];
+pub(in crate::plane) type LinkId = [u8; 16];
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Purpose {
+pub(in crate::plane) enum Purpose {
     /// It begins a link.
     Control,
     /// A channel of the side that dialled.
@@ -20,13 +20,13 @@ pub(super) enum Purpose {
 
 /// One byte of purpose, 16 of the link's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Preface {
-    pub(super) purpose: Purpose,
-    pub(super) link: LinkId,
+pub(in crate::plane) struct Preface {
+    pub(in crate::plane) purpose: Purpose,
+    pub(in crate::plane) link: LinkId,
 }
 
 impl Preface {
-    pub(super) async fn write(self, stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+    pub(in crate::plane) async fn write(self, stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
         let mut bytes = [0; 17];
         bytes[0] = match self.purpose {
             Purpose::Control => 0,
@@ -38,7 +38,7 @@ impl Preface {
         stream.flush().await
     }
 
-    pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Self> {
+    pub(in crate::plane) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Self> {
         let mut bytes = [0; 17];
         stream.read_exact(&mut bytes).await?;
         let [purpose, link @ ..] = bytes;

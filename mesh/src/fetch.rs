@@ -16,6 +16,7 @@
 //! Not here: who holds what; the coordinator knows that.
 
 mod faults;
+mod file;
 mod gather;
 mod learned;
 mod many;
@@ -25,11 +26,12 @@ mod schedule;
 mod source;
 mod target;
 
+pub use self::file::{FetchFileError, FetchedFile, OriginFile, OriginSizeError};
 pub use self::progress::Progress;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, Weak};
 use std::time::Duration;
 
 use protocol::message::Provider;
@@ -43,8 +45,10 @@ use self::faults::Faults;
 use self::gather::{GatherError, Gathering};
 use self::peer::PeerSupplier;
 use self::source::Supplier;
+use crate::finder::Finder;
 use crate::gate::Credentials;
 use crate::links::Links;
+use crate::origin::OriginReader;
 use crate::plane::Plane;
 use crate::store::{BlobStore, StoreError};
 use crate::tree::MAX_BLOB_SIZE;
@@ -88,9 +92,11 @@ struct Inner {
     config: ExchangeConfig,
     links: Arc<Links>,
     /// Blobs that are being fetched: whoever wants one of them waits for that.
-    fetching: Mutex<HashMap<BlobHash, Weak<tokio::sync::Mutex<()>>>>,
+    fetching: Mutex<HashMap<BlobName, Weak<tokio::sync::Mutex<()>>>>,
     gatherings: Mutex<Vec<Weak<Gathering>>>,
     faults: Mutex<Faults>,
+    finder: RwLock<Option<Arc<dyn Finder>>>,
+    origins: RwLock<Option<OriginReader>>,
     stop: CancellationToken,
     _guard: DropGuard,
 }
@@ -141,6 +147,8 @@ impl Exchange {
             fetching: Mutex::default(),
             gatherings: Mutex::default(),
             faults: Mutex::default(),
+            finder: RwLock::default(),
+            origins: RwLock::default(),
             stop: stop.clone(),
             _guard: stop.drop_guard(),
         };
@@ -198,7 +206,7 @@ impl Exchange {
         if blob.size > MAX_BLOB_SIZE || is_wrong_empty {
             return Err(FetchError::Size(blob));
         }
-        let turn = self.turn(blob.hash);
+        let turn = self.turn(blob.hash.into());
         let _turn = turn.lock().await;
         let store = self.store();
         if let Some(found) = store.check(blob.hash).await? {
@@ -253,14 +261,14 @@ impl Exchange {
         }
     }
 
-    fn turn(&self, hash: BlobHash) -> Arc<tokio::sync::Mutex<()>> {
+    fn turn(&self, name: BlobName) -> Arc<tokio::sync::Mutex<()>> {
         let mut fetching = self.inner.fetching.lock().expect("nothing panics while it holds them");
-        if let Some(turn) = fetching.get(&hash).and_then(Weak::upgrade) {
+        if let Some(turn) = fetching.get(&name).and_then(Weak::upgrade) {
             return turn;
         }
         fetching.retain(|_, turn| turn.strong_count() > 0);
         let turn = Arc::default();
-        fetching.insert(hash, Arc::downgrade(&turn));
+        fetching.insert(name, Arc::downgrade(&turn));
         turn
     }
 }

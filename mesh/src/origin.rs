@@ -19,6 +19,7 @@ mod error;
 mod answer;
 mod request;
 mod mirrors;
+mod question;
 mod reading;
 
 pub use self::error::{OriginError, OriginFailed, OriginSetupError};
@@ -51,7 +52,7 @@ pub struct OriginConfig {
     pub extra_roots: Vec<String>,
     /// Where these hosts are, in place of what DNS says; private or not. Defaults to none.
     pub resolve: Vec<(String, SocketAddr)>,
-    /// How many connections one host gets at once. Defaults to 4.
+    /// How many connections one host gets at once. Defaults to 8.
     pub connections: usize,
     /// How long a connection may take to be made. Defaults to 10 s.
     pub connect_timeout: Duration,
@@ -73,7 +74,7 @@ impl Default for OriginConfig {
             allow_private: false,
             extra_roots: Vec::new(),
             resolve: Vec::new(),
-            connections: 4,
+            connections: 8,
             connect_timeout: Duration::from_secs(10),
             silence: Duration::from_secs(30),
             retry_pause: Duration::from_millis(500),

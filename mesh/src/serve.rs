@@ -4,6 +4,7 @@
 //! all the same. The words are `protocol::wire`'s. Not here: which blobs exist; that is the store's.
 
 mod askers;
+mod file;
 mod small;
 
 pub(crate) use self::askers::Askers;
@@ -113,7 +114,7 @@ impl Conversation {
         let blob = match self.next().await? {
             Some(BlobRequest::Open(blob)) => blob,
             Some(BlobRequest::GetSmall(get)) => return self.serve_small(get, store).await,
-            Some(BlobRequest::OpenFile(_)) => return self.answer(&BlobAnswer::NotFound(NotFound), &[]).await,
+            Some(BlobRequest::OpenFile(file)) => return self.serve_file(file, store).await,
             Some(_) => return Err(ServeError::OutOfTurn),
             None => return Ok(()),
         };
@@ -125,7 +126,7 @@ impl Conversation {
             match request {
                 BlobRequest::GetOutboard(_) => self.send_outboard(blob, &source).await?,
                 BlobRequest::Get(get) => {
-                    let range = checked_range(get, blob).ok_or(ServeError::OutOfTurn)?;
+                    let range = checked_range(get, blob.pieces()).ok_or(ServeError::OutOfTurn)?;
                     self.send_pieces(blob, range, &source).await?;
                 }
                 BlobRequest::Announce(announce) => self.hear(announce, blob).await?,
@@ -221,9 +222,9 @@ fn have(source: &Source) -> Have {
     if pieces.is_full() { Have::Whole } else { Have::Pieces(pieces.bits().to_vec()) }
 }
 
-fn checked_range(get: Get, blob: BlobRef) -> Option<Range<u64>> {
+fn checked_range(get: Get, pieces: u64) -> Option<Range<u64>> {
     let end = get.first.checked_add(get.count)?;
-    ((1..=MAX_RANGE).contains(&get.count) && end <= blob.pieces()).then_some(get.first..end)
+    ((1..=MAX_RANGE).contains(&get.count) && end <= pieces).then_some(get.first..end)
 }
 
 /// An asker could not verify what we sent: either it lies, or our disk does.
@@ -251,7 +252,7 @@ mod tests {
     #[test]
     fn ranges_outside_the_blob_are_refused() {
         let blob = BlobRef { hash: BlobHash([1; 32]), size: 3 * PIECE_SIZE + 1 };
-        let check = |first, count| checked_range(Get { first, count }, blob);
+        let check = |first, count| checked_range(Get { first, count }, blob.pieces());
         assert_eq!(check(0, 4), Some(0..4));
         assert_eq!(check(3, 1), Some(3..4));
         for (first, count) in [(0, 5), (4, 1), (0, 0), (u64::MAX, 1), (0, u64::MAX), (1, MAX_RANGE + 1)] {

@@ -62,6 +62,8 @@ pub(crate) enum Reach {
     Near,
     /// Behind somebody's uplink.
     Far,
+    /// On the internet, where one of the farm reads it for all: in one go, from its beginning.
+    Origin,
 }
 
 /// The pieces of one blob, and who is asked for them.
@@ -118,7 +120,7 @@ impl Source {
 
     /// Whether it still fetches the blob itself.
     fn is_growing(&self) -> bool {
-        matches!(&self.held, Held::Growing(pieces) if !pieces.is_full())
+        self.reach != Reach::Origin && matches!(&self.held, Held::Growing(pieces) if !pieces.is_full())
     }
 }
 

@@ -15,6 +15,7 @@ use super::gather::Gathering;
 use super::schedule::{Held, Reach};
 use crate::frames::FrameError;
 use crate::links::LinkError;
+use crate::origin::OriginFailed;
 use crate::store::StoreError;
 use crate::tree::Tree;
 
@@ -96,6 +97,10 @@ pub(crate) enum SourceError {
     OutOfTurn,
     #[error("its {0} does not belong to the blob")]
     Wrong(WrongPart),
+    #[error(transparent)]
+    Origin(#[from] OriginFailed),
+    #[error("the file there changed while it was read")]
+    Changed,
     #[error(transparent)]
     Store(#[from] StoreError),
 }

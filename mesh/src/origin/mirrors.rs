@@ -10,7 +10,7 @@ use reqwest::Url;
 
 use crate::origin::OriginReader;
 use crate::origin::answer::Version;
-use crate::origin::error::{OriginError, OriginFailed, shown};
+use crate::origin::error::{OriginError, OriginFailed, host, shown};
 use crate::origin::reading::Reading;
 use crate::tree::MAX_BLOB_SIZE;
 
@@ -76,6 +76,22 @@ impl Origin {
     pub fn read(&self, pieces: std::ops::Range<u64>) -> Reading {
         let count = self.inner.size.div_ceil(PIECE_SIZE);
         Reading::new(self.clone(), pieces.start.min(count)..pieces.end.min(count))
+    }
+
+    /// Whether there is no URL at all.
+    pub fn is_empty(&self) -> bool {
+        self.mirrors().is_empty()
+    }
+
+    /// The host of the preferred URL.
+    pub fn host(&self) -> String {
+        let mirrors = self.mirrors();
+        mirrors.iter().find_map(|mirror| mirror.url.as_ref().map(host)).unwrap_or_default()
+    }
+
+    /// Whether some URL that may still help knows ranges, as far as was seen.
+    pub fn has_ranges(&self) -> bool {
+        self.mirrors().iter().any(|mirror| mirror.failure.is_none() && mirror.has_ranges)
     }
 
     /// Whether some URL may still help.

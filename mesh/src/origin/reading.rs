@@ -11,14 +11,14 @@ use bytes::Bytes;
 use protocol::PIECE_SIZE;
 use reqwest::Response;
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
 use crate::origin::Origin;
-use crate::origin::answer::{Answer, Version};
+use crate::origin::answer::Answer;
 use crate::origin::error::{OriginError, OriginFailed, host};
-use crate::origin::mirrors::Choice;
-use crate::origin::request::{Opened, Refused, Wanted};
+use crate::origin::question::{Question, Reply};
+use crate::origin::request::Opened;
 use crate::tree::piece_size;
 
 /// The range that is being read; dropped, it ends.
@@ -29,10 +29,15 @@ pub struct Reading {
     /// What came of the first of them.
     buffer: Vec<u8>,
     body: Option<Body>,
+    question: Option<Question>,
+    /// An attempt that was made before anybody waited for it.
+    early: Option<Result<Attempt, OriginFailed>>,
     /// From whom the buffer came.
     mirror: usize,
     /// How often it failed since the last piece.
     failures: u32,
+    /// It is not tried again before.
+    rests_until: Instant,
     /// Held while the file is read from its beginning.
     from_beginning: Option<OwnedMutexGuard<()>>,
 }
@@ -76,7 +81,18 @@ enum Attempt {
 
 impl Reading {
     pub(super) fn new(origin: Origin, pieces: Range<u64>) -> Self {
-        Self { origin, pieces, buffer: Vec::new(), body: None, mirror: 0, failures: 0, from_beginning: None }
+        Self {
+            origin,
+            pieces,
+            buffer: Vec::new(),
+            body: None,
+            question: None,
+            early: None,
+            mirror: 0,
+            failures: 0,
+            rests_until: Instant::now(),
+            from_beginning: None,
+        }
     }
 
     /// The pieces that are still to come.
@@ -84,11 +100,23 @@ impl Reading {
         self.pieces.clone()
     }
 
+    /// Asks for the range, so that its first piece is on its way before it is waited for.
+    pub async fn prepare(&mut self) {
+        if self.body.is_none() && self.early.is_none() && !self.pieces.is_empty() {
+            self.early = Some(self.open().await);
+        }
+    }
+
+    /// Whether the range was asked for.
+    pub fn is_prepared(&self) -> bool {
+        self.body.is_some() || self.early.is_some()
+    }
+
     /// The next piece; `None` after the last one. Whoever stops waiting for it loses nothing.
     pub async fn next(&mut self) -> Result<Option<OriginEvent>, OriginFailed> {
         while !self.pieces.is_empty() {
             let failed = match &mut self.body {
-                None => match self.open().await? {
+                None => match self.attempt().await? {
                     Attempt::Opened => continue,
                     Attempt::Changed(mirror) => return Ok(Some(OriginEvent::Changed { mirror })),
                     Attempt::Failed(mirror, error) => (mirror, error),
@@ -107,9 +135,16 @@ impl Reading {
                 },
             };
             self.body = None;
-            self.pause_or_leave(failed.0, failed.1).await;
+            self.rest_or_leave(failed.0, failed.1);
         }
         Ok(None)
+    }
+
+    async fn attempt(&mut self) -> Result<Attempt, OriginFailed> {
+        match self.early.take() {
+            Some(attempt) => attempt,
+            None => self.open().await,
+        }
     }
 
     /// The next byte that is to come.
@@ -117,7 +152,22 @@ impl Reading {
         self.pieces.start * PIECE_SIZE + self.buffer.len() as u64
     }
 
+    /// Asks, or goes on waiting for the answer.
     async fn open(&mut self) -> Result<Attempt, OriginFailed> {
+        sleep_until(self.rests_until).await;
+        let question = match &mut self.question {
+            Some(question) => question,
+            None => {
+                let question = self.ask().await?;
+                self.question.insert(question)
+            }
+        };
+        let reply = question.reply().await;
+        let question = self.question.take().expect("it was answered");
+        Ok(self.begin(question, reply))
+    }
+
+    async fn ask(&mut self) -> Result<Question, OriginFailed> {
         let Some(choice) = self.origin.choose() else { return Err(self.origin.failures()) };
         if choice.mirror != self.mirror {
             // A piece has one giver.
@@ -129,40 +179,22 @@ impl Reading {
             self.pieces = 0..self.origin.size().div_ceil(PIECE_SIZE);
             self.buffer.clear();
         }
-        let Choice { mirror, url, link, version, has_ranges } = choice;
-        let size = self.origin.size();
-        let end = self.pieces.end.saturating_mul(PIECE_SIZE).min(size);
-        let bytes = has_ranges.then(|| (self.position(), Some(end)));
-        let wanted = Wanted { bytes, version, size: Some(size) };
+        let end = self.pieces.end.saturating_mul(PIECE_SIZE).min(self.origin.size());
+        let bytes = choice.has_ranges.then(|| (self.position(), Some(end)));
         let reader = self.origin.reader().clone();
-        let mut opened = reader.open(link.as_ref().unwrap_or(&url), &wanted).await;
-        let may_have_run_out = |refused: &Refused| {
-            let was_redirected = refused.was_redirected || link.is_some();
-            let status = match &refused.error {
-                OriginError::Denied { status, .. }
-                | OriginError::NotFound { status, .. }
-                | OriginError::Status { status, .. } => *status,
-                _ => return false,
-            };
-            was_redirected && [400, 401, 403, 410].contains(&status)
-        };
-        if opened.as_ref().is_err_and(may_have_run_out) {
-            debug!("link has run out, asked for anew");
-            self.origin.led(mirror, None);
-            opened = reader.open(&url, &wanted).await;
-        }
-        Ok(match opened {
-            Ok(opened) => self.begin(mirror, link.is_some(), wanted.version, opened),
-            Err(Refused { error, .. }) => Attempt::Failed(mirror, error),
-        })
+        Ok(Question::new(reader, choice, bytes, self.origin.size()))
     }
 
-    fn begin(&mut self, mirror: usize, by_link: bool, version: Option<Version>, opened: Opened) -> Attempt {
-        let Opened { answer, response, redirected, connection } = opened;
-        let host = host(response.url());
-        if redirected.is_some() || !by_link {
-            self.origin.led(mirror, redirected);
+    fn begin(&mut self, question: Question, reply: Reply) -> Attempt {
+        let Question { mirror, version, .. } = question;
+        if let Some(link) = reply.link {
+            self.origin.led(mirror, link);
         }
+        let Opened { answer, response, connection, .. } = match reply.result {
+            Ok(opened) => opened,
+            Err(error) => return Attempt::Failed(mirror, error),
+        };
+        let host = host(response.url());
         let (skip, left) = match answer {
             Answer::Range { bytes, version, .. } => {
                 if !self.origin.is_same(mirror, version) {
@@ -221,8 +253,8 @@ impl Reading {
         Some(OriginEvent::Piece { index, bytes: std::mem::take(&mut self.buffer), mirror: self.mirror })
     }
 
-    /// Waits before a URL is tried again, or gives up on it.
-    async fn pause_or_leave(&mut self, mirror: usize, error: OriginError) {
+    /// Lets a URL rest before it is tried again, or gives up on it.
+    fn rest_or_leave(&mut self, mirror: usize, error: OriginError) {
         let config = &self.origin.reader().inner.config;
         let own = config.retry_pause.saturating_mul(1 << self.failures.min(16));
         let pause = match &error {
@@ -239,7 +271,7 @@ impl Reading {
         match pause {
             Some(pause) => {
                 self.failures += 1;
-                sleep(pause).await;
+                self.rests_until = Instant::now() + pause;
             }
             None => {
                 self.failures = 0;

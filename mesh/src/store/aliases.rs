@@ -8,9 +8,10 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use protocol::{Alias, BlobHash, BlobRef, Sha256};
+use protocol::{Alias, BlobHash, BlobRef, PIECE_SIZE, Sha256};
+use sha2::Digest;
 
-use super::{BlobStore, StoreError, failure, write_json};
+use super::{BlobStore, StoreError, blocking, failure, write_json};
 
 const NAME: &str = "aliases.json";
 /// How many are kept; of more, only those whose blobs are here.
@@ -63,6 +64,31 @@ impl BlobStore {
         aliases.sort_by_key(|alias| alias.sha256);
         aliases.dedup_by_key(|alias| alias.sha256);
         aliases
+    }
+
+    /// The SHA-256 of a whole blob, read again for it unless it is known; both names are kept.
+    pub async fn prove_sha256(&self, blob: BlobRef) -> Result<Sha256, StoreError> {
+        let store = self.clone();
+        blocking(move || {
+            let known = store.aliases().into_iter().find(|alias| alias.blob == blob);
+            if let Some(alias) = known {
+                return Ok(alias.sha256);
+            }
+            let (mut file, _) = store.open_whole(blob.hash)?.ok_or(StoreError::Missing(blob.hash))?;
+            let (mut hasher, mut part) = (sha2::Sha256::new(), vec![0; PIECE_SIZE as usize]);
+            loop {
+                match io::Read::read(&mut file, &mut part) {
+                    Ok(0) => break,
+                    Ok(length) => hasher.update(&part[..length]),
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(failure("reading", &store.blob_path(blob.hash))(error)),
+                }
+            }
+            let sha256 = Sha256(hasher.finalize().into());
+            store.add_alias(Alias { sha256, blob })?;
+            Ok(sha256)
+        })
+        .await
     }
 
     /// Keeps what was proven by reading the bytes. It blocks on the disk.

@@ -27,6 +27,8 @@ pub(super) struct Index {
     pub(super) partial: HashMap<BlobHash, Weak<PartialBlob>>,
     /// Files that only a SHA-256 names, and that somebody is filling.
     pub(super) unproven: HashMap<Sha256, Weak<UnprovenFile>>,
+    /// What somebody who is trusted said of files that are here: served under that name, and told to nobody.
+    pub(super) vouched: HashMap<Sha256, BlobRef>,
     pub(super) marks: Marks,
     pub(super) aliases: Aliases,
     /// How many bytes the store may take; `None` for all that there are.

@@ -6,9 +6,10 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
-use protocol::{BlobRef, PIECE_SIZE};
+use protocol::{BlobRef, FileRef, PIECE_SIZE};
+use tokio::sync::watch;
 
-use super::{BlobStore, PartialBlob, Pieces, StoreError, blocking};
+use super::{BlobStore, PartialBlob, Pieces, StoreError, UnprovenFile, blocking};
 use crate::tree::piece_size;
 
 /// A blob that can be served, whole or in part.
@@ -16,6 +17,7 @@ use crate::tree::piece_size;
 pub(crate) enum Source {
     Whole { blob: BlobRef, file: Arc<fs::File>, outboard: PathBuf },
     Partial(Arc<PartialBlob>),
+    Unproven(Arc<UnprovenFile>),
 }
 
 impl BlobStore {
@@ -38,6 +40,19 @@ impl BlobStore {
         })
         .await
     }
+
+    /// What can be served of this file: all of it, if it was proven, or the pieces that came so far.
+    pub(crate) async fn file_source(&self, file: FileRef) -> Result<Option<Source>, StoreError> {
+        let unproven = self.index().unproven.get(&file.sha256).and_then(Weak::upgrade);
+        if let Some(unproven) = unproven.filter(|unproven| unproven.file() == file) {
+            return Ok(Some(Source::Unproven(unproven)));
+        }
+        let vouched = || self.index().vouched.get(&file.sha256).copied();
+        match self.with_sha256(&file.sha256).or_else(vouched).filter(|blob| blob.size == file.size) {
+            Some(blob) => self.source(blob).await,
+            None => Ok(None),
+        }
+    }
 }
 
 impl Source {
@@ -46,6 +61,15 @@ impl Source {
         match self {
             Self::Whole { blob, .. } => Pieces::all(blob.pieces()),
             Self::Partial(partial) => partial.pieces(),
+            Self::Unproven(unproven) => unproven.pieces(),
+        }
+    }
+
+    /// Changes whenever there are further pieces, where that is told.
+    pub(crate) fn grown(&self) -> Option<watch::Receiver<()>> {
+        match self {
+            Self::Unproven(unproven) => Some(unproven.grown()),
+            Self::Whole { .. } | Self::Partial(_) => None,
         }
     }
 
@@ -54,6 +78,7 @@ impl Source {
         match self {
             Self::Whole { outboard, .. } => fs::File::open(outboard),
             Self::Partial(partial) => fs::File::open(partial.outboard_path()),
+            Self::Unproven(_) => Err(io::ErrorKind::NotFound.into()),
         }
     }
 
@@ -67,6 +92,7 @@ impl Source {
                 Ok(Some(bytes))
             }
             Self::Partial(partial) => partial.read_piece(piece),
+            Self::Unproven(unproven) => unproven.read_piece(piece),
         }
     }
 }

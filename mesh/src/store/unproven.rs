@@ -15,6 +15,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use protocol::{Alias, BlobRef, FileRef, PIECE_SIZE, PeerId, Sha256};
+use tokio::sync::watch;
 
 use self::follower::Follower;
 use super::draft::sync_folder;
@@ -55,6 +56,8 @@ pub struct UnprovenFile {
     marks: fs::File,
     state: Mutex<State>,
     follower: Follower,
+    /// Changes with every piece that comes.
+    grown: watch::Sender<()>,
 }
 
 #[derive(Debug)]
@@ -114,6 +117,7 @@ impl UnprovenFile {
             marks: open("pieces")?,
             state: Mutex::new(state),
             follower: Follower::new(count),
+            grown: watch::Sender::new(()),
         };
         store.reserve(&unproven.data, &store.partial_path(file.sha256, "data"), file.size)?;
         unproven.resume()?;
@@ -153,6 +157,11 @@ impl UnprovenFile {
         self.lock().pieces.clone()
     }
 
+    /// Changes whenever there is a further piece.
+    pub fn grown(&self) -> watch::Receiver<()> {
+        self.grown.subscribe()
+    }
+
     /// How many bytes those are.
     pub fn bytes(&self) -> u64 {
         let state = self.lock();
@@ -175,6 +184,7 @@ impl UnprovenFile {
         written.map_err(|error| self.store.write_failure(bytes.len() as u64, &path, error))?;
         self.mark(piece, &leaves.digest())?;
         self.lock().take(piece, giver, &leaves);
+        self.grown.send_replace(());
         self.follow();
         Ok(true)
     }
@@ -219,8 +229,9 @@ impl UnprovenFile {
             let whole = store.blob_path(blob.hash);
             store.make_parent(&whole)?;
             store.save_outboard(blob.hash, &outboard)?;
-            if let Some(sha256) = sha256 {
-                store.add_alias(Alias { sha256, blob })?;
+            match sha256 {
+                Some(sha256) => store.add_alias(Alias { sha256, blob })?,
+                None => drop(store.index().vouched.insert(file.file.sha256, blob)),
             }
             fs::rename(&path, &whole).map_err(failure("moving", &path))?;
             let permissions = fs::Permissions::from_mode(0o444);

@@ -217,6 +217,11 @@ impl Web {
     pub(crate) fn sent(&self) -> u64 {
         self.counts.sent.load(Ordering::Relaxed)
     }
+
+    /// Caps what it sends on all connections together.
+    pub(crate) fn set_rate(&self, bytes_per_second: u64) {
+        self.counts.rate.store(bytes_per_second, Ordering::Relaxed);
+    }
 }
 
 impl Counts {

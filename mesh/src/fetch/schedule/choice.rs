@@ -38,7 +38,7 @@ impl Schedule {
                 && source.held.contains(piece)
                 && !spared_by.iter().any(|near| near.held.contains(piece))
         };
-        let rank = |piece: u64| self.rank(piece, &source.held, &parts);
+        let rank = |piece: u64| self.rank(piece, source, &parts);
         let pieces = 0..self.here.count();
         let best = pieces.clone().filter(|piece| is_fresh(*piece)).min_by_key(|piece| rank(*piece))?;
         let (class, holders, _) = rank(best);
@@ -57,9 +57,9 @@ impl Schedule {
         Some(best..end.unwrap_or(best) + 1)
     }
 
-    fn rank(&self, piece: u64, held: &Held, parts: &Parts) -> Rank {
+    fn rank(&self, piece: u64, source: &Source, parts: &Parts) -> Rank {
         let holders = self.holders[piece as usize];
-        match held {
+        match &source.held {
             // Whoever has all of it is asked for what nobody else has, each of us for another part.
             Held::Whole if holders == 0 => match parts.owner_of(piece) {
                 Owner::Us { place } => (OURS, 0, place),
@@ -67,6 +67,7 @@ impl Schedule {
                 Owner::Another { is_free: false, place } => (LAST, 0, place),
             },
             Held::Whole => (KNOWN_ELSEWHERE, holders, mix(self.us, piece)),
+            Held::Growing(_) if source.reach == Reach::Origin => (OURS, holders, piece),
             Held::Growing(_) => (OURS, holders, mix(self.us, piece)),
         }
     }

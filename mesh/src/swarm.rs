@@ -21,6 +21,7 @@ mod listeners;
 mod members;
 mod records;
 pub(crate) mod streams;
+mod whereabouts;
 
 pub use address::{AnnounceError, announced};
 pub use attempt::{Attempt, AttemptFailure};
@@ -53,6 +54,7 @@ use crate::frames::{FrameError, FrameReceiver, FrameSender, Reader, Writer};
 use crate::gate::{Credentials, GateError, Side, exchange_hellos, remaining};
 use crate::identity::{Identity, to_libp2p};
 use crate::origin::address::is_public;
+use crate::store::BlobStore;
 use crate::swarm::error::DialError;
 use crate::swarm::event_loop::{Command, EventLoop, LoopParts};
 use crate::swarm::listeners::Listeners;
@@ -142,6 +144,8 @@ struct Shared {
     listeners: Listeners,
     /// Where the data plane listens.
     data: RwLock<Vec<SocketAddr>>,
+    /// What it serves.
+    store: RwLock<Option<BlobStore>>,
     /// Whether another member has dialled us.
     reached: Arc<AtomicBool>,
     relays: bool,
@@ -170,10 +174,11 @@ impl Mesh {
         let listeners = event_loop.listen(&config.listen).await?;
         let is_on_internet = || listeners.addresses().iter().filter_map(address::ip_of).any(is_public);
         let relays = config.relay && (config.accept || is_on_internet());
-        let data = RwLock::default();
-        let shared = Shared { commands, control, credentials, listeners, data, reached, relays, stop };
+        let (data, store) = (RwLock::default(), RwLock::default());
+        let shared = Shared { commands, control, credentials, listeners, data, store, reached, relays, stop };
         let shared = Arc::new(shared);
         greet::start(&shared, to_greet);
+        whereabouts::start(&shared);
         let (incoming, queue) = mpsc::channel(INCOMING_QUEUE);
         if config.accept {
             accept::start(&shared, incoming);
@@ -191,6 +196,11 @@ impl Mesh {
     /// What other members are told about where this process serves blobs.
     pub fn set_data_addresses(&self, addresses: Vec<SocketAddr>) {
         *self.shared.data.write().expect("nothing panics while it holds them") = addresses;
+    }
+
+    /// What other members are told about when they ask for a blob.
+    pub fn set_store(&self, store: BlobStore) {
+        *self.shared.store.write().expect("nothing panics while it holds it") = Some(store);
     }
 
     /// Where this process is reached: multiaddresses without the peer, one for each interface, QUIC
@@ -321,6 +331,10 @@ impl Mesh {
 impl Shared {
     fn credentials(&self) -> Option<Credentials> {
         self.credentials.read().expect("nothing panics while it holds them").clone()
+    }
+
+    fn store(&self) -> Option<BlobStore> {
+        self.store.read().expect("nothing panics while it holds it").clone()
     }
 
     fn addresses(&self) -> Vec<String> {

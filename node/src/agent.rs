@@ -20,7 +20,7 @@ use mesh::gate::Credentials;
 use mesh::identity::{Identity, IdentityError};
 use mesh::plane::{BindError, RacingPlane, RelayedPlane, RelayedRate};
 use mesh::store::{BlobStore, StoreError};
-use mesh::swarm::{Mesh, MeshConfig, MeshError};
+use mesh::swarm::{Mesh, MeshConfig, MeshError, MeshFinder};
 use protocol::ticket::Ticket;
 use protocol::{Device, PeerId, error_chain};
 use tokio::sync::mpsc;
@@ -151,8 +151,12 @@ impl Agent {
         let exchange =
             Exchange::start(ExchangeConfig::new(blobs.clone(), Arc::new(plane), credentials.clone()));
         mesh.set_data_addresses(exchange.addresses());
+        mesh.set_store(blobs.clone());
         let (finder, questions) = SessionFinder::new();
-        let reach = Reach { exchange: exchange.clone(), finder: Arc::new(finder.clone()) };
+        let reach = Reach {
+            exchange: exchange.clone(),
+            finder: Arc::new(finder.or_members(MeshFinder::new(mesh.clone()))),
+        };
         let control = ControlServer::bind(&data, blobs.clone()).map(|server| server.with_reach(reach));
         let control = control.inspect_err(|error| warn!(error = error_chain(error), "no commands")).ok();
         let ends = Ends::open(&data.join("ends"), blobs.clone()).await?;

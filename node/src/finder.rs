@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use mesh::finder::{FindError, Finder, Found};
+use mesh::swarm::MeshFinder;
 use protocol::message::{Locate, Located, NodeMessage, OriginLease, ReadOrigin};
 use protocol::{BlobName, FileRef, PieceRange};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -52,6 +53,11 @@ impl SessionFinder {
         (Self { questions, open: Arc::new(Semaphore::new(MAX_OPEN)), patience: ANSWER_TIMEOUT }, asked)
     }
 
+    /// The same, and the other members where no coordinator answers.
+    pub(crate) fn or_members(&self, members: MeshFinder) -> NodeFinder {
+        NodeFinder { session: self.clone(), members }
+    }
+
     async fn ask(&self, asked: Asked) -> Result<Answer, FindError> {
         let asking = async {
             let _permit = self.open.acquire().await.map_err(|_| FindError::Offline)?;
@@ -83,6 +89,36 @@ impl Finder for SessionFinder {
             Answer::OriginLease(lease) => Ok(lease),
             Answer::Located(_) => Err(FindError::Offline),
         }
+    }
+}
+
+/// Asks the coordinator, and the other members where none answers.
+#[derive(Clone)]
+pub(crate) struct NodeFinder {
+    session: SessionFinder,
+    members: MeshFinder,
+}
+
+#[async_trait]
+impl Finder for NodeFinder {
+    async fn locate(&self, name: &BlobName) -> Result<Found, FindError> {
+        match self.session.locate(name).await {
+            // What no member holds either is told in the words of the session.
+            Err(error) => match self.members.locate(name).await {
+                Ok(found) if !found.providers.is_empty() => Ok(found),
+                _ => Err(error),
+            },
+            located => located,
+        }
+    }
+
+    async fn read_origin(
+        &self,
+        file: &FileRef,
+        held: Vec<PieceRange>,
+        wanted: u64,
+    ) -> Result<OriginLease, FindError> {
+        self.session.read_origin(file, held, wanted).await
     }
 }
 
@@ -134,9 +170,13 @@ impl OpenQuestions {
 
 #[cfg(test)]
 mod tests {
-    use protocol::{BlobHash, Sha256};
+    use mesh::gate::Credentials;
+    use mesh::store::BlobStore;
+    use mesh::swarm::{Mesh, MeshConfig};
+    use protocol::{BlobHash, PeerId, Sha256};
 
     use super::*;
+    use crate::testing::{Farm, PATIENCE, key, loopback, now};
 
     fn name() -> BlobName {
         BlobName::Blake3(BlobHash([1; 32]))
@@ -174,6 +214,43 @@ mod tests {
         let (found, lease, ()) = tokio::join!(finder.locate(&name), finder.read_origin(&file, held, 1), duty);
         assert_eq!(found, Ok(Found::default()));
         assert_eq!(lease.expect("it is answered").ranges, [PieceRange { first: 0, count: 1 }]);
+    }
+
+    /// A member's control plane, and who it is.
+    async fn member(farm: &Farm) -> (Mesh, PeerId) {
+        let identity = Arc::new(key());
+        let peer = identity.peer();
+        let (mesh, _) = Mesh::start(MeshConfig::new(identity, vec![loopback()])).await.expect("a mesh");
+        mesh.set_credentials(Credentials::new(farm.id(), peer, farm.admit(peer, now())));
+        (mesh, peer)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn members_are_asked_where_no_session_is_open() {
+        let farm = Farm::new();
+        let ((asking, _), (holding, holder)) = (member(&farm).await, member(&farm).await);
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = BlobStore::open(folder.path()).await.expect("a store");
+        let blob = store.import_bytes(b"held").await.expect("there is room");
+        holding.set_store(store);
+        let name = BlobName::Blake3(blob.hash);
+        holding.start_providing(&name).await;
+        asking.meet(holder, holding.addresses()).await.expect("it is a member");
+        let (finder, asked) = SessionFinder::new();
+        drop(asked);
+        let finder = finder.or_members(MeshFinder::new(asking));
+        let located = timeout(PATIENCE, async {
+            loop {
+                // Its announcement may still be on its way.
+                if let Ok(found) = finder.locate(&name).await {
+                    return found;
+                }
+            }
+        });
+        let found = located.await.expect("it is found");
+        assert_eq!((found.blob, found.providers[0].peer), (Some(blob), holder));
+        let unknown = BlobName::Blake3(BlobHash([9; 32]));
+        assert_eq!(finder.locate(&unknown).await, Err(FindError::Offline), "in the session's words");
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use mesh::store::BlobStore;
 use mesh::swarm::Mesh;
-use protocol::{BlobName, PIECE_SIZE};
+use protocol::{BlobName, BlobRef, PIECE_SIZE};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -34,9 +34,8 @@ pub(crate) async fn provide_task(mesh: Mesh, blobs: BlobStore, stop: Cancellatio
 
 /// Both names of every large blob that others may have.
 fn names(blobs: &BlobStore) -> BTreeSet<BlobName> {
-    let large = blobs.list().into_iter().filter(|entry| entry.shared && entry.size >= PIECE_SIZE);
-    large
-        .flat_map(|entry| [Some(BlobName::Blake3(entry.hash)), entry.sha256.map(BlobName::Sha256)])
-        .flatten()
-        .collect()
+    let is_large = |blob: &BlobRef| blob.size >= PIECE_SIZE;
+    let hashes = blobs.shared().into_iter().filter(is_large).map(|blob| BlobName::Blake3(blob.hash));
+    let aliases = blobs.aliases().into_iter().filter(|alias| is_large(&alias.blob));
+    hashes.chain(aliases.map(|alias| BlobName::Sha256(alias.sha256))).collect()
 }

@@ -11,11 +11,18 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::blob::BlobRef;
 use crate::codec::messages;
+use crate::origin::BlobName;
 use crate::wire::is_dialable;
 
 /// The protocol by which two members begin, whatever their roles.
 pub const HELLO_PROTOCOL: &str = "/comfy-farm/hello/1";
+/// The protocol by which a member is asked for a blob: [`GateMessage::Hello`] each way, one
+/// [`WhereMessage::Where`], one [`WhereMessage::Held`].
+///
+/// [`GateMessage::Hello`]: crate::message::GateMessage::Hello
+pub const WHERE_PROTOCOL: &str = "/comfy-farm/where/1";
 /// The protocol of a data-plane channel that crosses a control connection, for want of a better way.
 pub const RELAYED_BLOB_PROTOCOL: &str = "/comfy-farm/blob/1";
 /// The most addresses of one plane in a [`Contact`].
@@ -29,6 +36,30 @@ messages! {
         /// Where the sender is reached.
         0x0020 => Contact(Contact),
     }
+}
+
+messages! {
+    /// What follows the Hello on a stream of [`WHERE_PROTOCOL`].
+    WhereMessage {
+        /// Is this blob here?
+        0x0021 => Where(Where),
+        /// The answer.
+        0x0022 => Held(Held),
+    }
+}
+
+/// A question for a blob that others may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Where {
+    /// One of its names.
+    pub name: BlobName,
+}
+
+/// What is here of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Its two numbers, if it is here, whole. What they are for a SHA-256 is a hint, proven by its bytes.
+    pub blob: Option<BlobRef>,
 }
 
 /// Where a member is reached. A hint, proven by dialling.
@@ -70,6 +101,7 @@ impl Contact {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::blob::BlobHash;
     use crate::codec::{MAX_HELLO, encode};
 
     #[test]
@@ -84,6 +116,18 @@ mod tests {
         let data = "0100000000000000000000007f000001c210";
         let frame = encode(&ContactMessage::Contact(contact), MAX_HELLO).map(hex::encode);
         assert_eq!(frame, Ok(format!("380000002000{control}{data}0100")));
+    }
+
+    #[test]
+    fn question_and_answer_are_those_of_version_1() {
+        let blob = BlobRef { hash: BlobHash([0xaa; 32]), size: 5 };
+        let hash = "aa".repeat(32);
+        let frame = |message| encode(&message, MAX_HELLO).map(hex::encode);
+        let question = Where { name: BlobName::Blake3(blob.hash) };
+        assert_eq!(frame(WhereMessage::Where(question)), Ok(format!("26000000210000000000{hash}")));
+        let answer = Held { blob: Some(blob) };
+        assert_eq!(frame(WhereMessage::Held(answer)), Ok(format!("2b000000220001{hash}0500000000000000")));
+        assert_eq!(frame(WhereMessage::Held(Held { blob: None })), Ok("03000000220000".to_owned()));
     }
 
     #[test]

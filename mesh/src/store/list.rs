@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use protocol::{BlobHash, BlobRef, Sha256};
+use protocol::{BlobHash, BlobName, BlobRef, Sha256};
 use serde::{Deserialize, Serialize};
 
 use super::BlobStore;
@@ -43,6 +43,16 @@ impl BlobStore {
         let mut entries: Vec<_> = index.complete().map(entry).collect();
         entries.sort_by_key(|entry| entry.hash);
         entries
+    }
+
+    /// The whole blob of this name, if other peers may have it.
+    pub fn find_shared(&self, name: &BlobName) -> Option<BlobRef> {
+        let index = self.index();
+        let blob = match name {
+            BlobName::Blake3(hash) => index.get(*hash)?,
+            BlobName::Sha256(sha256) => index.alias(sha256)?,
+        };
+        (index.get(blob.hash) == Some(blob) && index.is_shared(blob.hash)).then_some(blob)
     }
 
     /// The whole blob with this SHA-256, as far as the SHA-256 of what is here is known.

@@ -10,16 +10,17 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use protocol::contact::Contact;
 use protocol::message::{OriginLease, Provider};
-use protocol::{BlobName, FileRef, PeerId, PieceRange};
+use protocol::{BlobName, BlobRef, FileRef, PeerId, PieceRange};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
+use tracing::debug;
 
 use crate::finder::{FindError, Finder, Found};
 use crate::identity::{from_libp2p, to_libp2p};
-use crate::swarm::Mesh;
 use crate::swarm::discovery::MAX_FOUND;
 use crate::swarm::event_loop::Command;
 use crate::swarm::records::key_of;
+use crate::swarm::{Mesh, whereabouts};
 
 /// How long [`MeshFinder`] looks for providers.
 const LONGEST: Duration = Duration::from_secs(5);
@@ -92,13 +93,32 @@ impl MeshFinder {
     pub fn new(mesh: Mesh) -> Self {
         Self { mesh }
     }
+
+    /// What a provider says it holds under this name, if it still does.
+    async fn ask(&self, provider: Provider, name: BlobName) -> Option<(Provider, BlobRef)> {
+        match whereabouts::ask(&self.mesh.shared, provider.peer, name).await {
+            Ok(blob) => Some((provider, blob?)),
+            Err(error) => {
+                debug!(provider = %provider.peer.fmt_short(), %error, "provider gives no answer");
+                None
+            }
+        }
+    }
 }
 
 #[async_trait]
 impl Finder for MeshFinder {
     async fn locate(&self, name: &BlobName) -> Result<Found, FindError> {
-        let providers = self.mesh.find_providers(name, LONGEST).await;
-        Ok(Found { providers, ..Found::default() })
+        let said = self.mesh.find_providers(name, LONGEST).await;
+        let asking: FuturesUnordered<_> =
+            said.into_iter().map(|provider| self.ask(provider, *name)).collect();
+        let answers: Vec<(Provider, BlobRef)> = asking.filter_map(async |answer| answer).collect().await;
+        // One member's word for a SHA-256 is a hint; the word of most is taken.
+        let count = |blob: BlobRef| answers.iter().filter(|(_, other)| *other == blob).count();
+        let blob = answers.iter().map(|(_, blob)| *blob).max_by_key(|blob| (count(*blob), blob.hash));
+        let holders = answers.iter().filter(|(_, other)| Some(*other) == blob);
+        let providers = holders.map(|(provider, _)| provider.clone()).collect();
+        Ok(Found { blob, providers, readers: Vec::new() })
     }
 
     async fn read_origin(&self, _: &FileRef, _: Vec<PieceRange>, _: u64) -> Result<OriginLease, FindError> {

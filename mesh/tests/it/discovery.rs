@@ -8,9 +8,10 @@ use futures::StreamExt;
 use libp2p::swarm::dial_opts::DialOpts;
 use libp2p::{Multiaddr, StreamProtocol, Swarm, SwarmBuilder, noise, tcp, yamux};
 use libp2p_stream::{Behaviour, Control, OpenStreamError};
-use mesh::finder::{FindError, Finder};
+use mesh::finder::{FindError, Finder, Found};
 use mesh::gate::{Credentials, Side, exchange_hellos};
 use mesh::identity::Identity;
+use mesh::store::BlobStore;
 use mesh::swarm::{Mesh, MeshConfig, MeshFinder};
 use protocol::codec::MAX_HELLO;
 use protocol::contact::{Contact, ContactMessage, HELLO_PROTOCOL};
@@ -77,20 +78,28 @@ async fn blob_is_found_and_fetched_across_five_members_with_no_coordinator() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn finder_finds_what_members_say_and_leases_nothing() {
+async fn finder_names_size_and_holders_and_leaves_out_who_holds_it_no_more() {
     let farm = Farm::new();
-    let members = chain(&farm, 2).await;
-    let name = BlobName::Blake3(BlobHash([5; 32]));
-    members[1].0.start_providing(&name).await;
+    let members = chain(&farm, 3).await;
+    let folders = [(); 2].map(|()| tempfile::tempdir().expect("a folder"));
+    let [store, emptied] = [&folders[0], &folders[1]].map(|folder| BlobStore::open(folder.path()));
+    let (store, emptied) = (store.await.expect("a store"), emptied.await.expect("a store"));
+    let blob = store.import_bytes(b"held").await.expect("there is room");
+    let name = BlobName::Blake3(blob.hash);
+    for ((member, _), store) in members[1..].iter().zip([store, emptied]) {
+        member.set_store(store);
+        member.start_providing(&name).await;
+    }
     let deadline = Instant::now() + PATIENCE;
     let finder = MeshFinder::new(members[0].0.clone());
     let mut found = finder.locate(&name).await.expect("it can ask");
     while found.providers.is_empty() && Instant::now() < deadline {
         found = finder.locate(&name).await.expect("it can ask");
     }
+    assert_eq!(found.blob, Some(blob));
     assert_eq!(found.providers, [Provider { peer: members[1].1.peer(), addresses: Vec::new() }]);
     let unknown = finder.locate(&BlobName::Blake3(BlobHash([6; 32]))).await.expect("it can ask");
-    assert!(unknown.providers.is_empty(), "{unknown:?}");
+    assert_eq!(unknown, Found::default());
     let file = FileRef { sha256: "ab".repeat(32).parse().expect("64 digits"), size: 1 };
     assert_eq!(finder.read_origin(&file, Vec::new(), 1).await, Err(FindError::Offline));
 }

@@ -12,7 +12,7 @@ use mesh::finder::{FindError, Finder, Found};
 use mesh::gate::{Credentials, Side, exchange_hellos};
 use mesh::identity::Identity;
 use mesh::store::BlobStore;
-use mesh::swarm::{Mesh, MeshConfig, MeshFinder};
+use mesh::swarm::{Incoming, Mesh, MeshConfig, MeshFinder};
 use protocol::codec::MAX_HELLO;
 use protocol::contact::{Contact, ContactMessage, HELLO_PROTOCOL};
 use protocol::message::Provider;
@@ -247,4 +247,39 @@ fn members_on_one_lan_find_each_other_and_nobody_of_another_farm() {
     assert_eq!(found.iter().map(|provider| provider.peer).collect::<Vec<_>>(), [expected]);
     assert_eq!(met, None, "another farm's member is not met");
     assert!(foreign.is_empty(), "{foreign:?}");
+}
+
+#[test]
+fn session_opens_to_a_coordinator_whose_address_only_the_lan_tells() {
+    let Some(namespaces) = Namespaces::new() else { return };
+    let (farm, node) = (Farm::new(), key());
+    let (coordinator, coordinator_credentials) = (farm.coordinator(), farm.coordinator_credentials());
+    let (target, node_credentials) = (coordinator.peer(), farm.credentials(node.peer()));
+    let (done, is_done) = tokio::sync::oneshot::channel::<()>();
+    let accepting = namespaces.run(0, async move || {
+        let listen = vec![([0, 0, 0, 0], 0).into()];
+        let config = MeshConfig { accept: true, mdns: true, ..MeshConfig::new(coordinator, listen) };
+        let (mesh, mut incoming) = Mesh::start(config).await.expect("a mesh");
+        mesh.set_credentials(coordinator_credentials);
+        let session = timeout(PATIENCE, incoming.recv()).await;
+        let _ = is_done.await;
+        matches!(session, Ok(Some(Incoming::Session(_))))
+    });
+    let dialling = namespaces.run(1, async move || {
+        let mesh = on_lan(node, node_credentials).await;
+        // Where it was before; nobody is there now.
+        let stale = ["/ip4/10.78.1.77/udp/4288/quic-v1".to_owned()];
+        let deadline = Instant::now() + PATIENCE;
+        let opened = loop {
+            match mesh.open_session(target, &stale).await {
+                Ok(session) => break Ok(session.peer),
+                Err(error) if Instant::now() > deadline => break Err(error.to_string()),
+                Err(_) => {}
+            }
+        };
+        drop(done);
+        opened
+    });
+    assert_eq!(dialling.join().expect("no panic"), Ok(target));
+    assert!(accepting.join().expect("no panic"), "the session came");
 }

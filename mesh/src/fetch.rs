@@ -47,6 +47,7 @@ use self::peer::PeerSupplier;
 use self::source::Supplier;
 use crate::finder::Finder;
 use crate::gate::Credentials;
+use crate::limits::{Limits, Throttle};
 use crate::links::Links;
 use crate::origin::OriginReader;
 use crate::plane::Plane;
@@ -73,12 +74,21 @@ pub struct ExchangeConfig {
     pub piece_timeout: Duration,
     /// How long a provider that has no address may take to make a link to us. Defaults to 5 s.
     pub link_wait: Duration,
+    /// How much may cross, and when. Defaults to no caps.
+    pub limits: Limits,
 }
 
 impl ExchangeConfig {
     /// A config with the default times.
     pub fn new(store: BlobStore, plane: Arc<dyn Plane>, credentials: Credentials) -> Self {
-        Self { store, plane, credentials, piece_timeout: PIECE_TIMEOUT, link_wait: LINK_WAIT }
+        Self {
+            store,
+            plane,
+            credentials,
+            piece_timeout: PIECE_TIMEOUT,
+            link_wait: LINK_WAIT,
+            limits: Limits::default(),
+        }
     }
 }
 
@@ -91,6 +101,7 @@ pub struct Exchange {
 struct Inner {
     config: ExchangeConfig,
     links: Arc<Links>,
+    throttle: Arc<Throttle>,
     /// Blobs that are being fetched: whoever wants one of them waits for that.
     fetching: Mutex<HashMap<BlobName, Weak<tokio::sync::Mutex<()>>>>,
     gatherings: Mutex<Vec<Weak<Gathering>>>,
@@ -135,15 +146,20 @@ impl Exchange {
     /// Begins to take links and to serve.
     pub fn start(config: ExchangeConfig) -> Self {
         let stop = CancellationToken::new();
+        let throttle = Throttle::new(config.limits.clone());
         let links = Links::start(
             Arc::clone(&config.plane),
             config.credentials.clone(),
             config.store.clone(),
+            Arc::clone(&throttle),
             stop.clone(),
         );
+        let clock = Arc::clone(&throttle).follow_the_clock();
+        tokio::spawn(stop.clone().run_until_cancelled_owned(clock));
         let inner = Inner {
             config,
             links,
+            throttle,
             fetching: Mutex::default(),
             gatherings: Mutex::default(),
             faults: Mutex::default(),
@@ -229,6 +245,11 @@ impl Exchange {
             SourceName::Origin(_) => None,
         });
         Ok(gave.collect())
+    }
+
+    /// Other limits hold from now on, also for what crosses at the moment.
+    pub fn set_limits(&self, limits: Limits) {
+        self.inner.throttle.set(limits);
     }
 
     /// The fetches that go on.

@@ -17,6 +17,7 @@ pub mod control;
 pub mod plane;
 pub mod links;
 pub mod finder;
+pub mod limits;
 pub mod origin;
 mod serve;
 pub mod fetch;

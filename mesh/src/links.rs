@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, debug_span, info};
 
 use crate::gate::{Credentials, GateError, Side, exchange_hellos_and, remaining};
+use crate::limits::Throttle;
 use crate::plane::{DialError, Link, Plane};
 use crate::serve;
 use crate::store::BlobStore;
@@ -74,7 +75,7 @@ pub(crate) struct Links {
     kept: Mutex<HashMap<PeerId, CancellationToken>>,
     appeared: Notify,
     tasks: TaskTracker,
-    serving: serve::Limits,
+    serving: serve::Bounds,
     askers: Arc<serve::Askers>,
     stop: CancellationToken,
 }
@@ -85,6 +86,7 @@ impl Links {
         plane: Arc<dyn Plane>,
         credentials: Credentials,
         store: BlobStore,
+        throttle: Arc<Throttle>,
         stop: CancellationToken,
     ) -> Arc<Self> {
         let links = Arc::new(Self {
@@ -96,12 +98,17 @@ impl Links {
             kept: Mutex::default(),
             appeared: Notify::new(),
             tasks: TaskTracker::new(),
-            serving: serve::Limits::default(),
+            serving: serve::Bounds::new(throttle),
             askers: Arc::default(),
             stop,
         });
         links.tasks.spawn(Arc::clone(&links).take_links());
         links
+    }
+
+    /// Who asks us for blobs.
+    pub(crate) fn askers(&self) -> &serve::Askers {
+        &self.askers
     }
 
     pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
@@ -339,8 +346,8 @@ impl Links {
                 channel = link.accept() => match channel {
                     Some(channel) if !self.credentials.is_revoked(link.peer()) => {
                         let asker = serve::Asker { peer: link.peer(), askers: Arc::clone(&self.askers) };
-                        let (store, limits) = (self.store.clone(), serving.clone());
-                        let conversation = serve::serve_task(channel, store, limits, asker);
+                        let (store, bounds) = (self.store.clone(), serving.clone());
+                        let conversation = serve::serve_task(channel, store, bounds, asker);
                         self.tasks.spawn(conversation.in_current_span());
                     }
                     _ => break,

@@ -4,7 +4,7 @@
 //! all the same. The words are `protocol::wire`'s. Not here: which blobs exist; that is the store's.
 
 mod askers;
-mod file;
+mod news;
 mod small;
 
 pub(crate) use self::askers::Askers;
@@ -16,18 +16,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::wire::{
-    Announce, Bad, BlobAnswer, BlobRequest, Busy, Get, Have, MAX_BLOB_FRAME, MAX_RANGE, NotFound, Outboard,
+    Bad, BlobAnswer, BlobRequest, Busy, Gained, Get, Have, MAX_BLOB_FRAME, MAX_RANGE, NotFound, Outboard,
     Peers, Piece,
 };
-use protocol::{BlobRef, GROUP_SIZE, PeerId};
+use protocol::{BlobName, BlobRef, FileRef, GROUP_SIZE, PIECE_SIZE, PeerId};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
+use self::news::News;
 use crate::frames::{FrameError, FrameReceiver, FrameSender};
+use crate::limits::Throttle;
 use crate::plane::Channel;
-use crate::store::{BlobStore, Source, StoreError};
+use crate::store::{BlobStore, Pieces, Source, StoreError};
 use crate::tree::outboard_size;
 
 /// How many conversations one link may have at once.
@@ -35,29 +37,34 @@ const MAX_CONVERSATIONS: usize = 32;
 /// How many blobs are read again at once because an asker could not verify them, on all links together:
 /// an asker that lies must not keep the disk busy.
 const MAX_CHECKS: usize = 1;
-/// How long an asker may say nothing, or not take what it asked for.
+/// How long an asker may not begin, or not take what it asked for.
 const ASKER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long an asker may ask for nothing and be told nothing; it may wait for news.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long a piece may take before others have their turn as well.
+const LONGEST_TURN: Duration = Duration::from_secs(2);
+/// How much is sent at once where a cap is set.
+const CAPPED_PART: usize = 64 << 10;
 /// How much of an outboard is read at a time.
 const OUTBOARD_PART: usize = 256 << 10;
 
-/// How much one link may ask at once, and how much all of them together may have read again.
+/// How much one link may ask at once, and how much all of them together may have sent and read again.
 #[derive(Clone)]
-pub(crate) struct Limits {
+pub(crate) struct Bounds {
     conversations: Arc<Semaphore>,
     checks: Arc<Semaphore>,
+    throttle: Arc<Throttle>,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
+impl Bounds {
+    pub(crate) fn new(throttle: Arc<Throttle>) -> Self {
         let semaphore = |permits| Arc::new(Semaphore::new(permits));
-        Self { conversations: semaphore(MAX_CONVERSATIONS), checks: semaphore(MAX_CHECKS) }
+        Self { conversations: semaphore(MAX_CONVERSATIONS), checks: semaphore(MAX_CHECKS), throttle }
     }
-}
 
-impl Limits {
     /// Those of one more link.
     pub(crate) fn for_link(&self) -> Self {
-        Self { checks: Arc::clone(&self.checks), ..Self::default() }
+        Self { checks: Arc::clone(&self.checks), ..Self::new(Arc::clone(&self.throttle)) }
     }
 }
 
@@ -83,16 +90,17 @@ pub(crate) struct Asker {
 }
 
 /// Has one conversation and reports what went wrong.
-pub(crate) async fn serve_task(channel: Channel, store: BlobStore, limits: Limits, asker: Asker) {
+pub(crate) async fn serve_task(channel: Channel, store: BlobStore, bounds: Bounds, asker: Asker) {
     let mut answers = FrameSender::with_limit(channel.writer, MAX_BLOB_FRAME);
-    let Ok(permit) = limits.conversations.try_acquire() else {
+    let Ok(permit) = bounds.conversations.try_acquire() else {
         // The asker may be gone already.
         let _ = answers.send(&BlobAnswer::Busy(Busy)).await;
         return;
     };
     let requests = FrameReceiver::with_limit(channel.reader, MAX_BLOB_FRAME);
-    let mut conversation = Conversation { requests, answers, asker, told: 0 };
-    match conversation.run(&store, &limits).await {
+    let throttle = Arc::clone(&bounds.throttle);
+    let mut conversation = Conversation { requests, answers, asker, throttle };
+    match conversation.run(&store, &bounds).await {
         Ok(()) => {}
         Err(ServeError::Frame(FrameError::Io(_) | FrameError::Cut)) => debug!("asker left"),
         Err(error @ (ServeError::Read(_) | ServeError::Store(_))) => warn!(%error, "blob not served"),
@@ -101,42 +109,84 @@ pub(crate) async fn serve_task(channel: Channel, store: BlobStore, limits: Limit
     drop(permit);
 }
 
+/// What a conversation is about. A file that only its SHA-256 names has no outboard: what is sent of it is
+/// proven by the whole, at whoever asked.
+#[derive(Clone, Copy)]
+enum Subject {
+    Blob(BlobRef),
+    File(FileRef),
+}
+
+impl Subject {
+    fn name(self) -> BlobName {
+        match self {
+            Self::Blob(blob) => blob.hash.into(),
+            Self::File(file) => file.sha256.into(),
+        }
+    }
+
+    fn pieces(self) -> u64 {
+        match self {
+            Self::Blob(blob) => blob.pieces(),
+            Self::File(file) => file.size.div_ceil(PIECE_SIZE),
+        }
+    }
+}
+
 struct Conversation {
     requests: FrameReceiver<BlobRequest>,
     answers: FrameSender<BlobAnswer>,
     asker: Asker,
-    /// Up to which news the asker was told of others.
-    told: u64,
+    throttle: Arc<Throttle>,
 }
 
 impl Conversation {
-    async fn run(&mut self, store: &BlobStore, limits: &Limits) -> Result<(), ServeError> {
-        let blob = match self.next().await? {
-            Some(BlobRequest::Open(blob)) => blob,
+    async fn run(&mut self, store: &BlobStore, bounds: &Bounds) -> Result<(), ServeError> {
+        let (subject, source) = match self.next().await? {
+            Some(BlobRequest::Open(blob)) => (Subject::Blob(blob), store.source(blob).await?),
+            Some(BlobRequest::OpenFile(file)) => (Subject::File(file), store.file_source(file).await?),
             Some(BlobRequest::GetSmall(get)) => return self.serve_small(get, store).await,
-            Some(BlobRequest::OpenFile(file)) => return self.serve_file(file, store).await,
             Some(_) => return Err(ServeError::OutOfTurn),
             None => return Ok(()),
         };
-        let Some(source) = store.source(blob).await? else {
+        let Some(source) = source else {
             return self.answer(&BlobAnswer::NotFound(NotFound), &[]).await;
         };
-        self.answer(&BlobAnswer::Have(have(&source)), &[]).await?;
-        while let Some(request) = self.next().await? {
-            match request {
-                BlobRequest::GetOutboard(_) => self.send_outboard(blob, &source).await?,
-                BlobRequest::Get(get) => {
-                    let range = checked_range(get, blob.pieces()).ok_or(ServeError::OutOfTurn)?;
-                    self.send_pieces(blob, range, &source).await?;
+        let pieces = source.pieces();
+        self.answer(&BlobAnswer::Have(have(&pieces)), &[]).await?;
+        let askers = Arc::clone(&self.asker.askers);
+        let mut news = News::new(subject.name(), self.asker.peer, askers, &source, pieces);
+        loop {
+            let request = tokio::select! {
+                request = self.requests.recv() => request?,
+                () = news.due() => {
+                    self.tell(&mut news, &source).await?;
+                    continue;
                 }
-                BlobRequest::Announce(announce) => self.hear(announce, blob).await?,
-                BlobRequest::Bad(bad) => return check(bad, blob, store, limits).await,
-                BlobRequest::Open(_) | BlobRequest::OpenFile(_) | BlobRequest::GetSmall(_) => {
-                    return Err(ServeError::OutOfTurn);
+                () = sleep(IDLE_TIMEOUT) => return Err(ServeError::Silent),
+            };
+            match (request, subject) {
+                (None, _) => return Ok(()),
+                (Some(BlobRequest::Get(get)), _) => {
+                    let range = checked_range(get, subject.pieces()).ok_or(ServeError::OutOfTurn)?;
+                    self.send_pieces(range, &source, &mut news).await?;
                 }
+                (Some(BlobRequest::Announce(announce)), _) => {
+                    let addresses = announce.dialable().ok_or(ServeError::OutOfTurn)?;
+                    // Whoever reads the same file is told of by the one who leases its ranges.
+                    if let Subject::Blob(_) = subject {
+                        self.asker.askers.add(subject.name(), self.asker.peer, addresses);
+                    }
+                }
+                (Some(BlobRequest::GetOutboard(_)), Subject::Blob(blob)) => {
+                    self.send_outboard(blob, &source).await?;
+                }
+                (Some(BlobRequest::Bad(bad)), Subject::Blob(blob)) => {
+                    return check(bad, blob, store, bounds).await;
+                }
+                (Some(_), _) => return Err(ServeError::OutOfTurn),
             }
         }
-        Ok(())
     }
 
     async fn next(&mut self) -> Result<Option<BlobRequest>, ServeError> {
@@ -149,20 +199,44 @@ impl Conversation {
         Ok(sent.map_err(|_| ServeError::Silent)??)
     }
 
-    /// Takes note of where the asker listens, and tells it of the others.
-    async fn hear(&mut self, announce: Announce, blob: BlobRef) -> Result<(), ServeError> {
-        let addresses = announce.dialable().ok_or(ServeError::OutOfTurn)?;
-        self.asker.askers.add(blob.hash, self.asker.peer, addresses);
-        self.tell(blob).await
+    /// Tells the asker what it has not heard of.
+    async fn tell(&mut self, news: &mut News, source: &Source) -> Result<(), ServeError> {
+        let (providers, ranges) = news.take(source);
+        if !ranges.is_empty() {
+            self.answer(&BlobAnswer::Gained(Gained { ranges }), &[]).await?;
+        }
+        if !providers.is_empty() {
+            self.answer(&BlobAnswer::Peers(Peers { providers }), &[]).await?;
+        }
+        Ok(())
     }
 
-    /// Tells the asker of others, where it has not heard of them.
-    async fn tell(&mut self, blob: BlobRef) -> Result<(), ServeError> {
-        let providers = self.asker.askers.news(blob.hash, self.asker.peer, &mut self.told);
-        if providers.is_empty() {
-            return Ok(());
+    /// Sends a piece in this asker's turn, no faster than the owner allows.
+    async fn send_piece(&mut self, index: u64, piece: &[u8]) -> Result<(), ServeError> {
+        let throttle = Arc::clone(&self.throttle);
+        let turn = throttle.uploads.take(self.asker.peer).await;
+        let sending = self.send_capped(index, piece);
+        tokio::pin!(sending);
+        tokio::select! {
+            sent = &mut sending => return sent,
+            () = sleep(LONGEST_TURN) => drop(turn),
         }
-        self.answer(&BlobAnswer::Peers(Peers { providers }), &[]).await
+        sending.await
+    }
+
+    async fn send_capped(&mut self, index: u64, piece: &[u8]) -> Result<(), ServeError> {
+        let throttle = Arc::clone(&self.throttle);
+        let frame = BlobAnswer::Piece(Piece { index });
+        if !throttle.upload.is_capped() {
+            return self.answer(&frame, piece).await;
+        }
+        self.answer(&frame, &[]).await?;
+        for part in piece.chunks(CAPPED_PART) {
+            throttle.upload.take(part.len()).await;
+            let sent = timeout(ASKER_TIMEOUT, self.answers.send_bytes(part)).await;
+            sent.map_err(|_| ServeError::Silent)??;
+        }
+        Ok(())
     }
 
     async fn send_outboard(&mut self, blob: BlobRef, source: &Source) -> Result<(), ServeError> {
@@ -195,9 +269,9 @@ impl Conversation {
     /// Sends pieces in order; the next one is read while one crosses.
     async fn send_pieces(
         &mut self,
-        blob: BlobRef,
         range: Range<u64>,
         source: &Source,
+        news: &mut News,
     ) -> Result<(), ServeError> {
         let read = |piece| {
             let source = source.clone();
@@ -210,15 +284,16 @@ impl Conversation {
             if index + 1 < range.end {
                 next = Some(read(index + 1));
             }
-            self.tell(blob).await?;
-            self.answer(&BlobAnswer::Piece(Piece { index }), &piece).await?;
+            if news.is_due() {
+                self.tell(news, source).await?;
+            }
+            self.send_piece(index, &piece).await?;
         }
         Ok(())
     }
 }
 
-fn have(source: &Source) -> Have {
-    let pieces = source.pieces();
+fn have(pieces: &Pieces) -> Have {
     if pieces.is_full() { Have::Whole } else { Have::Pieces(pieces.bits().to_vec()) }
 }
 
@@ -228,8 +303,8 @@ fn checked_range(get: Get, pieces: u64) -> Option<Range<u64>> {
 }
 
 /// An asker could not verify what we sent: either it lies, or our disk does.
-async fn check(bad: Bad, blob: BlobRef, store: &BlobStore, limits: &Limits) -> Result<(), ServeError> {
-    let Ok(_permit) = limits.checks.try_acquire() else { return Ok(()) };
+async fn check(bad: Bad, blob: BlobRef, store: &BlobStore, bounds: &Bounds) -> Result<(), ServeError> {
+    let Ok(_permit) = bounds.checks.try_acquire() else { return Ok(()) };
     let verified = !store.contains(blob.hash) || store.verify(blob.hash).await?;
     warn!(?bad, blob = %blob.hash.fmt_short(), verified, "asker could not verify the blob, read it again");
     Ok(())

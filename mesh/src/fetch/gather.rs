@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use protocol::message::Provider;
-use protocol::{SourceName, Transfer, TransferSource, error_chain};
+use protocol::{PeerId, SourceName, Transfer, TransferSource, error_chain};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -115,6 +115,10 @@ impl Gathering {
         })
     }
 
+    fn us(&self) -> PeerId {
+        self.exchange.config.credentials.peer()
+    }
+
     pub(super) fn exchange(&self) -> &Inner {
         &self.exchange
     }
@@ -139,7 +143,11 @@ impl Gathering {
             }
             round.waiting.push_back(Attempt::first(supplier));
         }
+        let askers = self.exchange.links.askers();
+        let (mut asked, mut told) = (askers.added(), 0);
         while !self.is_complete() {
+            // Whoever asks us for it may have some of it as well.
+            self.learn(askers.news(&self.target.name(), self.us(), &mut told));
             round.take_learned(self);
             round.begin(self);
             if round.is_empty() || self.is_helpless(&round) {
@@ -154,6 +162,7 @@ impl Gathering {
                     }
                 }
                 () = self.learned.added() => {}
+                _ = asked.changed() => {}
                 () = self.complete.cancelled() => {}
                 () = sleep_until(look) => {}
             }

@@ -23,6 +23,7 @@ use super::schedule::{Held, Reach};
 use super::source::{Event, Opened, Source, SourceError, Supplier, WrongPart};
 use super::target::Target;
 use crate::frames::{FrameReceiver, FrameSender};
+use crate::limits::Throttle;
 use crate::links::LinkError;
 use crate::plane::{Channel, Link};
 use crate::store::Pieces;
@@ -55,7 +56,8 @@ impl Supplier for PeerSupplier {
         let patience = exchange.config.piece_timeout;
         let opening = async { Ok(link.open().await?) };
         let channel = in_time(patience, opening).await?;
-        let mut source = PeerSource::new(channel, &**target, patience);
+        let throttle = Arc::clone(&exchange.throttle);
+        let mut source = PeerSource::new(channel, &**target, patience, throttle);
         let held = in_time(patience, source.open(target.opening())).await?;
         if source.pieces > 1 {
             in_time(patience, source.announce(exchange.links.addresses())).await?;
@@ -96,10 +98,11 @@ struct PeerSource {
     put_off: VecDeque<Event>,
     /// How long it may send nothing.
     patience: Duration,
+    throttle: Arc<Throttle>,
 }
 
 impl PeerSource {
-    fn new(channel: Channel, target: &dyn Target, patience: Duration) -> Self {
+    fn new(channel: Channel, target: &dyn Target, patience: Duration, throttle: Arc<Throttle>) -> Self {
         Self {
             requests: FrameSender::with_limit(channel.writer, MAX_BLOB_FRAME),
             answers: FrameReceiver::with_limit(channel.reader, MAX_BLOB_FRAME),
@@ -108,6 +111,7 @@ impl PeerSource {
             asked: VecDeque::new(),
             put_off: VecDeque::new(),
             patience,
+            throttle,
         }
     }
 
@@ -162,6 +166,8 @@ impl PeerSource {
         buffer.resize(piece_size(self.size, index), 0);
         for part in buffer.chunks_mut(PIECE_PART) {
             in_time(self.patience, async { Ok(self.answers.recv_bytes(part).await?) }).await?;
+            // What is not taken from the link yet slows its sender down.
+            self.throttle.download.take(part.len()).await;
         }
         Ok(())
     }

@@ -9,7 +9,8 @@ use std::sync::{Mutex, MutexGuard};
 
 use protocol::message::Provider;
 use protocol::wire::MAX_PEERS;
-use protocol::{BlobHash, PeerId};
+use protocol::{BlobName, PeerId};
+use tokio::sync::watch;
 
 /// The most askers that are remembered of one blob; a newer one takes the place of the oldest.
 const MAX_ASKERS: usize = 256;
@@ -19,7 +20,9 @@ const MAX_BLOBS: usize = 4096;
 /// The askers of every blob that is served.
 #[derive(Default)]
 pub(crate) struct Askers {
-    blobs: Mutex<HashMap<BlobHash, Asked>>,
+    blobs: Mutex<HashMap<BlobName, Asked>>,
+    /// Changes when anybody was added.
+    added: watch::Sender<()>,
 }
 
 /// The askers of one blob.
@@ -33,12 +36,12 @@ struct Asked {
 
 impl Askers {
     /// Remembers an asker of a blob that is here.
-    pub(super) fn add(&self, hash: BlobHash, peer: PeerId, addresses: Vec<SocketAddr>) {
+    pub(super) fn add(&self, name: BlobName, peer: PeerId, addresses: Vec<SocketAddr>) {
         let mut blobs = self.lock();
-        if addresses.is_empty() || (blobs.len() >= MAX_BLOBS && !blobs.contains_key(&hash)) {
+        if addresses.is_empty() || (blobs.len() >= MAX_BLOBS && !blobs.contains_key(&name)) {
             return;
         }
-        let asked = blobs.entry(hash).or_default();
+        let asked = blobs.entry(name).or_default();
         let provider = Provider { peer, addresses };
         if asked.providers.contains(&provider) {
             return;
@@ -49,13 +52,19 @@ impl Askers {
         }
         asked.providers.push(provider);
         asked.news += 1;
+        self.added.send_replace(());
+    }
+
+    /// Changes when there may be news of any blob.
+    pub(crate) fn added(&self) -> watch::Receiver<()> {
+        self.added.subscribe()
     }
 
     /// The newest askers of a blob besides this one, if there is news since `told`, which is brought up
     /// to date.
-    pub(super) fn news(&self, hash: BlobHash, peer: PeerId, told: &mut u64) -> Vec<Provider> {
+    pub(crate) fn news(&self, name: &BlobName, peer: PeerId, told: &mut u64) -> Vec<Provider> {
         let blobs = self.lock();
-        let Some(asked) = blobs.get(&hash).filter(|asked| asked.news != *told) else { return Vec::new() };
+        let Some(asked) = blobs.get(name).filter(|asked| asked.news != *told) else { return Vec::new() };
         *told = asked.news;
         let others = asked.providers.iter().rev().filter(|provider| provider.peer != peer);
         others.take(MAX_PEERS).cloned().collect()
@@ -69,16 +78,18 @@ impl Askers {
         });
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<BlobHash, Asked>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<BlobName, Asked>> {
         self.blobs.lock().expect("nothing panics while it holds them")
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use protocol::BlobHash;
+
     use super::*;
 
-    const BLOB: BlobHash = BlobHash([7; 32]);
+    const BLOB: BlobName = BlobName::Blake3(BlobHash([7; 32]));
 
     fn add(askers: &Askers, peer: u16) {
         askers.add(BLOB, name(peer), vec![SocketAddr::from(([192, 0, 2, 1], peer + 1))]);
@@ -91,7 +102,7 @@ mod tests {
     }
 
     fn told(askers: &Askers, peer: u16, told: &mut u64) -> Vec<PeerId> {
-        askers.news(BLOB, name(peer), told).into_iter().map(|provider| provider.peer).collect()
+        askers.news(&BLOB, name(peer), told).into_iter().map(|provider| provider.peer).collect()
     }
 
     #[test]

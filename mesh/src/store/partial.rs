@@ -12,6 +12,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use protocol::{BlobRef, PIECE_SIZE};
+use tokio::sync::watch;
 
 use super::draft::sync_folder;
 use super::{BlobHold, BlobStore, Pieces, StoreError, blocking, failure, remove_file};
@@ -28,6 +29,8 @@ pub struct PartialBlob {
     /// Set once the outboard is there.
     tree: OnceLock<Tree>,
     pieces: Mutex<Pieces>,
+    /// Changes with every piece.
+    grown: watch::Sender<()>,
 }
 
 impl PartialBlob {
@@ -50,6 +53,7 @@ impl PartialBlob {
             marks: open(store.partial_path(blob.hash, "pieces"))?,
             tree: OnceLock::new(),
             pieces: Mutex::new(Pieces::none(blob.pieces())),
+            grown: watch::Sender::new(()),
         };
         partial.resume()?;
         Ok(partial)
@@ -158,11 +162,17 @@ impl PartialBlob {
         written.map_err(|error| self.store.write_failure(bytes.len() as u64, &path, error))?;
         let mut pieces = self.lock();
         pieces.insert(piece);
+        self.grown.send_replace(());
         let byte = piece / 8;
         self.marks
             .write_all_at(&[pieces.bits()[byte as usize]], byte)
             .map_err(failure("writing", &self.store.partial_path(self.blob.hash, "pieces")))?;
         Ok(true)
+    }
+
+    /// Changes whenever there are more pieces.
+    pub(crate) fn growth(&self) -> watch::Receiver<()> {
+        self.grown.subscribe()
     }
 
     /// A piece that is there. It blocks on the disk.

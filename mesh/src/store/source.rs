@@ -34,9 +34,8 @@ impl BlobStore {
                 return Ok((found == blob).then_some(Source::Whole { blob, file: Arc::new(file), outboard }));
             }
             let partial = store.index().partial.get(&blob.hash).and_then(Weak::upgrade);
-            Ok(partial
-                .filter(|partial| partial.blob() == blob && !partial.needs_outboard())
-                .map(Source::Partial))
+            // One with nothing yet is served as well: two who begin at once find each other by that.
+            Ok(partial.filter(|partial| partial.blob() == blob).map(Source::Partial))
         })
         .await
     }
@@ -65,11 +64,12 @@ impl Source {
         }
     }
 
-    /// Changes whenever there are further pieces, where that is told.
-    pub(crate) fn grown(&self) -> Option<watch::Receiver<()>> {
+    /// Changes whenever there are more pieces; `None` where there will be no more.
+    pub(crate) fn growth(&self) -> Option<watch::Receiver<()>> {
         match self {
+            Self::Whole { .. } => None,
+            Self::Partial(partial) => Some(partial.growth()),
             Self::Unproven(unproven) => Some(unproven.grown()),
-            Self::Whole { .. } | Self::Partial(_) => None,
         }
     }
 

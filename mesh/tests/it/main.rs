@@ -12,6 +12,8 @@ mod namespaces;
 mod leases;
 mod origins;
 mod relay;
+mod rogue;
 mod room;
 mod session;
+mod swarm;
 mod web;

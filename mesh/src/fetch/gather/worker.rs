@@ -82,7 +82,7 @@ impl Worker {
             }
             if self.gathering.lock().schedule.is_open(self.id) {
                 let mut buffer = self.spare.pop().unwrap_or_default();
-                match source.next(&mut buffer).await? {
+                match self.next_event(source, &mut buffer).await? {
                     Event::Piece(piece) => self.check(piece, buffer).await?,
                     event => self.gathering.hear(self.id, event),
                 }
@@ -120,20 +120,43 @@ impl Worker {
         Ok(())
     }
 
+    /// What comes next; what was written meanwhile counts at once, however long that takes.
+    async fn next_event(
+        &mut self,
+        source: &mut dyn Source,
+        buffer: &mut Vec<u8>,
+    ) -> Result<Event, SourceError> {
+        let next = source.next(buffer);
+        tokio::pin!(next);
+        loop {
+            tokio::select! {
+                event = &mut next => return event,
+                written = self.written() => written?,
+            }
+        }
+    }
+
     /// Waits until at most so many pieces are being written.
     async fn settle(&mut self, most: usize) -> Result<(), SourceError> {
         while self.writing.len() > most {
-            let Writing { piece, written } = self.writing.front_mut().expect("there is one");
-            let piece = *piece;
-            let written = written.await;
-            self.writing.pop_front();
-            let (written, buffer) = written.map_err(|_| StoreError::Abandoned)?;
-            if !written? {
-                return Err(SourceError::Wrong(WrongPart::Piece(piece)));
-            }
-            self.spare.push(buffer);
-            self.gathering.arrived(self.id, piece);
+            self.written().await?;
         }
+        Ok(())
+    }
+
+    /// Waits until the next piece is written; for ever where there is none. It may be cancelled.
+    async fn written(&mut self) -> Result<(), SourceError> {
+        let Some(Writing { piece, written }) = self.writing.front_mut() else {
+            return std::future::pending().await;
+        };
+        let (piece, written) = (*piece, written.await);
+        self.writing.pop_front();
+        let (written, buffer) = written.map_err(|_| StoreError::Abandoned)?;
+        if !written? {
+            return Err(SourceError::Wrong(WrongPart::Piece(piece)));
+        }
+        self.spare.push(buffer);
+        self.gathering.arrived(self.id, piece);
         Ok(())
     }
 }

@@ -1,0 +1,155 @@
+//! How much of a machine's links its owner lends: caps in bytes a second, by time of day, and the number of
+//! uploads at once.
+//!
+//! Not here: what crosses, and where the settings come from.
+
+mod rate;
+mod turns;
+
+pub(crate) use rate::Rate;
+pub(crate) use turns::Turns;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use crate::store::ByteSize;
+
+const MINUTES_OF_DAY: u64 = 24 * 60;
+/// How often it is looked which caps hold.
+const LOOK: Duration = Duration::from_secs(20);
+
+/// What an owner allows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// How many pieces are sent at once, to all askers together, each asker in its turn. Defaults to 32.
+    pub uploads: usize,
+    /// The caps that hold outside of `hours`. Defaults to none.
+    pub caps: Caps,
+    /// Other caps at some hours of the day; the first that fits holds. Defaults to none.
+    pub hours: Vec<Hours>,
+    /// How many minutes the owner's clock is ahead of UTC. Defaults to 0.
+    pub utc_offset: i32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { uploads: 32, caps: Caps::default(), hours: Vec::new(), utc_offset: 0 }
+    }
+}
+
+/// How much may cross in a second, to and from all peers and origins together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Caps {
+    /// Sent. Defaults to no cap.
+    pub upload: Option<ByteSize>,
+    /// Received. Defaults to no cap.
+    pub download: Option<ByteSize>,
+}
+
+/// Caps at some hours of the day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hours {
+    /// From this minute of the day on.
+    pub from: u16,
+    /// Until this one, of the next day where it is not later than `from`.
+    pub until: u16,
+    /// The caps.
+    pub caps: Caps,
+}
+
+impl Hours {
+    fn contain(&self, minute: u16) -> bool {
+        if self.from < self.until {
+            (self.from..self.until).contains(&minute)
+        } else {
+            minute >= self.from || minute < self.until
+        }
+    }
+}
+
+impl Limits {
+    /// The caps at this minute of the owner's day.
+    pub fn caps_at(&self, minute: u16) -> Caps {
+        let hours = self.hours.iter().find(|hours| hours.contain(minute));
+        hours.map_or(self.caps, |hours| hours.caps)
+    }
+
+    fn minute_of_day(&self, since_epoch: Duration) -> u16 {
+        let minutes = (since_epoch.as_secs() / 60).saturating_add_signed(self.utc_offset.into());
+        (minutes % MINUTES_OF_DAY) as u16
+    }
+}
+
+/// The limits at work.
+#[derive(Debug)]
+pub(crate) struct Throttle {
+    pub(crate) upload: Rate,
+    pub(crate) download: Rate,
+    pub(crate) uploads: Arc<Turns>,
+    limits: watch::Sender<Limits>,
+}
+
+impl Throttle {
+    pub(crate) fn new(limits: Limits) -> Arc<Self> {
+        let throttle = Self {
+            upload: Rate::default(),
+            download: Rate::default(),
+            uploads: Arc::new(Turns::new(limits.uploads)),
+            limits: watch::Sender::new(limits),
+        };
+        throttle.apply();
+        Arc::new(throttle)
+    }
+
+    /// Other limits hold from now on, also for what crosses at the moment.
+    pub(crate) fn set(&self, limits: Limits) {
+        self.uploads.set(limits.uploads);
+        self.limits.send_replace(limits);
+        self.apply();
+    }
+
+    /// Follows the time of day; never ends.
+    pub(crate) async fn follow_the_clock(self: Arc<Self>) {
+        loop {
+            sleep(LOOK).await;
+            self.apply();
+        }
+    }
+
+    fn apply(&self) {
+        let limits = self.limits.borrow();
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let Caps { upload, download } = limits.caps_at(limits.minute_of_day(since_epoch));
+        self.upload.set(upload.map(|ByteSize(bytes)| bytes));
+        self.download.set(download.map(|ByteSize(bytes)| bytes));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn caps_follow_the_time_of_day_also_over_midnight() {
+        let caps = |upload| Caps { upload: Some(ByteSize(upload)), download: None };
+        let limits = Limits {
+            caps: caps(1),
+            hours: vec![
+                Hours { from: 9 * 60, until: 17 * 60, caps: caps(2) },
+                Hours { from: 22 * 60, until: 6 * 60, caps: caps(3) },
+            ],
+            utc_offset: -60,
+            ..Limits::default()
+        };
+        for (hour, minute, expected) in
+            [(8, 59, 1), (9, 0, 2), (16, 59, 2), (17, 0, 1), (22, 0, 3), (0, 0, 3), (5, 59, 3), (6, 0, 1)]
+        {
+            assert_eq!(limits.caps_at(hour * 60 + minute), caps(expected), "{hour}:{minute}");
+        }
+        assert_eq!(limits.minute_of_day(Duration::from_secs(3 * 24 * 3600 + 3600)), 0);
+        assert_eq!(limits.minute_of_day(Duration::from_secs(30 * 60 + 24 * 3600)), 23 * 60 + 30);
+    }
+}

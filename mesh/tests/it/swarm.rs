@@ -61,7 +61,7 @@ async fn every_source_sends_a_part() {
         latest.wait_for(|progress| progress.sources == 3).await.expect("three sources give");
         let [transfer] = asker.exchange.transfers().try_into().expect("one fetch goes on");
         assert_eq!((transfer.size, transfer.sources.len()), (blob.size, 3));
-        assert!(transfer.sources.iter().all(|source| source.rate > 0 && source.plane == "TLS"));
+        assert!(transfer.sources.iter().all(|source| source.rate > 0 && !source.plane.is_empty()));
     };
     let (fetched, ()) = tokio::join!(fetching, watching);
     let fetched = fetched.expect("all are good");

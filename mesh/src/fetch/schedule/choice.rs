@@ -31,12 +31,18 @@ impl Schedule {
         }
         let source = &self.sources[&id];
         let parts = Parts::of(self, now);
-        let spared_by = self.spared_by(id, now);
+        let near = self.near_besides(id, now);
+        let speed = source.pieces_per_second(now);
+        // It is spared what near sources have that together are no slower.
+        let is_spared = |piece: u64| {
+            let holding = near.iter().filter(|(near, _)| near.held.contains(piece));
+            !near.is_empty() && holding.map(|(_, speed)| speed).sum::<f64>() >= speed
+        };
         let is_fresh = |piece: u64| {
             self.asked[piece as usize] == 0
                 && !self.here.contains(piece)
                 && source.held.contains(piece)
-                && !spared_by.iter().any(|near| near.held.contains(piece))
+                && !is_spared(piece)
         };
         let rank = |piece: u64| self.rank(piece, source, &parts);
         let pieces = 0..self.here.count();
@@ -72,15 +78,13 @@ impl Schedule {
         }
     }
 
-    /// The near sources that spare this one what they have, because they are no slower.
-    fn spared_by(&self, id: SourceId, now: Duration) -> Vec<&Source> {
-        let source = &self.sources[&id];
-        if source.reach == Reach::Near {
+    /// The near sources and their speeds, for one that is far.
+    fn near_besides(&self, id: SourceId, now: Duration) -> Vec<(&Source, f64)> {
+        if self.sources[&id].reach == Reach::Near {
             return Vec::new();
         }
-        let near: Vec<_> = self.sources.values().filter(|source| source.reach == Reach::Near).collect();
-        let speed: f64 = near.iter().map(|near| near.pieces_per_second(now)).sum();
-        if speed >= source.pieces_per_second(now) { near } else { Vec::new() }
+        let near = self.sources.values().filter(|source| source.reach == Reach::Near);
+        near.map(|source| (source, source.pieces_per_second(now))).collect()
     }
 
     /// The range that this source would bring sooner than whoever was asked for it, the latest to come first.

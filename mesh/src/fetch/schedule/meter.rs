@@ -11,6 +11,8 @@ use protocol::PIECE_SIZE;
 const MEMORY: f64 = 1.5;
 /// What a source is taken for before its first piece, in bytes per second.
 const UNKNOWN: f64 = (8 * PIECE_SIZE) as f64;
+/// Time that is shorter is not measured, in seconds.
+const INSTANT: f64 = 1e-4;
 /// Silence that is shorter says nothing.
 const HICCUP: f64 = 0.15;
 
@@ -40,7 +42,7 @@ impl Meter {
 
     /// The speed; less, the longer the source has been waited for, if it is waited for at all.
     pub(super) fn bytes_per_second(&self, waiting: Option<Duration>) -> f64 {
-        let measured = if self.bytes > 0.0 { self.bytes / self.seconds.max(1e-6) } else { UNKNOWN };
+        let measured = if self.bytes > 0.0 { self.bytes / self.seconds.max(INSTANT) } else { UNKNOWN };
         let silent = waiting.map_or(0.0, |now| now.saturating_sub(self.mark).as_secs_f64());
         let expected = PIECE_SIZE as f64 / measured;
         if silent > HICCUP.max(2.0 * expected) { PIECE_SIZE as f64 / silent } else { measured }
@@ -53,7 +55,7 @@ impl Meter {
 
     /// What was measured, in bytes per second.
     pub(super) fn measured(&self) -> Option<u64> {
-        (self.bytes > 0.0).then(|| (self.bytes / self.seconds.max(1e-6)) as u64)
+        (self.bytes > 0.0).then(|| (self.bytes / self.seconds.max(INSTANT)) as u64)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Every environment variable that comfy-farm reads.
 
+use mesh::origin::{CIVITAI_API_TOKEN, HF_TOKEN};
+
 /// The farm that the tools talk to, such as `https://farm.example:8288`.
 pub(crate) const URL: &str = "COMFY_FARM_URL";
 /// The key that the tools show.
@@ -28,6 +30,8 @@ pub(crate) const LOG_FORMAT: &str = "COMFY_FARM_LOG_FORMAT";
 pub(crate) const XDG_CONFIG_HOME: &str = "XDG_CONFIG_HOME";
 /// Where the user's data is (XDG base directory specification).
 pub(crate) const XDG_DATA_HOME: &str = "XDG_DATA_HOME";
+/// The tokens that a node shows to Hugging Face and to Civitai, and to nobody else.
+pub(crate) const TOKENS: [&str; 2] = [HF_TOKEN, CIVITAI_API_TOKEN];
 /// The user's home.
 pub(crate) const HOME: &str = "HOME";
 

@@ -18,6 +18,7 @@ use mesh::folder::{DataFolder, FolderError};
 use mesh::folders::index_task;
 use mesh::gate::Credentials;
 use mesh::identity::{Identity, IdentityError};
+use mesh::origin::OriginReader;
 use mesh::plane::{BindError, RacingPlane, RelayedPlane, RelayedRate};
 use mesh::store::{BlobStore, StoreError};
 use mesh::swarm::{Mesh, MeshConfig, MeshError, MeshFinder};
@@ -157,6 +158,7 @@ impl Agent {
             exchange: exchange.clone(),
             finder: Arc::new(finder.or_members(MeshFinder::new(mesh.clone()))),
         };
+        exchange.set_finder(Arc::clone(&reach.finder));
         let control = ControlServer::bind(&data, blobs.clone()).map(|server| server.with_reach(reach));
         let control = control.inspect_err(|error| warn!(error = error_chain(error), "no commands")).ok();
         let ends = Ends::open(&data.join("ends"), blobs.clone()).await?;
@@ -184,6 +186,11 @@ impl Agent {
     /// Who this node is.
     pub fn peer(&self) -> PeerId {
         self.peer
+    }
+
+    /// Sets how it reads files from the internet.
+    pub fn set_origins(&self, reader: OriginReader) {
+        self.tools.exchange.set_origins(reader);
     }
 
     /// Who is asked where blobs are; it is answered while the agent serves.

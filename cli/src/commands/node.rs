@@ -3,6 +3,8 @@
 use std::io::{BufRead, IsTerminal, Write};
 use std::sync::Arc;
 
+use anyhow::Context;
+use mesh::origin::{OriginConfig, OriginReader, Tokens};
 use node::agent::{Agent, AgentConfig};
 use node::engine::Engine;
 use node::engine::builtin::{Builtin, BuiltinOptions};
@@ -13,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::args::NodeArguments;
 use crate::commands::{asked_to_stop, read_ticket};
+use crate::environment;
 use crate::failure::Failure;
 use crate::settings::{NodeSettings, SettingsFile};
 
@@ -47,6 +50,9 @@ pub(super) async fn node(arguments: NodeArguments, file: SettingsFile) -> anyhow
         devices: vec![device],
     })
     .await?;
+    let read = |name: &str| environment::TOKENS.contains(&name).then(|| std::env::var(name).ok()).flatten();
+    let tokens = Tokens::from_variables(read).context("a token in the environment is none")?;
+    agent.set_origins(OriginReader::new(OriginConfig { tokens, ..OriginConfig::default() })?);
     println!("node {} of farm {}", agent.peer(), agent.belonging().farm);
 
     let stop = CancellationToken::new();

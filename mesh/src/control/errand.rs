@@ -2,16 +2,19 @@
 //!
 //! Not here: how the command asks, and the fetching itself.
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use protocol::message::Provider;
-use protocol::{BlobHash, BlobName, BlobRef, Fetched, PeerId, Sha256, Transfer};
+use protocol::{BlobHash, BlobName, BlobRef, Fetched, FileRef, PeerId, Sha256, Transfer};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::Progress;
-use crate::fetch::{Exchange, FetchError, Progress as FetchProgress};
+use crate::fetch::{
+    Exchange, FetchError, FetchFileError, FetchedFile, OriginFile, OriginSizeError, Progress as FetchProgress,
+};
 use crate::finder::{FindError, Finder, Found};
 use crate::store::{BlobEntry, BlobStore, StoreError};
 
@@ -32,6 +35,8 @@ pub struct GetRequest {
     pub name: BlobName,
     /// The only peers that may be asked; any without one.
     pub from: Vec<PeerId>,
+    /// Where a file that is named by its SHA-256 is on the internet, if no peer gives it.
+    pub urls: Vec<String>,
     /// The full path of the file.
     pub output: PathBuf,
 }
@@ -44,6 +49,8 @@ pub struct Got {
     pub blob: BlobRef,
     /// From whom how much came; nothing, if it was here.
     pub fetched: Vec<Fetched>,
+    /// How many bytes came from the internet.
+    pub origin_bytes: u64,
 }
 
 /// Where a blob is, as a process and its farm know.
@@ -89,6 +96,12 @@ pub enum ErrandError {
     /// It did not come.
     #[error(transparent)]
     Fetch(#[from] FetchError),
+    /// It came neither from peers nor from the internet.
+    #[error(transparent)]
+    FetchFile(#[from] FetchFileError),
+    /// It is not known how long the file is.
+    #[error(transparent)]
+    OriginSize(#[from] OriginSizeError),
     /// The blob that the farm names for a SHA-256 has another one.
     #[error("the farm names blob `{blob}` for it, which has the SHA-256 `{found}`")]
     WrongSha256 {
@@ -121,12 +134,19 @@ impl Reach {
         request: GetRequest,
         tell: impl Fn(Progress) + Send + Sync,
     ) -> Result<Got, ErrandError> {
-        let GetRequest { name, from, output } = request;
+        let GetRequest { name, from, urls, output } = request;
         let store = self.exchange.store();
-        let (blob, fetched) = match here(store, &name) {
-            Some(entry) => (BlobRef { hash: entry.hash, size: entry.size }, Vec::new()),
-            None => self.fetch(name, &from, tell).await?,
+        let got = match (here(store, &name), name) {
+            (Some(entry), _) => {
+                let blob = BlobRef { hash: entry.hash, size: entry.size };
+                Got { blob, fetched: Vec::new(), origin_bytes: 0 }
+            }
+            (None, BlobName::Sha256(sha256)) if !urls.is_empty() => {
+                self.fetch_file(sha256, urls, tell).await?
+            }
+            (None, name) => self.fetch(name, &from, tell).await?,
         };
+        let blob = got.blob;
         if let BlobName::Sha256(wanted) = name {
             let found = store.sha256(blob.hash).await?;
             if found != wanted {
@@ -134,7 +154,53 @@ impl Reach {
             }
         }
         store.export(blob.hash, &output).await?;
-        Ok(Got { blob, fetched })
+        Ok(got)
+    }
+
+    /// Fetches a file from the farm and from the internet.
+    async fn fetch_file(
+        &self,
+        sha256: Sha256,
+        urls: Vec<String>,
+        tell: impl Fn(Progress) + Send + Sync,
+    ) -> Result<Got, ErrandError> {
+        let located = self.finder.locate(&sha256.into()).await.unwrap_or_default();
+        let size = match located.blob {
+            Some(blob) => blob.size,
+            None => self.exchange.origin_size(&urls).await?,
+        };
+        let file = FileRef { sha256, size };
+        let wanted = OriginFile { file, blob: None, trusted_blake3: false, urls };
+        let (sender, news) = watch::channel(FetchProgress::default());
+        let names = [Some(sha256.into()), located.blob.map(|blob| blob.hash.into())];
+        tokio::select! {
+            fetched = self.exchange.fetch_file(&wanted, &[], Some(&sender)) => {
+                let FetchedFile { blob, fetched, origin_bytes } = fetched?;
+                Ok(Got { blob, fetched, origin_bytes })
+            }
+            never = self.tell_of(&names, size, news, tell) => match never {},
+        }
+    }
+
+    /// Tells how far the transfer under one of these names is, without end.
+    async fn tell_of(
+        &self,
+        names: &[Option<BlobName>],
+        size: u64,
+        mut news: watch::Receiver<FetchProgress>,
+        tell: impl Fn(Progress) + Send + Sync,
+    ) -> Infallible {
+        while news.changed().await.is_ok() {
+            let here = news.borrow_and_update().bytes;
+            let is_it = |transfer: &Transfer| names.contains(&Some(transfer.name));
+            let transfer = self.exchange.transfers().into_iter().find(is_it);
+            let (name, sources) = match transfer {
+                Some(transfer) => (transfer.name, transfer.sources),
+                None => continue,
+            };
+            tell(Progress::Fetching(Transfer { name, size, here, sources }));
+        }
+        std::future::pending().await
     }
 
     async fn fetch(
@@ -142,7 +208,7 @@ impl Reach {
         name: BlobName,
         from: &[PeerId],
         tell: impl Fn(Progress) + Send + Sync,
-    ) -> Result<(BlobRef, Vec<Fetched>), ErrandError> {
+    ) -> Result<Got, ErrandError> {
         let located = self.finder.locate(&name).await;
         let nobody = |asked: &str| ErrandError::Nobody { name, asked: asked.to_owned() };
         let (blob, providers) = match located {
@@ -160,20 +226,13 @@ impl Reach {
             let holders: Vec<_> = providers.iter().map(|provider| provider.peer.to_string()).collect();
             return Err(ErrandError::NotFrom { name, holders: holders.join(", ") });
         }
-        let (sender, mut news) = watch::channel(FetchProgress::default());
-        let telling = async {
-            while news.changed().await.is_ok() {
-                let here = news.borrow_and_update().bytes;
-                let is_it = |transfer: &Transfer| transfer.name == BlobName::Blake3(blob.hash);
-                let transfer = self.exchange.transfers().into_iter().find(is_it);
-                let sources = transfer.map(|transfer| transfer.sources).unwrap_or_default();
-                tell(Progress::Fetching(Transfer { name, size: blob.size, here, sources }));
-            }
-            std::future::pending().await
-        };
+        let (sender, news) = watch::channel(FetchProgress::default());
+        let names = [Some(blob.hash.into())];
         tokio::select! {
-            fetched = self.exchange.fetch(blob, &chosen, Some(&sender)) => Ok((blob, fetched?)),
-            () = telling => unreachable!("it never ends"),
+            fetched = self.exchange.fetch(blob, &chosen, Some(&sender)) => {
+                Ok(Got { blob, fetched: fetched?, origin_bytes: 0 })
+            }
+            never = self.tell_of(&names, blob.size, news, tell) => match never {},
         }
     }
 }

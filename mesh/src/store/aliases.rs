@@ -8,8 +8,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use protocol::{Alias, BlobHash, BlobRef, PIECE_SIZE, Sha256};
-use sha2::Digest;
+use protocol::{Alias, BlobHash, BlobRef, Sha256};
 
 use super::{BlobStore, StoreError, blocking, failure, write_json};
 
@@ -68,27 +67,14 @@ impl BlobStore {
 
     /// The SHA-256 of a whole blob, read again for it unless it is known; both names are kept.
     pub async fn prove_sha256(&self, blob: BlobRef) -> Result<Sha256, StoreError> {
+        let known = self.index().aliases.by_hash().get(&blob.hash).copied();
+        if let Some(sha256) = known {
+            return Ok(sha256);
+        }
+        let sha256 = self.sha256(blob.hash).await?;
         let store = self.clone();
-        blocking(move || {
-            let known = store.aliases().into_iter().find(|alias| alias.blob == blob);
-            if let Some(alias) = known {
-                return Ok(alias.sha256);
-            }
-            let (mut file, _) = store.open_whole(blob.hash)?.ok_or(StoreError::Missing(blob.hash))?;
-            let (mut hasher, mut part) = (sha2::Sha256::new(), vec![0; PIECE_SIZE as usize]);
-            loop {
-                match io::Read::read(&mut file, &mut part) {
-                    Ok(0) => break,
-                    Ok(length) => hasher.update(&part[..length]),
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => return Err(failure("reading", &store.blob_path(blob.hash))(error)),
-                }
-            }
-            let sha256 = Sha256(hasher.finalize().into());
-            store.add_alias(Alias { sha256, blob })?;
-            Ok(sha256)
-        })
-        .await
+        blocking(move || store.add_alias(Alias { sha256, blob })).await?;
+        Ok(sha256)
     }
 
     /// Keeps what was proven by reading the bytes. It blocks on the disk.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
+use mesh::control::{self, ControlServer, Custodian, GetRequest, Reach, Request};
 use mesh::fetch::{Exchange, FetchFileError, FetchedFile, OriginFile};
 use mesh::finder::Found;
 use mesh::plane::TlsPlane;
@@ -11,6 +12,7 @@ use mesh::store::BlobStore;
 use protocol::{BlobHash, BlobRef, FileRef, PIECE_SIZE, Sha256};
 use sha2::Digest;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use crate::farm::{Farm, PATIENCE, Peer, bytes, exchange_config, key, loopback};
 use crate::leases::Table;
@@ -293,4 +295,26 @@ async fn file_is_read_without_whoever_leases_its_ranges() {
         assert_eq!(fetched.blob, BlobRef::of(&fleet.bytes));
     }
     assert_eq!(fleet.web.sent(), 2 * fleet.bytes.len() as u64, "duplicates are allowed, and no more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn command_has_a_process_fetch_a_file_from_its_url() {
+    let (peer, bytes) = (peer(&Farm::new()).await, Bytes::from(bytes(3 * MIB)));
+    let web = web(&bytes).await;
+    let table = Arc::new(Table::default());
+    let reach = Reach { exchange: peer.exchange.clone(), finder: table.finder(peer.provider()) };
+    let data = tempfile::tempdir().expect("a folder");
+    let server = ControlServer::bind(data.path(), peer.store.clone()).expect("a socket").with_reach(reach);
+    let stop = CancellationToken::new();
+    let serving = tokio::spawn(server.serve(stop.clone()));
+    let custodian = Custodian::find(data.path()).await.expect("it runs");
+    let file = file_of(&bytes, &[]).file;
+    let output = data.path().join("model");
+    let request = |urls| GetRequest { name: file.sha256.into(), from: vec![], urls, output: output.clone() };
+    let reply = custodian.ask(Request::Get(request(vec![web.url("/model")])), |_| ()).await;
+    let Ok(control::Reply::Got(got)) = reply else { panic!("the file is there: {reply:?}") };
+    assert_eq!((got.blob, got.origin_bytes), (BlobRef::of(&bytes), bytes.len() as u64));
+    assert_eq!(std::fs::read(&output).expect("it was made"), bytes);
+    stop.cancel();
+    serving.await.expect("no panic");
 }

@@ -47,6 +47,10 @@ pub(crate) struct GetArguments {
     /// For a hash: fetch from this peer only. Repeatable.
     #[arg(long, value_name = "PEER")]
     pub(crate) from: Vec<PeerId>,
+    /// For a `sha256:` name: where the file is on the internet, if the farm lacks it. The node shows
+    /// its HF_TOKEN and CIVITAI_API_TOKEN to Hugging Face and Civitai alone. Repeatable.
+    #[arg(long, value_name = "URL", conflicts_with = "from")]
+    pub(crate) url: Vec<String>,
     /// Go on serving the file to others until Ctrl-C.
     #[arg(long)]
     pub(crate) keep_serving: bool,

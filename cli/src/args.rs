@@ -228,6 +228,18 @@ pub(crate) struct DeployArguments {
     /// Let attached ComfyUIs run it, which prove no lock.
     #[arg(long)]
     pub(crate) accept_attached: bool,
+    /// Where the models of its lockfile lie on this machine: ComfyUI's folder, or its `models`. They are
+    /// served from there until two other nodes keep each of them. Repeatable.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) models: Vec<PathBuf>,
+    /// A model that is neither served nor kept elsewhere, by its path below `models` or its file name.
+    /// Repeatable.
+    #[arg(long, value_name = "NAME", requires = "models")]
+    pub(crate) private: Vec<String>,
+    /// Where the models are served, UDP and TCP; other machines must reach it. Defaults to all interfaces,
+    /// and is not used where a node of the farm runs on this machine.
+    #[arg(long, value_name = "IP:PORT", requires = "models")]
+    pub(crate) listen: Option<SocketAddr>,
 }
 
 /// What of a bare workflow becomes its API.

@@ -222,6 +222,12 @@ pub(crate) fn node_data(given: Option<&Path>) -> Result<PathBuf, SettingsError> 
     data_folder(given.map(Path::to_owned), "node")
 }
 
+/// The data folder of the process that serves an author's models in a farm, where no node runs.
+pub(crate) fn author_data(farm: &str) -> Result<PathBuf, SettingsError> {
+    let short = farm.get(..16).unwrap_or(farm);
+    Ok(default_data("deploy")?.join(short))
+}
+
 fn first_given(flags: Vec<String>, file: Vec<String>) -> Vec<String> {
     if flags.is_empty() { file } else { flags }
 }

@@ -84,7 +84,7 @@ struct Inner {
     index: Mutex<Index>,
     /// Held while room is made and taken.
     room: Mutex<()>,
-    /// Counts what went away, and what came in place or is large: small blobs are heard of otherwise.
+    /// Counts what went away, what came in place or is large, and pins: small blobs are heard of otherwise.
     changes: watch::Sender<u64>,
 }
 
@@ -142,7 +142,8 @@ impl BlobStore {
         index.complete().filter(|blob| index.is_shared(blob.hash)).collect()
     }
 
-    /// Changes whenever blobs went away by themselves, came or went in place, or came and have a MiB or more.
+    /// Changes whenever blobs went away by themselves, came or went in place, are
+    /// new and have a MiB or more, or were pinned or unpinned.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changes.subscribe()
     }

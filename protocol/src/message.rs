@@ -47,6 +47,8 @@ use crate::offer::Offer;
 use crate::origin::{Alias, BlobName, FileRef, PieceRange};
 use crate::transfer::Transfers;
 
+/// The label of a process that only serves the models of a workflow's author, and keeps nothing for others.
+pub const AUTHOR_LABEL: (&str, &str) = ("role", "author");
 /// The protocol by which a stranger with a ticket becomes a member, and a member renews.
 pub const JOIN_PROTOCOL: &str = "/comfy-farm/join/1";
 /// The protocol of the session between a node and a coordinator.
@@ -289,7 +291,7 @@ pub enum Outcome {
     Failed(RunError),
 }
 
-/// A change of what a node holds: blobs of 1 MiB and more, and inputs of runs that it fetched.
+/// A change of what a node holds: blobs of 1 MiB and more, models where they lie, and what is pinned.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inventory {
     /// Whether this is all that it holds (the first after `Register`) and replaces what was known.
@@ -336,7 +338,7 @@ pub struct Aliases {
 pub struct Storage {
     /// How many bytes it can still take, with all gone that may go.
     pub room: u64,
-    /// Blobs of 1 MiB and more that are never evicted; at most [`MAX_LIST`].
+    /// Blobs that are never evicted; at most [`MAX_LIST`].
     pub pinned: Vec<BlobHash>,
 }
 

@@ -8,6 +8,7 @@ mod browser;
 mod clients;
 mod command_line;
 mod demo;
+mod deploy_models;
 mod guards;
 mod house;
 mod kills;

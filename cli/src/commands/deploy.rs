@@ -1,12 +1,16 @@
 //! `comfy-farm deploy`.
 
+mod author;
+mod keeping;
+mod models;
+
 use std::path::Path;
 
 use protocol::WorkflowName;
 use serde_json::Value;
 
 use crate::args::DeployArguments;
-use crate::client::ClientError;
+use crate::client::{Client, ClientError};
 use crate::commands::{connect, text};
 use crate::failure::Failure;
 use crate::settings::SettingsFile;
@@ -35,11 +39,16 @@ pub(super) async fn deploy(arguments: &DeployArguments, file: &SettingsFile) -> 
     };
     if json {
         show::json(&deployed);
-        return Ok(());
+    } else {
+        tell(&client, &deployed);
     }
-    println!("deployed {}@{}", text(&deployed, "name"), deployed["version"]);
-    println!("  call      {}", client.absolute(text(&deployed, "url")));
-    println!("  OpenAPI   {}", client.absolute(text(&deployed, "openapi_url")));
+    if arguments.models.is_empty() { Ok(()) } else { keeping::keep(arguments, &client, &deployed).await }
+}
+
+fn tell(client: &Client, deployed: &Value) {
+    println!("deployed {}@{}", text(deployed, "name"), deployed["version"]);
+    println!("  call      {}", client.absolute(text(deployed, "url")));
+    println!("  OpenAPI   {}", client.absolute(text(deployed, "openapi_url")));
     for (title, list) in
         [("input", "inputs"), ("output", "outputs"), ("missing", "missing"), ("note", "notes")]
     {
@@ -47,7 +56,6 @@ pub(super) async fn deploy(arguments: &DeployArguments, file: &SettingsFile) -> 
             println!("  {title:8}  {}", one_line(entry));
         }
     }
-    Ok(())
 }
 
 /// `Pixel Art.cpack.zip` is deployed as `pixel-art`.

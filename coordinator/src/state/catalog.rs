@@ -37,6 +37,14 @@ impl Catalog {
         self.models.get(&hash).map(|size| BlobRef { hash, size: *size })
     }
 
+    /// Whether some lockfile says of a blob, by either name, that peers may not have it.
+    pub(crate) fn is_private(&self, blob: BlobHash, sha256: Option<Sha256>) -> bool {
+        let is_it = |model: &LockedModel| {
+            model.blob == Some(blob) || model.sha256.is_some() && model.sha256 == sha256
+        };
+        self.versions.values().flat_map(|workflow| &workflow.models).any(|model| !model.share && is_it(model))
+    }
+
     /// The model that some lockfile names by both hashes.
     pub(crate) fn alias(&self, sha256: Sha256) -> Option<BlobRef> {
         self.aliases.get(&sha256).copied()

@@ -16,7 +16,7 @@ const WISH: Duration = Duration::from_secs(60);
 /// How long a node gets to begin, before another is asked in its place.
 const BEGIN: Duration = Duration::from_secs(30);
 /// How long after its refusal a node may be asked again.
-const AFTER_REFUSAL: Duration = Duration::from_secs(300);
+const AFTER_REFUSAL: Duration = Duration::from_secs(120);
 
 /// All wishes.
 #[derive(Debug, Default)]

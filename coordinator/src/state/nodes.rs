@@ -213,6 +213,13 @@ impl Nodes {
         holders.filter_map(provider).take(MAX_PROVIDERS - 1).collect()
     }
 
+    /// Whether a node that is there holds a blob.
+    pub(crate) fn is_served(&self, blob: BlobRef) -> bool {
+        let is_there = |peer: &PeerId| self.all.get(peer).is_some_and(|node| node.session.is_some());
+        let holders = self.holders.get(&blob.hash).into_iter().flatten();
+        holders.into_iter().any(|(peer, size)| *size == blob.size && is_there(peer))
+    }
+
     fn drop_blobs(&mut self, peer: PeerId) {
         let held = self.all.get_mut(&peer).map(|node| std::mem::take(&mut node.blobs)).unwrap_or_default();
         for hash in held {

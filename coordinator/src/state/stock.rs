@@ -3,7 +3,9 @@
 //!
 //! Not here: which nodes are asked to keep a blob (`keeps`).
 
-use protocol::message::{CoordinatorMessage, Keep, KeepRefused, MAX_LIST, NodeMessage, Storage};
+use protocol::message::{
+    AUTHOR_LABEL, CoordinatorMessage, Keep, KeepRefused, MAX_LIST, NodeMessage, Storage,
+};
 use protocol::{BlobName, BlobRef, MAX_WORDS, PIECE_SIZE, PeerId, Transfers};
 
 use super::keeps::{Candidate, Standing};
@@ -41,9 +43,10 @@ impl State {
         self.keep_wished(turn);
     }
 
-    /// Somebody wishes that nodes keep a blob.
+    /// Somebody wishes that nodes keep a blob. One that its lockfile says is not to be shared is not kept.
     pub(super) fn keep(&mut self, blob: BlobRef, copies: usize, author: Option<PeerId>, turn: &mut Turn) {
-        if self.keeps.wish(blob, copies, author, turn.now.monotonic) {
+        let is_private = self.catalog.is_private(blob.hash, self.aliases.sha256_of(blob));
+        if !is_private && self.keeps.wish(blob, copies, author, turn.now.monotonic) {
             self.keep_wished(turn);
         }
     }
@@ -52,7 +55,12 @@ impl State {
     pub(super) fn keep_wished(&mut self, turn: &mut Turn) {
         let now = turn.now.monotonic;
         for blob in self.keeps.wished(now) {
+            // Its author's inventory may still be on the way; who is asked too early only refuses.
+            if !self.nodes.is_served(blob) {
+                continue;
+            }
             let there = self.nodes.iter().filter(|(_, node)| node.session.is_some() && !node.leaving);
+            let there = there.filter(|(_, node)| !is_author(node));
             let candidates: Vec<Candidate> =
                 there.map(|(peer, node)| to_candidate(peer, node, blob)).collect();
             for peer in self.keeps.plan(blob, &candidates, now) {
@@ -104,6 +112,12 @@ impl State {
     }
 }
 
+/// Whether it only serves an author's models, and leaves with them.
+fn is_author(node: &Node) -> bool {
+    let (key, value) = AUTHOR_LABEL;
+    node.labels.get(key).is_some_and(|label| label == value)
+}
+
 fn to_candidate(peer: PeerId, node: &Node, blob: BlobRef) -> Candidate {
     let is_it = |name: &BlobName| *name == BlobName::Blake3(blob.hash);
     let holds = node.blobs.contains(&blob.hash);
@@ -131,9 +145,10 @@ mod tests {
     use protocol::message::Inventory;
     use protocol::{BlobHash, Transfer};
 
-    use super::super::made_farm::{Farm, node};
+    use super::super::made_farm::{Farm, node, workflow};
     use super::super::{Action, Event};
     use super::*;
+    use crate::view::DeployedWorkflow;
 
     fn model() -> BlobRef {
         BlobRef { hash: BlobHash([5; 32]), size: 40 * PIECE_SIZE }
@@ -165,10 +180,11 @@ mod tests {
         let mut farm = Farm::new();
         (1..=4).for_each(|seed| farm.register(seed));
         (2..=4).for_each(|seed| farm.tell_storage(seed, u64::from(seed) << 40, vec![]));
-        farm.hold_model(1);
-        farm.done();
         let wish = || Event::Keep { blob: model(), copies: 2, author: Some(node(1)) };
         farm.apply(wish());
+        assert_eq!(farm.asked(), [], "nobody is known to hold it yet");
+        farm.hold_model(1);
+        farm.pass(1);
         assert_eq!(farm.asked(), [(node(4), vec![node(1)]), (node(3), vec![node(1)])]);
         let refused = KeepRefused { blob: model().hash, reason: "x".repeat(1000) };
         farm.say(4, NodeMessage::KeepRefused(refused));
@@ -191,6 +207,30 @@ mod tests {
         farm.tell_storage(5, 1 << 40, vec![]);
         farm.pass(1);
         assert_eq!(farm.asked(), [(node(5), vec![node(1), node(2)])]);
+    }
+
+    #[test]
+    fn model_that_is_not_to_be_shared_is_not_kept() {
+        let mut farm = Farm::new();
+        (1..=2).for_each(|seed| farm.register(seed));
+        farm.tell_storage(2, 1 << 40, vec![]);
+        farm.hold_model(1);
+        let model_of = |share: bool| -> protocol::LockedModel {
+            let path = "models/loras/a.safetensors".parse().expect("a path");
+            let (size, blob) = (model().size, Some(model().hash));
+            protocol::LockedModel { path, size, sha256: None, blob, sources: vec![], disabled: false, share }
+        };
+        let deploy = |version: u32, share: bool| {
+            let workflow = DeployedWorkflow { models: vec![model_of(share)], ..(*workflow(version)).clone() };
+            Event::Deploy(std::sync::Arc::new(workflow))
+        };
+        farm.apply(deploy(2, true));
+        farm.apply(deploy(3, false));
+        let wish = Event::Keep { blob: model(), copies: 1, author: Some(node(1)) };
+        farm.apply(wish);
+        assert_eq!(farm.asked(), []);
+        let view = farm.state.blob_view(&BlobName::Blake3(model().hash));
+        assert_eq!((view.used_by.len(), view.keep), (2, None));
     }
 
     #[test]

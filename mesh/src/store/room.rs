@@ -68,6 +68,7 @@ impl BlobStore {
             if marks.set_pinned(hash, pinned) {
                 marks.write(&store.inner.directory)?;
                 index.marks = marks;
+                store.tell_change();
             }
             Ok(())
         })

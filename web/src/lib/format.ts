@@ -13,6 +13,11 @@ export function size(bytes: number): string {
   return `${unit === 0 || value >= 100 ? Math.round(value) : value.toFixed(1)} ${UNITS[unit]}`;
 }
 
+/** A speed, such as `1.5 MiB/s`. */
+export function rate(bytesPerSecond: number): string {
+  return `${size(bytesPerSecond)}/s`;
+}
+
 /** A time span, such as `0.4 s`, `12 s`, `3 min 05 s`, `2 h 10 min`. */
 export function span(milliseconds: number): string {
   const seconds = Math.max(milliseconds, 0) / 1000;

@@ -1,9 +1,11 @@
 //! What this node tells of the blobs that it holds: all on a new session, then what changes.
 //!
-//! Not here: small blobs, which are told by the runs that fetched them.
+//! Those of 1 MiB and more, models where they lie, and whatever is pinned. Not here: other small blobs,
+//! which are told by the runs that fetched them.
 
 use std::collections::BTreeSet;
 
+use mesh::store::BlobEntry;
 use protocol::message::{Aliases, Inventory, MAX_LIST, NodeMessage};
 use protocol::{Alias, BlobHash, BlobRef, PIECE_SIZE};
 
@@ -24,20 +26,20 @@ impl Duty {
         }
     }
 
-    /// Tells which large blobs this node serves, and the SHA-256 of those that it knows.
+    /// Tells which blobs this node serves, and the SHA-256 of those that it knows.
     pub(super) async fn send_inventory(&mut self, complete: bool) {
         self.blobs_changed.mark_unchanged();
         if complete {
             self.told_blobs = Told::default();
         }
         let served: BTreeSet<BlobRef> =
-            self.tools.blobs.shared().into_iter().filter(|blob| blob.size >= PIECE_SIZE).collect();
+            self.tools.blobs.list().into_iter().filter(is_told).map(to_blob).collect();
         let added: Vec<BlobRef> = served.difference(&self.told_blobs.blobs).copied().collect();
         let removed: Vec<BlobHash> =
             self.told_blobs.blobs.difference(&served).map(|blob| blob.hash).collect();
         let mut aliases = self.tools.blobs.aliases();
         aliases.retain(|alias| {
-            alias.blob.size >= PIECE_SIZE && !self.told_blobs.aliases.contains(&alias.blob.hash)
+            served.contains(&alias.blob) && !self.told_blobs.aliases.contains(&alias.blob.hash)
         });
         self.told_blobs.aliases.retain(|hash| !removed.contains(hash));
         self.told_blobs.aliases.extend(aliases.iter().map(|alias| alias.blob.hash));
@@ -65,4 +67,12 @@ impl Duty {
     async fn tell_aliases(&mut self, aliases: &[Alias]) {
         self.send(NodeMessage::Aliases(Aliases { aliases: aliases.to_vec() })).await;
     }
+}
+
+fn is_told(entry: &BlobEntry) -> bool {
+    entry.shared && (entry.size >= PIECE_SIZE || entry.pinned || !entry.in_place.is_empty())
+}
+
+fn to_blob(entry: BlobEntry) -> BlobRef {
+    BlobRef { hash: entry.hash, size: entry.size }
 }

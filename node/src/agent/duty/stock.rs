@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use mesh::store::ByteSize;
 use protocol::message::{Keep, KeepRefused, MAX_LIST, NodeMessage, Storage};
-use protocol::{BlobHash, PIECE_SIZE, error_chain};
+use protocol::{BlobHash, error_chain};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
 use tracing::{error, info, warn};
@@ -94,8 +94,8 @@ impl Duty {
             warn!(error = error_chain(&error), "room in the store is not known");
             0
         });
-        let large = self.tools.blobs.pinned().into_iter().filter(|blob| blob.size >= PIECE_SIZE);
-        let storage = Storage { room, pinned: large.map(|blob| blob.hash).take(MAX_LIST).collect() };
+        let pinned = self.tools.blobs.pinned().into_iter().map(|blob| blob.hash);
+        let storage = Storage { room, pinned: pinned.take(MAX_LIST).collect() };
         let is_known = self.stock.told.as_ref().is_some_and(|told| {
             told.pinned == storage.pinned && told.room.abs_diff(storage.room) < ROOM_STEP
         });

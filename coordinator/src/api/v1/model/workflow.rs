@@ -1,7 +1,7 @@
 //! A deployed workflow and its typed interface as JSON. Not here: the OpenAPI document of one workflow
 //! (`workflow_document`).
 
-use protocol::{Candidates, InputKind, Interface, WorkflowName};
+use protocol::{Candidates, InputKind, Interface, LockedModel, WorkflowName};
 use serde::{Deserialize, Serialize};
 use serde_json::{Number, Value};
 use time::OffsetDateTime;
@@ -43,6 +43,8 @@ pub(crate) struct Workflow {
     notes: Vec<String>,
     /// What a node must have for it.
     requirements: WorkflowRequirements,
+    /// The models of its lockfile that its graph names.
+    models: Vec<Model>,
 }
 
 /// A workflow with the list of its name's versions.
@@ -93,6 +95,39 @@ pub(crate) struct WorkflowRequirements {
     models: Vec<String>,
     /// Whether an attached ComfyUI, which proves no lockfile, may run it.
     accept_attached: bool,
+}
+
+/// A model file, as a lockfile pins it.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = WorkflowModel)]
+pub(crate) struct Model {
+    /// Where it lies in the ComfyUI folder, such as `models/checkpoints/x.safetensors`.
+    path: String,
+    /// How many bytes it has.
+    size: u64,
+    /// Its SHA-256 in hex.
+    #[schema(required)]
+    sha256: Option<String>,
+    /// Its BLAKE3 hash in hex.
+    #[schema(required)]
+    blob: Option<String>,
+    /// Where it can be fetched from, the preferred first.
+    sources: Vec<String>,
+    /// Whether peers may have it.
+    share: bool,
+}
+
+impl From<&LockedModel> for Model {
+    fn from(model: &LockedModel) -> Self {
+        Self {
+            path: model.path.to_string(),
+            size: model.size,
+            sha256: model.sha256.map(|sha256| sha256.to_string()),
+            blob: model.blob.map(|blob| blob.to_string()),
+            sources: model.sources.iter().map(|source| source.url.to_string()).collect(),
+            share: model.share,
+        }
+    }
 }
 
 /// One value that a caller gives.
@@ -239,6 +274,7 @@ impl Workflow {
             outputs: interface.outputs.iter().map(Output::from).collect(),
             notes: deployed.notes.clone(),
             requirements: (&deployed.requirements).into(),
+            models: deployed.models.iter().map(Model::from).collect(),
         }
     }
 }

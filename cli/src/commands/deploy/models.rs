@@ -1,0 +1,120 @@
+//! Which file of the author's folders is which model of the lockfile.
+//!
+//! Not here: their hashes; whoever serves the files computes those.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::commands::text;
+
+/// A model of the lockfile, as the farm's API tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Model {
+    /// Its path below `models`, such as `checkpoints/x.safetensors`.
+    pub(super) name: String,
+    pub(super) size: u64,
+    pub(super) sha256: Option<String>,
+    pub(super) blob: Option<String>,
+    /// Whether it can come from a URL.
+    pub(super) has_url: bool,
+    /// Whether peers may have it.
+    pub(super) share: bool,
+}
+
+impl Model {
+    /// The models that a deployed workflow names.
+    pub(super) fn all(deployed: &Value, private: &[String]) -> Vec<Self> {
+        let models = deployed["models"].as_array().into_iter().flatten();
+        models.map(|model| Self::new(model, private)).collect()
+    }
+
+    fn new(model: &Value, private: &[String]) -> Self {
+        let path = text(model, "path");
+        let name = path.strip_prefix("models/").unwrap_or(path).to_owned();
+        let is_private =
+            private.iter().any(|private| *private == name || name.rsplit('/').next() == Some(private));
+        let hash = |key: &str| model[key].as_str().map(str::to_owned);
+        Self {
+            size: model["size"].as_u64().unwrap_or_default(),
+            sha256: hash("sha256"),
+            blob: hash("blob"),
+            has_url: model["sources"].as_array().is_some_and(|sources| !sources.is_empty()),
+            share: model["share"] != false && !is_private,
+            name,
+        }
+    }
+
+    /// The name by which the farm is asked for it.
+    pub(super) fn blob_name(&self) -> Option<String> {
+        let by_sha256 = || self.sha256.as_ref().map(|sha256| format!("sha256:{sha256}"));
+        self.blob.clone().or_else(by_sha256)
+    }
+
+    /// The file in these folders that can be it: at its place below ComfyUI's folder or `models`, and of
+    /// its size.
+    pub(super) fn find(&self, folders: &[PathBuf]) -> Option<PathBuf> {
+        let name = Path::new(&self.name);
+        let places = folders.iter().flat_map(|folder| [folder.join(name), folder.join("models").join(name)]);
+        let is_it = |place: &PathBuf| {
+            std::fs::metadata(place).is_ok_and(|metadata| metadata.is_file() && metadata.len() == self.size)
+        };
+        let place = places.into_iter().find(is_it)?;
+        std::fs::canonicalize(place).ok()
+    }
+}
+
+/// The names that `--private` gives and no model has: a typing error must not make a model public.
+pub(super) fn unknown_private<'a>(models: &[Model], private: &'a [String]) -> Option<&'a String> {
+    let is_known = |private: &&String| {
+        models
+            .iter()
+            .any(|model| model.name == **private || model.name.rsplit('/').next() == Some(private.as_str()))
+    };
+    private.iter().find(|private| !is_known(private))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn models_are_found_below_either_folder_by_their_size() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let at = |path: &str| folder.path().join(path);
+        std::fs::create_dir_all(at("comfy/models/loras")).expect("own folder");
+        std::fs::write(at("comfy/models/loras/a.safetensors"), b"abc").expect("own folder");
+        let deployed = json!({ "models": [
+            { "path": "models/loras/a.safetensors", "size": 3, "sha256": "12", "blob": null, "sources": [], "share": true },
+            { "path": "models/loras/b.safetensors", "size": 3, "sha256": null, "blob": "34", "sources": [{}], "share": false },
+        ] });
+        let models = Model::all(&deployed, &[]);
+        for folder in [at("comfy"), at("comfy/models")] {
+            assert!(models[0].find(&[at("none"), folder]).is_some());
+        }
+        assert_eq!(models[0].find(&[at("comfy/models/loras")]), None);
+        let larger = Model { size: 4, ..models[0].clone() };
+        assert_eq!(larger.find(&[at("comfy")]), None);
+        assert_eq!(
+            (models[0].blob_name(), models[1].blob_name()),
+            (Some("sha256:12".into()), Some("34".into()))
+        );
+        assert_eq!((models[0].share, models[1].share, models[1].has_url), (true, false, true));
+    }
+
+    #[test]
+    fn private_models_are_named_by_path_or_file_and_a_wrong_name_is_noticed() {
+        let deployed = json!({ "models": [{ "path": "models/loras/a.safetensors", "size": 3 }] });
+        for name in ["a.safetensors", "loras/a.safetensors"] {
+            let private = [name.to_owned()];
+            let models = Model::all(&deployed, &private);
+            assert!(!models[0].share, "{name}");
+            assert_eq!(unknown_private(&models, &private), None);
+        }
+        let private = ["b.safetensors".to_owned()];
+        let models = Model::all(&deployed, &private);
+        assert_eq!((models[0].share, unknown_private(&models, &private)), (true, Some(&private[0])));
+    }
+}

@@ -42,6 +42,8 @@ const LONGEST_HEARTBEAT: Duration = Duration::from_secs(60);
 const INVENTORY: Duration = Duration::from_secs(2);
 /// How often it is looked whether the store has other room, or other pins.
 const STORAGE: Duration = Duration::from_secs(5);
+/// How often transfers are told, at most.
+const TRANSFERS: Duration = Duration::from_secs(1);
 /// How long runs get to stop when the process ends.
 const STOP: Duration = Duration::from_secs(5);
 /// The most ends in one `Register`, so that it fits its frame; further ones follow it.
@@ -126,6 +128,7 @@ impl Duty {
         let mut progress = ticks(PROGRESS);
         let mut inventory = ticks(INVENTORY);
         let mut storage = ticks(STORAGE);
+        let mut transfers = ticks(TRANSFERS);
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -140,6 +143,7 @@ impl Duty {
                 _ = progress.tick() => self.send_progress().await,
                 _ = inventory.tick() => self.send_changed_inventory().await,
                 _ = storage.tick() => self.send_storage().await,
+                _ = transfers.tick() => self.send_transfers().await,
             }
         }
         // Nobody listens any more: runs and the session's reader must not wait for that.

@@ -1,4 +1,4 @@
-//! What this node tells of its store, and the blobs that it keeps because the coordinator asks.
+//! What this node tells of its store and its transfers, and the blobs that it keeps because the coordinator asks.
 //!
 //! Not here: which node keeps what; the coordinator chooses.
 
@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use mesh::store::ByteSize;
 use protocol::message::{Keep, KeepRefused, MAX_LIST, NodeMessage, Storage};
-use protocol::{BlobHash, error_chain};
+use protocol::{BlobHash, Fault, Transfers, error_chain};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
 use tracing::{error, info, warn};
@@ -28,6 +28,7 @@ pub(super) struct Stock {
     hashes: BTreeSet<BlobHash>,
     turns: Arc<Semaphore>,
     told: Option<Storage>,
+    told_transfers: Transfers,
 }
 
 /// What came of keeping a blob.
@@ -39,7 +40,8 @@ pub(super) struct Kept {
 impl Stock {
     pub(super) fn new() -> Self {
         let turns = Arc::new(Semaphore::new(AT_A_TIME));
-        Self { keeping: JoinSet::new(), hashes: BTreeSet::new(), turns, told: None }
+        let (hashes, told_transfers) = (BTreeSet::new(), Transfers::default());
+        Self { keeping: JoinSet::new(), hashes, turns, told: None, told_transfers }
     }
 
     /// The next blob that is kept, or is not.
@@ -49,7 +51,7 @@ impl Stock {
 
     /// A new session: the coordinator may know nothing.
     pub(super) fn forget_told(&mut self) {
-        self.told = None;
+        (self.told, self.told_transfers) = (None, Transfers::default());
     }
 }
 
@@ -102,6 +104,18 @@ impl Duty {
         if !is_known {
             self.stock.told = Some(storage.clone());
             self.send(NodeMessage::Storage(storage)).await;
+        }
+    }
+
+    /// Tells what is fetched at the moment and who sent wrong bytes, where that has changed.
+    pub(super) async fn send_transfers(&mut self) {
+        let exchange = &self.tools.exchange;
+        let fault = |(peer, blob, reason)| Fault { peer, blob, reason };
+        let faults = exchange.faults().into_iter().map(fault).collect();
+        let transfers = Transfers { transfers: exchange.transfers(), faults }.bounded();
+        if self.writer.is_some() && self.stock.told_transfers != transfers {
+            self.stock.told_transfers = transfers.clone();
+            self.send(NodeMessage::Transfers(transfers)).await;
         }
     }
 }

@@ -161,6 +161,7 @@ pub async fn bind(config: ApiConfig) -> Result<Bound, ServeError> {
     let certificate = match &config.tls {
         None => None,
         Some(files) => {
+            mesh::plane::install_ciphers();
             let certificate = RustlsConfig::from_pem_file(&files.certificate, &files.key).await;
             Some(certificate.map_err(|source| ServeError::Tls { files: files.clone(), source })?)
         }

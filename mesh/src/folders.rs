@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::folders::walk::{Found, walk};
-use crate::store::{BlobStore, ByteSize, StoreError, hash_in_place};
+use crate::store::{BlobStore, ByteSize, StoreError, hash_model};
 
 /// How long after one look at the folders the next one comes.
 const RESCAN: Duration = Duration::from_secs(180);
@@ -232,11 +232,10 @@ impl<'a> Work<'a> {
 
     fn hash_all(&self, store: &BlobStore, stop: &CancellationToken, tell: &(dyn Fn(IndexProgress) + Sync)) {
         while let Some(found) = self.next().filter(|_| !stop.is_cancelled()) {
-            let hashed =
-                hash_in_place(&found.path, || stop.is_cancelled()).and_then(|(mut file, outboard)| {
-                    file.shared = found.shared;
-                    store.add_in_place(file, &outboard)
-                });
+            let hashed = hash_model(&found.path, &|| stop.is_cancelled()).and_then(|(mut file, outboard)| {
+                file.shared = found.shared;
+                store.add_in_place(file, &outboard)
+            });
             let mut state = self.state.lock().expect("nothing panics while it holds the work");
             state.done.passed += found.metadata.len();
             match hashed {

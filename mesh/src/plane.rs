@@ -8,8 +8,10 @@ mod tls;
 mod quinn;
 mod relayed;
 mod certificate;
+mod ciphers;
 
 pub use self::certificate::CertificateMakingError;
+pub use self::ciphers::install_ciphers;
 pub use self::quinn::QuinnPlane;
 pub use self::race::RacingPlane;
 pub use self::relayed::{RelayedPlane, RelayedRate};

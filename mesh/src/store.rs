@@ -24,12 +24,14 @@ mod error;
 mod index;
 mod draft;
 mod files;
+mod hash;
 mod hand_over;
 mod hand_over_folder;
 mod in_place;
 mod list;
 mod marks;
 mod partial;
+mod piece_buffer;
 mod pieces;
 mod room;
 mod small;
@@ -39,7 +41,7 @@ mod unproven;
 pub use byte_size::{ByteSize, ParseByteSizeError};
 pub use draft::BlobWriter;
 pub use error::StoreError;
-pub(crate) use files::hash_in_place;
+pub(crate) use files::hash_model;
 pub(crate) use in_place::InPlaceFile;
 pub use list::BlobEntry;
 pub use partial::PartialBlob;
@@ -63,11 +65,11 @@ use tracing::{debug, warn};
 use crate::store::aliases::Aliases;
 use crate::store::draft::Draft;
 use crate::store::error::failure;
-use crate::store::files::read_parts;
+use crate::store::hash::FileToHash;
 use crate::store::in_place::InPlaceIndex;
 use crate::store::index::Index;
 use crate::store::marks::Marks;
-use crate::tree::{MAX_BLOB_SIZE, TreeHasher};
+use crate::tree::MAX_BLOB_SIZE;
 
 /// How the name of a file in `partial` begins that only a SHA-256 names.
 const SHA256_STEM: &str = "sha256-";
@@ -246,13 +248,14 @@ impl BlobStore {
     pub async fn verify(&self, hash: BlobHash) -> Result<bool, StoreError> {
         let store = self.clone();
         let verified = blocking(move || {
-            let Some((mut file, blob)) = store.open_whole(hash)? else { return Ok(false) };
-            let mut hasher = TreeHasher::default();
-            read_parts(&mut file, &store.blob_path(hash), |part| {
-                hasher.update(part);
-                Ok(())
-            })?;
-            Ok(hasher.finish().0 == blob)
+            let Some((file, blob)) = store.open_whole(hash)? else { return Ok(false) };
+            let path = store.blob_path(hash);
+            let to_hash = FileToHash { file: &file, path: &path, size: blob.size, is_stopped: &|| false };
+            match to_hash.blob() {
+                Ok(hashed) => Ok(hashed.blob == blob),
+                Err(StoreError::Changed(_)) => Ok(false),
+                Err(error) => Err(error),
+            }
         })
         .await?;
         if !verified {

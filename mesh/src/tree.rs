@@ -17,6 +17,9 @@ pub const MAX_BLOB_SIZE: u64 = 1 << 38;
 /// The bytes of one pair of chaining values in an outboard.
 pub const PAIR: usize = 64;
 
+/// The chaining value of one group.
+pub(crate) type Leaf = ChainingValue;
+
 /// How many groups a blob of this size has; even an empty one has its one leaf.
 pub fn groups(size: u64) -> u64 {
     size.div_ceil(GROUP_SIZE).max(1)
@@ -36,7 +39,7 @@ pub fn piece_size(size: u64, piece: u64) -> usize {
 #[derive(Debug, Clone)]
 pub struct Tree {
     blob: BlobRef,
-    leaves: Vec<ChainingValue>,
+    leaves: Vec<Leaf>,
 }
 
 impl Tree {
@@ -54,14 +57,28 @@ impl Tree {
             return BlobHash::of(bytes) == self.blob.hash;
         }
         let first = piece * (PIECE_SIZE / GROUP_SIZE);
-        bytes.chunks(GROUP_SIZE as usize).zip(first..).all(|(group, index)| {
-            let leaf = leaf_of(group, index);
-            self.leaves.get(index as usize).is_some_and(|expected| *expected == leaf)
-        })
+        let expected = self.leaves.get(first as usize..).unwrap_or_default();
+        expected.len() >= bytes.len().div_ceil(GROUP_SIZE as usize)
+            && leaves_of(bytes, piece).zip(expected).all(|(leaf, expected)| leaf == *expected)
     }
 }
 
-fn leaf_of(group: &[u8], index: u64) -> ChainingValue {
+/// The leaves below this piece of a blob of more than one group.
+pub(crate) fn leaves_of(bytes: &[u8], piece: u64) -> impl Iterator<Item = Leaf> {
+    let first = piece * (PIECE_SIZE / GROUP_SIZE);
+    bytes.chunks(GROUP_SIZE as usize).zip(first..).map(|(group, index)| leaf_of(group, index))
+}
+
+/// The blob of this size, more than one group, that has these leaves; and its outboard.
+pub(crate) fn outboard_of(leaves: &[Leaf], size: u64) -> (BlobRef, Vec<u8>) {
+    debug_assert_eq!(leaves.len() as u64, groups(size));
+    let mut outboard = vec![0; outboard_size(size) as usize];
+    let (left, right) = fill(leaves, &mut outboard);
+    let root = merge_subtrees_root(&left, &right, Mode::Hash);
+    (BlobRef { hash: BlobHash(*root.as_bytes()), size }, outboard)
+}
+
+fn leaf_of(group: &[u8], index: u64) -> Leaf {
     let mut hasher = blake3::Hasher::new();
     hasher.set_input_offset(index * GROUP_SIZE);
     hasher.update(group);
@@ -71,7 +88,7 @@ fn leaf_of(group: &[u8], index: u64) -> ChainingValue {
 /// Hashes a blob while it is written, and keeps what its outboard needs: 32 bytes for each 16 KiB.
 #[derive(Debug, Default)]
 pub struct TreeHasher {
-    leaves: Vec<ChainingValue>,
+    leaves: Vec<Leaf>,
     group: blake3::Hasher,
     filled: u64,
 }
@@ -98,10 +115,7 @@ impl TreeHasher {
             return (BlobRef { hash: BlobHash(*self.group.finalize().as_bytes()), size }, Vec::new());
         }
         self.close_group();
-        let mut outboard = vec![0; outboard_size(size) as usize];
-        let (left, right) = fill(&self.leaves, &mut outboard);
-        let root = merge_subtrees_root(&left, &right, Mode::Hash);
-        (BlobRef { hash: BlobHash(*root.as_bytes()), size }, outboard)
+        outboard_of(&self.leaves, size)
     }
 
     fn close_group(&mut self) {
@@ -113,11 +127,11 @@ impl TreeHasher {
 }
 
 /// Writes the pairs above at least two leaves in pre-order; gives the topmost pair.
-fn fill(leaves: &[ChainingValue], outboard: &mut [u8]) -> (ChainingValue, ChainingValue) {
+fn fill(leaves: &[Leaf], outboard: &mut [u8]) -> (ChainingValue, ChainingValue) {
     let (own, below) = outboard.split_at_mut(PAIR);
     let (left_leaves, right_leaves) = leaves.split_at(left_groups(leaves.len() as u64) as usize);
     let (left_below, right_below) = below.split_at_mut((left_leaves.len() - 1) * PAIR);
-    let value = |leaves: &[ChainingValue], outboard: &mut [u8]| match leaves {
+    let value = |leaves: &[Leaf], outboard: &mut [u8]| match leaves {
         [leaf] => *leaf,
         leaves => {
             let (left, right) = fill(leaves, outboard);

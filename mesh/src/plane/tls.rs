@@ -21,6 +21,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use protocol::PeerId;
 use rustls::pki_types::ServerName;
+use tokio::io::BufReader;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
@@ -41,6 +42,13 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_HANDSHAKES: usize = 64;
 /// How many links may wait to be taken.
 const LINK_QUEUE: usize = 64;
+/// How much is taken from the system at once; TLS by itself asks for 4 KiB at a time.
+const READ_BUFFER: usize = 128 << 10;
+/// How much may be encrypted before it is given to the system.
+const WRITE_BUFFER: usize = 512 << 10;
+
+/// A connection once its handshake is through.
+type Connection = TlsStream<BufReader<TcpStream>>;
 
 /// Links over TLS on one TCP port.
 pub struct TlsPlane {
@@ -122,24 +130,30 @@ struct Dialler {
 
 impl Dialler {
     /// Begins a link: the control connection, once the other side has answered on it.
-    async fn begin(&self, id: LinkId) -> io::Result<TlsStream<TcpStream>> {
+    async fn begin(&self, id: LinkId) -> io::Result<Connection> {
         let mut control = self.connect(Preface { purpose: Purpose::Control, link: id }).await?;
         timeout(HANDSHAKE_TIMEOUT, control::first_beat(&mut control)).await??;
         Ok(control)
     }
 
-    async fn connect(&self, preface: Preface) -> io::Result<TlsStream<TcpStream>> {
+    async fn connect(&self, preface: Preface) -> io::Result<Connection> {
         let connecting = async {
-            let stream = TcpStream::connect(self.address).await?;
-            stream.set_nodelay(true)?;
+            let stream = buffered(TcpStream::connect(self.address).await?)?;
             // The name goes unused: peers are known by their key.
             let name = ServerName::try_from("peer.invalid").expect("it is a name");
-            let mut stream = TlsStream::from(self.connector.connect(name, stream).await?);
+            let mut stream = self.connector.connect(name, stream).await?;
+            stream.get_mut().1.set_buffer_limit(Some(WRITE_BUFFER));
+            let mut stream = TlsStream::from(stream);
             preface.write(&mut stream).await?;
             Ok(stream)
         };
         timeout(HANDSHAKE_TIMEOUT, connecting).await?
     }
+}
+
+fn buffered(stream: TcpStream) -> io::Result<BufReader<TcpStream>> {
+    stream.set_nodelay(true)?;
+    Ok(BufReader::with_capacity(READ_BUFFER, stream))
 }
 
 /// The links that were taken and may get more connections.
@@ -195,12 +209,10 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, door: Door) {
     }
 }
 
-async fn handshake(
-    stream: TcpStream,
-    acceptor: TlsAcceptor,
-) -> io::Result<(TlsStream<TcpStream>, PeerId, Preface)> {
-    stream.set_nodelay(true)?;
-    let mut stream = TlsStream::from(acceptor.accept(stream).await?);
+async fn handshake(stream: TcpStream, acceptor: TlsAcceptor) -> io::Result<(Connection, PeerId, Preface)> {
+    let mut stream = acceptor.accept(buffered(stream)?).await?;
+    stream.get_mut().1.set_buffer_limit(Some(WRITE_BUFFER));
+    let mut stream = TlsStream::from(stream);
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let peer = certificates.first().and_then(peer_of).ok_or(io::ErrorKind::PermissionDenied)?;
     let preface = Preface::read(&mut stream).await?;
@@ -208,7 +220,7 @@ async fn handshake(
 }
 
 impl Door {
-    fn take(&self, stream: TlsStream<TcpStream>, peer: PeerId, remote: SocketAddr, preface: Preface) {
+    fn take(&self, stream: Connection, peer: PeerId, remote: SocketAddr, preface: Preface) {
         let Preface { purpose, link: id } = preface;
         match purpose {
             Purpose::Control => {

@@ -12,9 +12,10 @@ use protocol::{BlobHash, BlobRef, PIECE_SIZE, Sha256};
 use sha2::Digest;
 
 use super::draft::Draft;
+use super::hash::{FileToHash, Hashed};
 use super::in_place::InPlaceFile;
 use super::{BlobStore, StoreError, blocking, failure};
-use crate::tree::{MAX_BLOB_SIZE, TreeHasher};
+use crate::tree::MAX_BLOB_SIZE;
 
 /// The coarsest clock of the file systems that models lie on.
 const CLOCK_TICK: Duration = Duration::from_millis(20);
@@ -39,7 +40,7 @@ impl BlobStore {
         let (store, path) = (self.clone(), path.as_ref().to_owned());
         blocking(move || {
             let path = fs::canonicalize(&path).map_err(failure("finding", &path))?;
-            let (in_place, outboard) = hash_in_place(&path, || false)?;
+            let (in_place, outboard) = hash_in_place(&path, &|| false, |file| file.blob())?;
             let blob = in_place.blob;
             store.add_in_place(in_place, &outboard)?;
             let index = store.index();
@@ -126,32 +127,33 @@ impl BlobStore {
 
 /// Hashes a file where it lies, under both names that models have, unless it is stopped; also gives its
 /// outboard.
-pub(crate) fn hash_in_place(
+pub(crate) fn hash_model(
     path: &Path,
-    is_stopped: impl Fn() -> bool,
+    is_stopped: &(dyn Fn() -> bool + Sync),
 ) -> Result<(InPlaceFile, Vec<u8>), StoreError> {
-    let mut file = fs::File::open(path).map_err(failure("opening", path))?;
+    hash_in_place(path, is_stopped, |file| file.blob_and_sha256())
+}
+
+fn hash_in_place(
+    path: &Path,
+    is_stopped: &(dyn Fn() -> bool + Sync),
+    hash: impl Fn(&FileToHash<'_>) -> Result<Hashed, StoreError>,
+) -> Result<(InPlaceFile, Vec<u8>), StoreError> {
+    let file = fs::File::open(path).map_err(failure("opening", path))?;
     let before = file.metadata().map_err(failure("reading", path))?;
     // A second change within one tick of the file system's clock would look like none.
     if before.modified().is_ok_and(|time| time.elapsed().is_ok_and(|age| age < CLOCK_TICK)) {
         std::thread::sleep(CLOCK_TICK);
     }
-    let mut hasher = TreeHasher::default();
-    let mut sha256 = sha2::Sha256::new();
-    read_parts(&mut file, path, |part| {
-        hasher.update(part);
-        sha256.update(part);
-        if is_stopped() { Err(StoreError::Abandoned) } else { Ok(()) }
-    })?;
-    let (blob, outboard) = hasher.finish();
+    let to_hash = FileToHash { file: &file, path, size: before.len(), is_stopped };
+    let Hashed { blob, outboard, sha256 } = hash(&to_hash)?;
     let mut in_place = InPlaceFile::new(path.to_owned(), blob, &before);
-    let digest = hex::encode(sha256.finalize());
-    in_place.sha256 = Some(digest.parse().expect("64 hex digits are a SHA-256"));
+    in_place.sha256 = sha256;
     if in_place.is_unchanged() { Ok((in_place, outboard)) } else { Err(StoreError::Changed(path.to_owned())) }
 }
 
 /// Reads a file to its end in parts of 1 MiB.
-pub(super) fn read_parts(
+fn read_parts(
     file: &mut fs::File,
     path: &Path,
     mut take: impl FnMut(&[u8]) -> Result<(), StoreError>,

@@ -9,6 +9,7 @@ use std::sync::{Arc, Weak};
 use protocol::{BlobRef, FileRef, PIECE_SIZE};
 use tokio::sync::watch;
 
+use super::piece_buffer::PieceBuffer;
 use super::{BlobStore, PartialBlob, Pieces, StoreError, UnprovenFile, blocking};
 use crate::tree::piece_size;
 
@@ -83,11 +84,11 @@ impl Source {
     }
 
     /// A piece, if it can be served. It blocks on the disk.
-    pub(crate) fn read_piece(&self, piece: u64) -> io::Result<Option<Vec<u8>>> {
+    pub(crate) fn read_piece(&self, piece: u64) -> io::Result<Option<PieceBuffer>> {
         match self {
             Self::Whole { blob, .. } if piece >= blob.pieces() => Ok(None),
             Self::Whole { blob, file, .. } => {
-                let mut bytes = vec![0; piece_size(blob.size, piece)];
+                let mut bytes = PieceBuffer::new(piece_size(blob.size, piece));
                 file.read_exact_at(&mut bytes, piece * PIECE_SIZE)?;
                 Ok(Some(bytes))
             }

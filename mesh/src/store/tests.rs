@@ -3,6 +3,7 @@
 use protocol::PIECE_SIZE;
 
 use super::*;
+use crate::tree::TreeHasher;
 
 async fn store() -> (tempfile::TempDir, BlobStore) {
     let folder = tempfile::tempdir().expect("a folder");

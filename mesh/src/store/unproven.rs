@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use self::follower::Follower;
 use super::draft::sync_folder;
+use super::piece_buffer::PieceBuffer;
 use super::{BlobHold, BlobStore, Pieces, StoreError, blocking, failure, remove_file};
 use crate::tree::{Assembly, MAX_BLOB_SIZE, PieceLeaves, piece_size};
 
@@ -190,12 +191,12 @@ impl UnprovenFile {
     }
 
     /// A piece that is there. It blocks on the disk.
-    pub fn read_piece(&self, piece: u64) -> io::Result<Option<Vec<u8>>> {
+    pub(crate) fn read_piece(&self, piece: u64) -> io::Result<Option<PieceBuffer>> {
         if !self.has(piece) {
             return Ok(None);
         }
-        let mut bytes = Vec::new();
-        self.read_into(piece, &mut bytes)?;
+        let mut bytes = PieceBuffer::new(piece_size(self.file.size, piece));
+        self.data.read_exact_at(&mut bytes, piece * PIECE_SIZE)?;
         Ok(Some(bytes))
     }
 

@@ -3,15 +3,14 @@
 //! Nothing is verified here, because nothing is known beforehand; at the end there is the hash. Not here:
 //! the pieces themselves.
 
-use blake3::hazmat::{ChainingValue, Mode, merge_subtrees_root};
 use protocol::{BlobHash, BlobRef, GROUP_SIZE, PIECE_SIZE};
 
-use super::{fill, groups, leaf_of, outboard_size};
+use super::{Leaf, groups, leaves_of, outboard_of};
 
 /// What a piece adds to the tree of its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PieceLeaves {
-    leaves: Vec<ChainingValue>,
+    leaves: Vec<Leaf>,
     /// The hash of a file that is one group: it has no tree.
     whole: Option<BlobHash>,
 }
@@ -19,10 +18,8 @@ pub struct PieceLeaves {
 impl PieceLeaves {
     /// The leaves of this piece of a file of `size` bytes.
     pub fn of(size: u64, piece: u64, bytes: &[u8]) -> Self {
-        let first = piece * (PIECE_SIZE / GROUP_SIZE);
-        let leaves =
-            bytes.chunks(GROUP_SIZE as usize).zip(first..).map(|(group, index)| leaf_of(group, index));
-        Self { leaves: leaves.collect(), whole: (groups(size) == 1).then(|| BlobHash::of(bytes)) }
+        let leaves = leaves_of(bytes, piece).collect();
+        Self { leaves, whole: (groups(size) == 1).then(|| BlobHash::of(bytes)) }
     }
 
     /// Thirty-two bytes that no other piece has at this place.
@@ -39,7 +36,7 @@ impl PieceLeaves {
 #[derive(Debug)]
 pub struct Assembly {
     size: u64,
-    leaves: Vec<ChainingValue>,
+    leaves: Vec<Leaf>,
     whole: Option<BlobHash>,
 }
 
@@ -66,10 +63,7 @@ impl Assembly {
             return (BlobRef { hash, size: self.size }, Vec::new());
         }
         debug_assert!(self.leaves.len() > 1, "its only piece was never taken");
-        let mut outboard = vec![0; outboard_size(self.size) as usize];
-        let (left, right) = fill(&self.leaves, &mut outboard);
-        let root = merge_subtrees_root(&left, &right, Mode::Hash);
-        (BlobRef { hash: BlobHash(*root.as_bytes()), size: self.size }, outboard)
+        outboard_of(&self.leaves, self.size)
     }
 }
 

@@ -6,11 +6,11 @@ use std::io;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::{interval, timeout};
-use tokio_rustls::TlsStream;
 use tokio_util::sync::CancellationToken;
+
+use super::Connection;
 
 const HEARTBEAT: u8 = b'.';
 /// The side that was dialled wants a channel.
@@ -32,7 +32,7 @@ pub(super) struct Control {
 
 impl Control {
     /// Runs the connection until the link is closed, and closes the link when it ends.
-    pub(super) async fn run(self, stream: TlsStream<TcpStream>) {
+    pub(super) async fn run(self, stream: Connection) {
         let Self { requested, requests, closed } = self;
         let (reader, writer) = tokio::io::split(stream);
         let _close = closed.clone().drop_guard();
@@ -45,17 +45,14 @@ impl Control {
 }
 
 /// Waits for the heartbeat by which the side that was dialled says that it knows the link.
-pub(super) async fn first_beat(stream: &mut TlsStream<TcpStream>) -> io::Result<()> {
+pub(super) async fn first_beat(stream: &mut Connection) -> io::Result<()> {
     match stream.read_u8().await? {
         HEARTBEAT => Ok(()),
         _ => Err(io::ErrorKind::InvalidData.into()),
     }
 }
 
-async fn read_all(
-    mut reader: ReadHalf<TlsStream<TcpStream>>,
-    requested: Option<mpsc::Sender<()>>,
-) -> io::Result<()> {
+async fn read_all(mut reader: ReadHalf<Connection>, requested: Option<mpsc::Sender<()>>) -> io::Result<()> {
     loop {
         match timeout(IDLE_TIMEOUT, reader.read_u8()).await?? {
             HEARTBEAT => {}
@@ -69,10 +66,7 @@ async fn read_all(
     }
 }
 
-async fn write_all(
-    mut writer: WriteHalf<TlsStream<TcpStream>>,
-    mut requests: mpsc::Receiver<()>,
-) -> io::Result<()> {
+async fn write_all(mut writer: WriteHalf<Connection>, mut requests: mpsc::Receiver<()>) -> io::Result<()> {
     let mut beats = interval(BEAT_EVERY);
     loop {
         let byte = tokio::select! {

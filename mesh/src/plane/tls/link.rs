@@ -11,15 +11,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use protocol::PeerId;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
-use tokio_rustls::TlsStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::control::{Control, MAX_REQUESTS};
 use super::preface::{LinkId, Preface, Purpose};
-use super::{Dialler, NAME};
+use super::{Connection, Dialler, NAME};
 use crate::plane::{Channel, Link};
 
 /// How many channels of the peer may wait to be taken.
@@ -41,7 +39,7 @@ impl DialledLink {
         peer: PeerId,
         id: LinkId,
         dialler: Dialler,
-        control: TlsStream<TcpStream>,
+        control: Connection,
         closed: CancellationToken,
     ) -> Arc<dyn Link> {
         let (requested, requests) = mpsc::channel(MAX_REQUESTS);
@@ -139,7 +137,7 @@ impl AcceptedLink {
     }
 
     /// Takes a further connection of the peer. One too many is let go.
-    pub(super) fn take(&self, stream: TlsStream<TcpStream>, purpose: Purpose) {
+    pub(super) fn take(&self, stream: Connection, purpose: Purpose) {
         let is_first = !self.greeted.swap(true, Ordering::Relaxed);
         let is_hello = is_first && purpose == Purpose::Asked;
         if !is_hello && !self.admitted.load(Ordering::Relaxed) {
@@ -204,7 +202,7 @@ impl Drop for AcceptedLink {
 }
 
 /// A channel that ends with its link.
-fn channel(stream: TlsStream<TcpStream>, closed: &CancellationToken) -> Channel {
+fn channel(stream: Connection, closed: &CancellationToken) -> Channel {
     let (reader, writer) = tokio::io::split(stream);
     let tie = || Box::pin(closed.clone().cancelled_owned());
     Channel {

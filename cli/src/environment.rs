@@ -30,10 +30,14 @@ pub(crate) const LOG_FORMAT: &str = "COMFY_FARM_LOG_FORMAT";
 pub(crate) const XDG_CONFIG_HOME: &str = "XDG_CONFIG_HOME";
 /// Where the user's data is (XDG base directory specification).
 pub(crate) const XDG_DATA_HOME: &str = "XDG_DATA_HOME";
-/// The tokens that a node shows to Hugging Face and to Civitai, and to nobody else.
-pub(crate) const TOKENS: [&str; 2] = [HF_TOKEN, CIVITAI_API_TOKEN];
 /// The user's home.
 pub(crate) const HOME: &str = "HOME";
+
+/// The token of a host on the internet, such as `HF_TOKEN`, in the variable that the host's own tools read.
+pub(crate) fn host_token(name: &str) -> Option<String> {
+    debug_assert!([HF_TOKEN, CIVITAI_API_TOKEN].contains(&name), "`{name}` is not listed here");
+    std::env::var(name).ok()
+}
 
 /// Those that set how a role runs; the demo's processes do not inherit them.
 pub(crate) const ALL: [&str; 10] =

@@ -23,7 +23,7 @@ pub use custodian::{Custodian, CustodianError};
 pub use errand::{ErrandError, GetRequest, Got, Reach, Whereabouts};
 pub use server::{ControlError, ControlServer};
 
-use crate::fetch::FetchError;
+use crate::fetch::{FetchError, FetchFileError};
 use crate::folders::{self, IndexError, IndexProgress, Indexed};
 use crate::store::{BlobEntry, BlobStore, Collected, StoreError};
 
@@ -155,7 +155,9 @@ impl PerformError {
             | Self::Errand(
                 ErrandError::Nobody { .. }
                 | ErrandError::NotFrom { .. }
-                | ErrandError::Fetch(FetchError::NoProvider { .. }),
+                | ErrandError::Fetch(FetchError::NoProvider { .. })
+                | ErrandError::File(FetchFileError::NoSource { .. })
+                | ErrandError::Size(_),
             ) => FailureKind::NotFound,
             Self::Index(IndexError::Read { .. }) => FailureKind::Input,
             _ => FailureKind::Other,

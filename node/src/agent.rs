@@ -18,7 +18,7 @@ use mesh::folder::{DataFolder, FolderError};
 use mesh::folders::index_task;
 use mesh::gate::Credentials;
 use mesh::identity::{Identity, IdentityError};
-use mesh::origin::OriginReader;
+use mesh::origin::{OriginConfig, OriginReader, OriginSetupError, Tokens};
 use mesh::plane::{BindError, RacingPlane, RelayedPlane, RelayedRate};
 use mesh::store::{BlobStore, StoreError};
 use mesh::swarm::{Mesh, MeshConfig, MeshError, MeshFinder};
@@ -61,6 +61,8 @@ pub struct AgentConfig {
     pub quota: Option<u64>,
     /// Folders of models that it serves where they lie.
     pub models: Vec<PathBuf>,
+    /// The tokens of hosts on the internet from which it reads models.
+    pub tokens: Tokens,
     /// What executes workflows.
     pub engine: Arc<dyn Engine>,
     /// What the engine computes on: one slot for each.
@@ -97,6 +99,9 @@ pub enum StartError {
     /// The ends of earlier runs.
     #[error(transparent)]
     Ends(#[from] KeepError),
+    /// What reads from the internet.
+    #[error(transparent)]
+    Origins(#[from] OriginSetupError),
     /// The farm.
     #[error(transparent)]
     Belong(#[from] BelongError),
@@ -154,11 +159,11 @@ impl Agent {
         mesh.set_data_addresses(exchange.addresses());
         mesh.set_store(blobs.clone());
         let (finder, questions) = SessionFinder::new();
-        let reach = Reach {
-            exchange: exchange.clone(),
-            finder: Arc::new(finder.or_members(MeshFinder::new(mesh.clone()))),
-        };
-        exchange.set_finder(Arc::clone(&reach.finder));
+        let farm = Arc::new(finder.or_members(MeshFinder::new(mesh.clone())));
+        exchange.set_finder(farm.clone());
+        let origins = OriginConfig { tokens: config.tokens, ..OriginConfig::default() };
+        exchange.set_origins(OriginReader::new(origins)?);
+        let reach = Reach { exchange: exchange.clone(), finder: farm };
         let control = ControlServer::bind(&data, blobs.clone()).map(|server| server.with_reach(reach));
         let control = control.inspect_err(|error| warn!(error = error_chain(error), "no commands")).ok();
         let ends = Ends::open(&data.join("ends"), blobs.clone()).await?;
@@ -186,11 +191,6 @@ impl Agent {
     /// Who this node is.
     pub fn peer(&self) -> PeerId {
         self.peer
-    }
-
-    /// Sets how it reads files from the internet.
-    pub fn set_origins(&self, reader: OriginReader) {
-        self.tools.exchange.set_origins(reader);
     }
 
     /// Who is asked where blobs are; it is answered while the agent serves.

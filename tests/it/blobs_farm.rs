@@ -124,6 +124,10 @@ async fn what_nobody_holds_is_told_with_whom_was_asked() -> anyhow::Result<()> {
     check(&[&nobody], "asked the coordinator, which knows of no node that has it").await?;
     let (first, second) = (holding.farm.nodes[0].peer.clone(), holding.farm.nodes[1].peer.clone());
     check(&[&holding.hash, "--from", &second], &first).await?;
+    // What the internet said is told by URL; a host of our own network is none of it.
+    let url = "https://127.0.0.1:1/model.safetensors";
+    let by_sha256 = format!("sha256:{nobody}");
+    check(&[&by_sha256, "--size", "9", "--url", url], url).await?;
     holding.farm.coordinator.signal(Signal::SIGKILL);
     let log = || holding.farm.nodes[1].process.log();
     eventually(|| async { Ok(log().contains("session lost").then_some(())) }).await?;

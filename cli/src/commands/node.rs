@@ -3,8 +3,7 @@
 use std::io::{BufRead, IsTerminal, Write};
 use std::sync::Arc;
 
-use anyhow::Context;
-use mesh::origin::{OriginConfig, OriginReader, Tokens};
+use mesh::origin::Tokens;
 use node::agent::{Agent, AgentConfig};
 use node::engine::Engine;
 use node::engine::builtin::{Builtin, BuiltinOptions};
@@ -46,13 +45,11 @@ pub(super) async fn node(arguments: NodeArguments, file: SettingsFile) -> anyhow
         mdns: settings.mdns,
         quota: settings.quota.map(|quota| quota.0),
         models: settings.models,
+        tokens: Tokens::from_variables(environment::host_token)?,
         engine,
         devices: vec![device],
     })
     .await?;
-    let read = |name: &str| environment::TOKENS.contains(&name).then(|| std::env::var(name).ok()).flatten();
-    let tokens = Tokens::from_variables(read).context("a token in the environment is none")?;
-    agent.set_origins(OriginReader::new(OriginConfig { tokens, ..OriginConfig::default() })?);
     println!("node {} of farm {}", agent.peer(), agent.belonging().farm);
 
     let stop = CancellationToken::new();

@@ -2,7 +2,6 @@
 //!
 //! Not here: how the command asks, and the fetching itself.
 
-use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -35,8 +34,10 @@ pub struct GetRequest {
     pub name: BlobName,
     /// The only peers that may be asked; any without one.
     pub from: Vec<PeerId>,
-    /// Where a file that is named by its SHA-256 is on the internet, if no peer gives it.
+    /// Where on the internet it is, for one that is named by its SHA-256.
     pub urls: Vec<String>,
+    /// Its size, where nobody else would know it.
+    pub size: Option<u64>,
     /// The full path of the file.
     pub output: PathBuf,
 }
@@ -49,7 +50,7 @@ pub struct Got {
     pub blob: BlobRef,
     /// From whom how much came; nothing, if it was here.
     pub fetched: Vec<Fetched>,
-    /// How many bytes came from the internet.
+    /// How much came from the internet.
     pub origin_bytes: u64,
 }
 
@@ -96,12 +97,12 @@ pub enum ErrandError {
     /// It did not come.
     #[error(transparent)]
     Fetch(#[from] FetchError),
-    /// It came neither from peers nor from the internet.
+    /// It did not come from the internet either.
     #[error(transparent)]
-    FetchFile(#[from] FetchFileError),
-    /// It is not known how long the file is.
+    File(#[from] FetchFileError),
+    /// Its size is not known, and so nothing can be asked for.
     #[error(transparent)]
-    OriginSize(#[from] OriginSizeError),
+    Size(#[from] OriginSizeError),
     /// The blob that the farm names for a SHA-256 has another one.
     #[error("the farm names blob `{blob}` for it, which has the SHA-256 `{found}`")]
     WrongSha256 {
@@ -134,107 +135,103 @@ impl Reach {
         request: GetRequest,
         tell: impl Fn(Progress) + Send + Sync,
     ) -> Result<Got, ErrandError> {
-        let GetRequest { name, from, urls, output } = request;
         let store = self.exchange.store();
-        let got = match (here(store, &name), name) {
-            (Some(entry), _) => {
-                let blob = BlobRef { hash: entry.hash, size: entry.size };
-                Got { blob, fetched: Vec::new(), origin_bytes: 0 }
+        let got = match here(store, &request.name) {
+            Some(BlobEntry { hash, size, .. }) => {
+                Got { blob: BlobRef { hash, size }, fetched: Vec::new(), origin_bytes: 0 }
             }
-            (None, BlobName::Sha256(sha256)) if !urls.is_empty() => {
-                self.fetch_file(sha256, urls, tell).await?
-            }
-            (None, name) => self.fetch(name, &from, tell).await?,
+            None => self.fetch(&request, tell).await?,
         };
-        let blob = got.blob;
-        if let BlobName::Sha256(wanted) = name {
-            let found = store.sha256(blob.hash).await?;
-            if found != wanted {
-                return Err(ErrandError::WrongSha256 { blob: blob.hash, found });
-            }
-        }
-        store.export(blob.hash, &output).await?;
+        store.export(got.blob.hash, &request.output).await?;
         Ok(got)
-    }
-
-    /// Fetches a file from the farm and from the internet.
-    async fn fetch_file(
-        &self,
-        sha256: Sha256,
-        urls: Vec<String>,
-        tell: impl Fn(Progress) + Send + Sync,
-    ) -> Result<Got, ErrandError> {
-        let located = self.finder.locate(&sha256.into()).await.unwrap_or_default();
-        let size = match located.blob {
-            Some(blob) => blob.size,
-            None => self.exchange.origin_size(&urls).await?,
-        };
-        let file = FileRef { sha256, size };
-        let wanted = OriginFile { file, blob: None, trusted_blake3: false, urls };
-        let (sender, news) = watch::channel(FetchProgress::default());
-        let names = [Some(sha256.into()), located.blob.map(|blob| blob.hash.into())];
-        tokio::select! {
-            fetched = self.exchange.fetch_file(&wanted, &[], Some(&sender)) => {
-                let FetchedFile { blob, fetched, origin_bytes } = fetched?;
-                Ok(Got { blob, fetched, origin_bytes })
-            }
-            never = self.tell_of(&names, size, news, tell) => match never {},
-        }
-    }
-
-    /// Tells how far the transfer under one of these names is, without end.
-    async fn tell_of(
-        &self,
-        names: &[Option<BlobName>],
-        size: u64,
-        mut news: watch::Receiver<FetchProgress>,
-        tell: impl Fn(Progress) + Send + Sync,
-    ) -> Infallible {
-        while news.changed().await.is_ok() {
-            let here = news.borrow_and_update().bytes;
-            let is_it = |transfer: &Transfer| names.contains(&Some(transfer.name));
-            let transfer = self.exchange.transfers().into_iter().find(is_it);
-            let (name, sources) = match transfer {
-                Some(transfer) => (transfer.name, transfer.sources),
-                None => continue,
-            };
-            tell(Progress::Fetching(Transfer { name, size, here, sources }));
-        }
-        std::future::pending().await
     }
 
     async fn fetch(
         &self,
-        name: BlobName,
-        from: &[PeerId],
+        request: &GetRequest,
         tell: impl Fn(Progress) + Send + Sync,
     ) -> Result<Got, ErrandError> {
-        let located = self.finder.locate(&name).await;
-        let nobody = |asked: &str| ErrandError::Nobody { name, asked: asked.to_owned() };
-        let (blob, providers) = match located {
-            Ok(Found { blob: Some(blob), providers, .. }) if !providers.is_empty() => (blob, providers),
-            Ok(_) => return Err(nobody("the coordinator, which knows of no node that has it")),
-            Err(error @ FindError::Offline) => return Err(nobody(&format!("this node alone: {error}"))),
-            Err(error @ FindError::Timeout) => return Err(nobody(&format!("in vain: {error}"))),
+        let GetRequest { name, from, urls, size, .. } = request;
+        let nobody = |asked: String| ErrandError::Nobody { name: *name, asked };
+        let (found, silence) = match self.finder.locate(name).await {
+            Ok(found) => (found, "the coordinator, which knows of no node that has it".to_owned()),
+            Err(error @ FindError::Offline) => (Found::default(), format!("this node alone: {error}")),
+            Err(error @ FindError::Timeout) => (Found::default(), format!("in vain: {error}")),
         };
-        let chosen: Vec<Provider> = providers
-            .iter()
-            .filter(|provider| from.is_empty() || from.contains(&provider.peer))
-            .cloned()
-            .collect();
-        if chosen.is_empty() {
-            let holders: Vec<_> = providers.iter().map(|provider| provider.peer.to_string()).collect();
-            return Err(ErrandError::NotFrom { name, holders: holders.join(", ") });
-        }
+        let Found { blob, providers, readers } = found;
         let (sender, news) = watch::channel(FetchProgress::default());
-        let names = [Some(blob.hash.into())];
-        tokio::select! {
-            fetched = self.exchange.fetch(blob, &chosen, Some(&sender)) => {
-                Ok(Got { blob, fetched: fetched?, origin_bytes: 0 })
+        let telling = self.tell_progress(*name, blob, news, tell);
+        let fetching = async {
+            match name {
+                BlobName::Sha256(sha256) if from.is_empty() => {
+                    if urls.is_empty() && providers.is_empty() && readers.is_empty() {
+                        return Err(nobody(silence));
+                    }
+                    let size = match size.or(blob.map(|blob| blob.size)) {
+                        Some(size) => size,
+                        None => self.exchange.origin_size(urls).await?,
+                    };
+                    let file = FileRef { sha256: *sha256, size };
+                    let wanted = OriginFile { file, blob: None, trusted_blake3: false, urls: urls.clone() };
+                    let file = self.exchange.fetch_file(&wanted, &providers, Some(&sender)).await?;
+                    let FetchedFile { blob, fetched, origin_bytes } = file;
+                    Ok(Got { blob, fetched, origin_bytes })
+                }
+                _ => {
+                    let named = match (name, size) {
+                        (BlobName::Blake3(hash), Some(size)) => Some(BlobRef { hash: *hash, size: *size }),
+                        _ => None,
+                    };
+                    let blob = blob.or(named).filter(|_| !providers.is_empty());
+                    let blob = blob.ok_or_else(|| nobody(silence))?;
+                    let chosen = choose(*name, from, &providers)?;
+                    let fetched = self.exchange.fetch(blob, &chosen, Some(&sender)).await?;
+                    self.prove(name, blob).await?;
+                    Ok(Got { blob, fetched, origin_bytes: 0 })
+                }
             }
-            never = self.tell_of(&names, blob.size, news, tell) => match never {},
+        };
+        tokio::select! {
+            got = fetching => got,
+            () = telling => unreachable!("it never ends"),
         }
     }
+
+    async fn tell_progress(
+        &self,
+        name: BlobName,
+        blob: Option<BlobRef>,
+        mut news: watch::Receiver<FetchProgress>,
+        tell: impl Fn(Progress) + Send + Sync,
+    ) {
+        let by_hash = blob.map(|blob| BlobName::Blake3(blob.hash));
+        while news.changed().await.is_ok() {
+            let here = news.borrow_and_update().bytes;
+            let is_it = |transfer: &Transfer| transfer.name == name || Some(transfer.name) == by_hash;
+            if let Some(transfer) = self.exchange.transfers().into_iter().find(is_it) {
+                tell(Progress::Fetching(Transfer { here, ..transfer }));
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// That a blob has the SHA-256 by which it was asked for: others' word for that is only a hint.
+    async fn prove(&self, name: &BlobName, blob: BlobRef) -> Result<(), ErrandError> {
+        let BlobName::Sha256(wanted) = name else { return Ok(()) };
+        let found = self.exchange.store().sha256(blob.hash).await?;
+        if found == *wanted { Ok(()) } else { Err(ErrandError::WrongSha256 { blob: blob.hash, found }) }
+    }
+}
+
+/// Those of the providers that may be asked.
+fn choose(name: BlobName, from: &[PeerId], providers: &[Provider]) -> Result<Vec<Provider>, ErrandError> {
+    let is_chosen = |provider: &&Provider| from.is_empty() || from.contains(&provider.peer);
+    let chosen: Vec<Provider> = providers.iter().filter(is_chosen).cloned().collect();
+    if chosen.is_empty() {
+        let holders: Vec<_> = providers.iter().map(|provider| provider.peer.to_string()).collect();
+        return Err(ErrandError::NotFrom { name, holders: holders.join(", ") });
+    }
+    Ok(chosen)
 }
 
 fn here(store: &BlobStore, name: &BlobName) -> Option<BlobEntry> {

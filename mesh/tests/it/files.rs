@@ -310,7 +310,13 @@ async fn command_has_a_process_fetch_a_file_from_its_url() {
     let custodian = Custodian::find(data.path()).await.expect("it runs");
     let file = file_of(&bytes, &[]).file;
     let output = data.path().join("model");
-    let request = |urls| GetRequest { name: file.sha256.into(), from: vec![], urls, output: output.clone() };
+    let request = |urls| GetRequest {
+        name: file.sha256.into(),
+        from: vec![],
+        urls,
+        size: None,
+        output: output.clone(),
+    };
     let reply = custodian.ask(Request::Get(request(vec![web.url("/model")])), |_| ()).await;
     let Ok(control::Reply::Got(got)) = reply else { panic!("the file is there: {reply:?}") };
     assert_eq!((got.blob, got.origin_bytes), (BlobRef::of(&bytes), bytes.len() as u64));

@@ -46,6 +46,7 @@ async fn play(behaviours: Vec<Behaviour>) -> Played {
         mdns: false,
         quota: None,
         models: vec![],
+        tokens: Default::default(),
         engine: FakeEngine::new(behaviours),
         devices: vec![Device::Cpu { threads: 1 }],
     };

@@ -47,10 +47,12 @@ pub(crate) struct GetArguments {
     /// For a hash: fetch from this peer only. Repeatable.
     #[arg(long, value_name = "PEER")]
     pub(crate) from: Vec<PeerId>,
-    /// For a `sha256:` name: where the file is on the internet, if the farm lacks it. The node shows
-    /// its HF_TOKEN and CIVITAI_API_TOKEN to Hugging Face and Civitai alone. Repeatable.
-    #[arg(long, value_name = "URL", conflicts_with = "from")]
+    /// For a SHA-256: where on the internet the file is; the node reads there what no peer has. Repeatable.
+    #[arg(long, value_name = "URL")]
     pub(crate) url: Vec<String>,
+    /// For a hash: its size in bytes, where neither the farm nor a URL would say it.
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) size: Option<u64>,
     /// Go on serving the file to others until Ctrl-C.
     #[arg(long)]
     pub(crate) keep_serving: bool,

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use mesh::control::{Custodian, Progress, Reply, Request};
+use mesh::origin::Tokens;
 use mesh::store::BlobEntry;
 use node::agent::{Agent, AgentConfig};
 use node::engine::builtin::{Builtin, BuiltinOptions};
@@ -57,6 +58,7 @@ impl Author {
             mdns: false,
             quota: None,
             models: Vec::new(),
+            tokens: Tokens::default(),
             engine: Arc::new(Builtin::new(BuiltinOptions::default())),
             devices: Vec::new(),
         })

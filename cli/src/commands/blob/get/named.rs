@@ -24,12 +24,13 @@ pub(super) async fn get(arguments: &GetArguments, name: BlobName) -> anyhow::Res
     let began = Instant::now();
     let shown: Arc<Mutex<Option<FetchProgress>>> = Arc::default();
     let showing = Arc::clone(&shown);
-    if matches!(name, BlobName::Blake3(_)) && !arguments.url.is_empty() {
-        let text = "`--url` is for a file that is named `sha256:…`: that is how it is proven";
-        return Err(Failure::Usage(text.to_owned()).into());
-    }
-    let (from, urls) = (arguments.from.clone(), arguments.url.clone());
-    let request = Request::Get(GetRequest { name, from, urls, output });
+    let request = Request::Get(GetRequest {
+        name,
+        from: arguments.from.clone(),
+        urls: arguments.url.clone(),
+        size: arguments.size,
+        output,
+    });
     let asking = custodian.ask(request, move |progress| {
         if let Progress::Fetching(transfer) = progress {
             let mut shown = showing.lock().expect("nothing panics while it is shown");
@@ -52,14 +53,9 @@ pub(super) async fn get(arguments: &GetArguments, name: BlobName) -> anyhow::Res
             got.fetched.iter().map(|part| json!({ "peer": part.from, "bytes": part.bytes })).collect();
         let BlobRef { hash, size } = got.blob;
         let seconds = began.elapsed().as_secs_f64();
-        show::json(&json!({
-            "file": arguments.output,
-            "blob": hash,
-            "size": size,
-            "seconds": seconds,
-            "from": from,
-            "origin_bytes": got.origin_bytes,
-        }));
+        show::json(
+            &json!({ "file": arguments.output, "blob": hash, "size": size, "seconds": seconds, "from": from, "origin_bytes": got.origin_bytes }),
+        );
     } else {
         println!("done {}", arguments.output.display());
     }

@@ -4,11 +4,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use mesh::limits::Limits;
 use mesh::store::ByteSize;
 
 use crate::commands::blob::BlobCommand;
 use crate::commands::bundle::BundleCommand;
 use crate::commands::workspace::WorkspaceCommand;
+use crate::settings::limits::{self, RateLimit};
 use crate::{environment, failure};
 
 /// A peer-to-peer render farm for ComfyUI.
@@ -159,6 +161,25 @@ pub(crate) enum EngineChoice {
     Comfyui,
 }
 
+/// How much of this machine's links may be used.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct LimitArguments {
+    /// How much may be sent in a second, such as 20MB/s, or 22:00-06:00=200MB/s for some hours of the day;
+    /// `none` lifts it for these. Repeatable. Defaults to no limit.
+    #[arg(long, value_name = "LIMIT")]
+    pub(crate) upload_limit: Vec<RateLimit>,
+    /// How much may be received in a second, written alike. Repeatable. Defaults to no limit.
+    #[arg(long, value_name = "LIMIT")]
+    pub(crate) download_limit: Vec<RateLimit>,
+}
+
+impl LimitArguments {
+    /// What they come to, where no settings file has a say.
+    pub(crate) fn resolve(&self) -> Limits {
+        limits::limits(&self.upload_limit, &self.download_limit)
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct NodeArguments {
     /// The ticket to join with, or @FILE that holds it. Not needed again once joined.
@@ -187,6 +208,8 @@ pub(crate) struct NodeArguments {
     /// to all that is free.
     #[arg(long, value_name = "SIZE")]
     pub(crate) quota: Option<ByteSize>,
+    #[command(flatten)]
+    pub(crate) limits: LimitArguments,
     /// A folder of models to serve where they lie, or ComfyUI's `extra_model_paths.yaml`. Repeatable.
     #[arg(long, value_name = "DIR")]
     pub(crate) models: Vec<PathBuf>,

@@ -4,6 +4,7 @@
 //! Not here: the flags themselves (`args`), and reading the file (`settings::file`).
 
 mod file;
+pub(crate) mod limits;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use coordinator::api::TlsFiles;
+use mesh::limits::Limits;
 use mesh::store::ByteSize;
 use protocol::LEASE_DURATION;
 
@@ -176,6 +178,7 @@ pub(crate) struct NodeSettings {
     pub(crate) comfyui: Option<String>,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) quota: Option<ByteSize>,
+    pub(crate) limits: Limits,
     pub(crate) models: Vec<PathBuf>,
     pub(crate) yes: bool,
     pub(crate) builtin_pause: Duration,
@@ -210,6 +213,10 @@ impl NodeSettings {
             comfyui,
             labels,
             quota: arguments.quota.or(table.quota),
+            limits: limits::limits(
+                &first_given(arguments.limits.upload_limit, table.upload_limit),
+                &first_given(arguments.limits.download_limit, table.download_limit),
+            ),
             models: if arguments.models.is_empty() { table.models } else { arguments.models },
             yes: arguments.yes || table.yes,
             builtin_pause: Duration::from_millis(arguments.builtin_pause),
@@ -228,7 +235,7 @@ pub(crate) fn author_data(farm: &str) -> Result<PathBuf, SettingsError> {
     Ok(default_data("deploy")?.join(short))
 }
 
-fn first_given(flags: Vec<String>, file: Vec<String>) -> Vec<String> {
+fn first_given<T>(flags: Vec<T>, file: Vec<T>) -> Vec<T> {
     if flags.is_empty() { file } else { flags }
 }
 

@@ -18,6 +18,7 @@ use mesh::folder::{DataFolder, FolderError};
 use mesh::folders::index_task;
 use mesh::gate::Credentials;
 use mesh::identity::{Identity, IdentityError};
+use mesh::limits::Limits;
 use mesh::origin::{OriginConfig, OriginReader, OriginSetupError, Tokens};
 use mesh::plane::{BindError, RacingPlane, RelayedPlane, RelayedRate};
 use mesh::store::{BlobStore, StoreError};
@@ -59,6 +60,8 @@ pub struct AgentConfig {
     pub mdns: bool,
     /// How many bytes its store may take. Defaults to all that there are.
     pub quota: Option<u64>,
+    /// How much of the machine's links its data plane may use.
+    pub limits: Limits,
     /// Folders of models that it serves where they lie.
     pub models: Vec<PathBuf>,
     /// The tokens of hosts on the internet from which it reads models.
@@ -156,6 +159,7 @@ impl Agent {
         let plane = plane.with_last_resort(RelayedPlane::new(&mesh, RelayedRate::default()));
         let exchange =
             Exchange::start(ExchangeConfig::new(blobs.clone(), Arc::new(plane), credentials.clone()));
+        exchange.set_limits(config.limits);
         mesh.set_data_addresses(exchange.addresses());
         mesh.set_store(blobs.clone());
         let (finder, questions) = SessionFinder::new();

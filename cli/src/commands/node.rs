@@ -44,6 +44,7 @@ pub(super) async fn node(arguments: NodeArguments, file: SettingsFile) -> anyhow
         mesh_listen: settings.listen,
         mdns: settings.mdns,
         quota: settings.quota.map(|quota| quota.0),
+        limits: settings.limits,
         models: settings.models,
         tokens: Tokens::from_variables(environment::host_token)?,
         engine,

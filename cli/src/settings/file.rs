@@ -10,6 +10,7 @@ use mesh::store::ByteSize;
 use serde::Deserialize;
 
 use super::SettingsError;
+use super::limits::RateLimit;
 use crate::args::EngineChoice;
 use crate::environment;
 
@@ -61,6 +62,8 @@ pub(super) struct NodeTable {
     pub(super) comfyui: Option<String>,
     pub(super) labels: BTreeMap<String, String>,
     pub(super) quota: Option<ByteSize>,
+    pub(super) upload_limit: Vec<RateLimit>,
+    pub(super) download_limit: Vec<RateLimit>,
     pub(super) models: Vec<PathBuf>,
     pub(super) yes: bool,
 }
@@ -97,6 +100,8 @@ const KNOWN: [(&str, &[&str]); 3] = [
             "comfyui",
             "labels",
             "quota",
+            "upload_limit",
+            "download_limit",
             "models",
             "yes",
         ],
@@ -216,6 +221,8 @@ mod tests {
             comfyui = "http://127.0.0.1:8188"
             labels = { room = "2.14" }
             quota = "200GB"
+            upload_limit = ["20MB/s", "22:00-06:00=none"]
+            download_limit = ["50MB/s"]
             models = ["/srv/models"]
             yes = true
         "#;

@@ -45,6 +45,7 @@ async fn play(behaviours: Vec<Behaviour>) -> Played {
         mesh_listen: Some(loopback()),
         mdns: false,
         quota: None,
+        limits: Default::default(),
         models: vec![],
         tokens: Default::default(),
         engine: FakeEngine::new(behaviours),

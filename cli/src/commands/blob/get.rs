@@ -24,6 +24,7 @@ use tokio::sync::watch;
 use super::StoreArguments;
 use super::carry::Listener;
 use super::progress::FetchProgress;
+use crate::args::LimitArguments;
 use crate::commands::{asked_to_stop, read_ticket};
 use crate::failure::Failure;
 use crate::show;
@@ -53,6 +54,8 @@ pub(crate) struct GetArguments {
     /// For a hash: its size in bytes, where neither the farm nor a URL would say it.
     #[arg(long, value_name = "BYTES")]
     pub(crate) size: Option<u64>,
+    #[command(flatten)]
+    pub(crate) limits: LimitArguments,
     /// Go on serving the file to others until Ctrl-C.
     #[arg(long)]
     pub(crate) keep_serving: bool,
@@ -75,6 +78,7 @@ pub(super) async fn get(arguments: &GetArguments) -> anyhow::Result<()> {
     let taken = DataFolder::take(&folder, "another `blob get` of this file")?;
     let store = BlobStore::open(&folder).await?;
     let carrier = listener.join(ticket.clone(), store);
+    carrier.exchange.set_limits(arguments.limits.resolve());
 
     let began = Instant::now();
     let (sender, here) = watch::channel(Progress::default());

@@ -12,6 +12,7 @@ use protocol::blob_ticket::BlobTicket;
 use tokio_util::sync::CancellationToken;
 
 use super::carry::Listener;
+use crate::args::LimitArguments;
 use crate::commands::asked_to_stop;
 use crate::failure::Failure;
 use crate::show;
@@ -25,6 +26,8 @@ pub(crate) struct ShareArguments {
     /// interfaces.
     #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:0", hide_default_value = true)]
     pub(crate) listen: SocketAddr,
+    #[command(flatten)]
+    pub(crate) limits: LimitArguments,
 }
 
 pub(super) async fn share(arguments: &ShareArguments) -> anyhow::Result<()> {
@@ -58,6 +61,7 @@ pub(super) async fn share(arguments: &ShareArguments) -> anyhow::Result<()> {
     let ticket = BlobTicket::new(blob, &name, listener.peer(), listener.addresses(), seed);
     let ticket = if is_folder { ticket.for_folder() } else { ticket };
     let carrier = listener.join(ticket.clone(), store);
+    carrier.exchange.set_limits(arguments.limits.resolve());
     println!("{ticket}");
     eprintln!("serving {} until Ctrl-C; whoever has the ticket can fetch it:", BinaryBytes(size));
     eprintln!("  comfy-farm blob get TICKET -o {}", ticket.file_name);

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use mesh::control::{Custodian, Progress, Reply, Request};
+use mesh::limits::Limits;
 use mesh::origin::Tokens;
 use mesh::store::BlobEntry;
 use node::agent::{Agent, AgentConfig};
@@ -57,6 +58,7 @@ impl Author {
             mesh_listen: None,
             mdns: false,
             quota: None,
+            limits: Limits::default(),
             models: Vec::new(),
             tokens: Tokens::default(),
             engine: Arc::new(Builtin::new(BuiltinOptions::default())),

@@ -24,6 +24,10 @@ pub(super) async fn get(arguments: &GetArguments, name: BlobName) -> anyhow::Res
     let began = Instant::now();
     let shown: Arc<Mutex<Option<FetchProgress>>> = Arc::default();
     let showing = Arc::clone(&shown);
+    if matches!(name, BlobName::Blake3(_)) && !arguments.url.is_empty() {
+        let words = "`--url` is for a file that is named `sha256:…`: by that it is proven";
+        return Err(Failure::Usage(words.to_owned()).into());
+    }
     let request = Request::Get(GetRequest {
         name,
         from: arguments.from.clone(),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 fn sources() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut files = Vec::new();
-    for folder in ["protocol", "mesh", "node", "coordinator", "web", "cli", "tests"] {
+    for folder in ["protocol", "mesh", "node", "coordinator", "web", "cli", "benches", "fuzz", "tests"] {
         collect(&root.join(folder), &mut files);
     }
     assert!(files.len() > 50, "the sources are not where they were");

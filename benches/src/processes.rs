@@ -1,0 +1,119 @@
+//! `comfy-farm blob share` and `blob get` as processes, with what they cost.
+//!
+//! Not here: where they run; that is the lab's.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// How long a sharer may read its file.
+const SHARE_TIMEOUT: Duration = Duration::from_secs(120);
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// A process that ends with this value.
+pub(crate) struct Running {
+    child: Child,
+}
+
+impl Running {
+    /// Starts it; what it says goes nowhere.
+    pub(crate) fn start(command: &mut Command) -> Result<Self> {
+        let command = command.stdin(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().with_context(|| format!("{command:?} cannot be run"))?;
+        Ok(Self { child })
+    }
+
+    /// Waits for its end, which must be a good one.
+    pub(crate) fn finish(mut self, longest: Duration) -> Result<()> {
+        let deadline = Instant::now() + longest;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                ensure!(status.success(), "it ended with {status}");
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "it did not end within {} s", longest.as_secs());
+            sleep(LOOK_EVERY);
+        }
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = i32::try_from(self.child.id()).expect("process ids are small");
+        Ok(kill(Pid::from_raw(pid), signal)?)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Starts a sharer, whose standard output becomes the ticket, and waits until that is there.
+pub(crate) fn share(command: &mut Command, ticket: &Path) -> Result<Running> {
+    let sharer = Running::start(command.stdout(fs::File::create(ticket)?))?;
+    wait_for(SHARE_TIMEOUT, || fs::metadata(ticket).is_ok_and(|metadata| metadata.len() > 0))
+        .context("no ticket was printed")?;
+    Ok(sharer)
+}
+
+/// Waits until it is so.
+pub(crate) fn wait_for(longest: Duration, mut is_so: impl FnMut() -> bool) -> Result<()> {
+    let deadline = Instant::now() + longest;
+    while !is_so() {
+        if Instant::now() >= deadline {
+            bail!("it was not so within {} s", longest.as_secs());
+        }
+        sleep(LOOK_EVERY);
+    }
+    Ok(())
+}
+
+/// The CPU seconds of the processes that this one started and that have ended.
+pub(crate) fn cpu_of_ended() -> Result<f64> {
+    cpu_seconds([15, 16])
+}
+
+/// The CPU seconds of this process.
+pub(crate) fn cpu_of_self() -> Result<f64> {
+    cpu_seconds([13, 14])
+}
+
+/// The sum of two fields of `/proc/self/stat`, counted from 0, which are in hundredths of a second.
+fn cpu_seconds(fields: [usize; 2]) -> Result<f64> {
+    let stat = fs::read_to_string("/proc/self/stat")?;
+    // The name in the second field may hold spaces; what follows it does not.
+    let (_, rest) = stat.rsplit_once(')').context("`/proc/self/stat` has no name")?;
+    let rest: Vec<_> = rest.split_whitespace().collect();
+    let field = |index: usize| rest.get(index - 2).context("`/proc/self/stat` is too short");
+    let ticks = fields.iter().map(|index| Ok(field(*index)?.parse::<u64>()?)).sum::<Result<u64>>()?;
+    Ok(ticks as f64 / 100.0)
+}
+
+/// A file of random bytes, which no disk and no link can shrink.
+pub(crate) fn random_file(folder: &Path, name: &str, size: u64) -> Result<PathBuf> {
+    let path = folder.join(name);
+    let mut from = fs::File::open("/dev/urandom")?;
+    let mut to = fs::File::create(&path)?;
+    std::io::copy(&mut std::io::Read::take(&mut from, size), &mut to)
+        .with_context(|| format!("`{}` cannot be written", path.display()))?;
+    Ok(path)
+}
+
+/// Whether two files hold the same bytes.
+pub(crate) fn is_same(one: &Path, other: &Path) -> Result<bool> {
+    let hash = |path: &Path| -> Result<blake3::Hash> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_mmap_rayon(path).with_context(|| format!("`{}` cannot be read", path.display()))?;
+        Ok(hasher.finalize())
+    };
+    Ok(hash(one)? == hash(other)?)
+}

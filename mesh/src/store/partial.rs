@@ -77,7 +77,9 @@ impl PartialBlob {
             }
         }
         let Ok(tree) = verifier.finish() else { return Ok(()) };
-        self.take_tree(tree)?;
+        self.reserve()?;
+        // It is opened just now, so nobody came first.
+        let _ = self.tree.set(tree);
         let path = self.store.partial_path(self.blob.hash, "pieces");
         // A file that is too short misses only marks that were never set.
         let length = self.blob.pieces().div_ceil(8);
@@ -119,18 +121,17 @@ impl PartialBlob {
 
     /// Keeps the outboard that `tree` was verified with. It blocks on the disk.
     pub(crate) fn add_outboard(&self, tree: Tree, outboard: &[u8]) -> Result<(), StoreError> {
-        let path = self.store.partial_path(self.blob.hash, "outboard");
-        if !outboard.is_empty() {
-            fs::write(&path, outboard).map_err(failure("writing", &path))?;
-        }
-        self.take_tree(tree)
-    }
-
-    fn take_tree(&self, tree: Tree) -> Result<(), StoreError> {
         debug_assert_eq!(tree.blob(), self.blob);
         self.reserve()?;
-        // Whoever came first verified the same tree.
-        let _ = self.tree.set(tree);
+        let _pieces = self.lock();
+        // Whoever comes second verified the same tree, and must not cut it short while it is served.
+        if self.needs_outboard() {
+            let path = self.store.partial_path(self.blob.hash, "outboard");
+            if !outboard.is_empty() {
+                fs::write(&path, outboard).map_err(failure("writing", &path))?;
+            }
+            let _ = self.tree.set(tree);
+        }
         Ok(())
     }
 
@@ -191,8 +192,16 @@ impl PartialBlob {
         if is_there { self.read_bytes(piece).map(Some) } else { Ok(None) }
     }
 
-    pub(crate) fn outboard_path(&self) -> PathBuf {
-        self.store.partial_path(self.blob.hash, "outboard")
+    /// The file with the outboard, also once the blob is whole: whoever is served may ask that late. It
+    /// blocks on the disk.
+    pub(crate) fn open_outboard(&self) -> io::Result<fs::File> {
+        // It is moved and never copied, so it lies in one place or in the other.
+        match fs::File::open(self.store.partial_path(self.blob.hash, "outboard")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::File::open(self.store.outboard_path(self.blob.hash))
+            }
+            opened => opened,
+        }
     }
 
     /// Makes it a whole blob; every piece must be there.

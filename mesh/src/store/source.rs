@@ -78,7 +78,7 @@ impl Source {
     pub(crate) fn open_outboard(&self) -> io::Result<fs::File> {
         match self {
             Self::Whole { outboard, .. } => fs::File::open(outboard),
-            Self::Partial(partial) => fs::File::open(partial.outboard_path()),
+            Self::Partial(partial) => partial.open_outboard(),
             Self::Unproven(_) => Err(io::ErrorKind::NotFound.into()),
         }
     }

@@ -1,6 +1,6 @@
 //! The store over a real folder: restarts, limits, damage.
 
-use protocol::PIECE_SIZE;
+use protocol::{BlobRef, PIECE_SIZE};
 
 use super::*;
 use crate::tree::TreeHasher;
@@ -58,17 +58,37 @@ async fn blob_whose_disk_lies_is_forgotten_when_it_is_verified() {
     assert!(!path.exists());
 }
 
-#[tokio::test]
-async fn marked_piece_that_does_not_verify_is_fetched_again() {
-    let (folder, store) = store().await;
-    let bytes: Vec<u8> = (0..3 * PIECE_SIZE).map(|index| (index % 251) as u8).collect();
+/// A blob of which only the outboard is there.
+async fn begun(store: &BlobStore, bytes: &[u8]) -> (BlobRef, Arc<PartialBlob>) {
     let mut hasher = TreeHasher::default();
-    hasher.update(&bytes);
+    hasher.update(bytes);
     let (blob, outboard) = hasher.finish();
     let partial = store.partial(blob).await.expect("an empty one");
     let mut verifier = crate::tree::OutboardVerifier::new(blob);
     verifier.update(&outboard).expect("it is the blob's");
     partial.add_outboard(verifier.finish().expect("it is whole"), &outboard).expect("there is room");
+    (blob, partial)
+}
+
+#[tokio::test]
+async fn outboard_is_served_to_who_asks_as_its_blob_becomes_whole() {
+    let (_folder, store) = store().await;
+    let bytes = vec![5; PIECE_SIZE as usize];
+    let (blob, partial) = begun(&store, &bytes).await;
+    let source = store.source(blob).await.expect("it can be read").expect("it is begun");
+    let size = || source.open_outboard().and_then(|file| file.metadata()).expect("it is there").len();
+    let expected = crate::tree::outboard_size(blob.size);
+    assert_eq!(size(), expected);
+    assert!(partial.write_piece(0, &bytes).expect("there is room"));
+    partial.finish().await.expect("it is whole");
+    assert_eq!(size(), expected);
+}
+
+#[tokio::test]
+async fn marked_piece_that_does_not_verify_is_fetched_again() {
+    let (folder, store) = store().await;
+    let bytes: Vec<u8> = (0..3 * PIECE_SIZE).map(|index| (index % 251) as u8).collect();
+    let (blob, partial) = begun(&store, &bytes).await;
     for (index, piece) in bytes.chunks(PIECE_SIZE as usize).take(2).enumerate() {
         assert!(partial.write_piece(index as u64, piece).expect("there is room"));
     }

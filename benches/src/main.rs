@@ -15,7 +15,7 @@ mod processes;
 mod carry;
 mod forward;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 
 use crate::carry::PlaneName;
@@ -57,9 +57,11 @@ async fn main() -> Result<()> {
     }
 }
 
-/// Prints the lines of each row as soon as they are there; a row that fails is told and does not end the others.
+/// Prints the lines of each row as soon as they are there; a row that fails is told, does not end the others,
+/// and makes the whole fail.
 async fn measure(settings: &Settings) -> Result<()> {
     println!("{HEAD}");
+    let mut failed = Vec::new();
     for row in &settings.rows {
         let lines = match row {
             Row::Limits => limits::measure(settings.mib(2048)).await,
@@ -67,16 +69,20 @@ async fn measure(settings: &Settings) -> Result<()> {
         };
         match lines {
             Ok(lines) => lines.iter().for_each(|line| println!("{line}")),
-            Err(error) => eprintln!("{row:?}: {error:#}"),
+            Err(error) => {
+                eprintln!("{row:?}: {error:#}");
+                failed.push(*row);
+            }
         }
     }
+    ensure!(failed.is_empty(), "not measured: {failed:?}");
     Ok(())
 }
 
 fn lines(settings: &Settings, row: Row) -> Result<Vec<Line>> {
     let farm = &settings.farm;
     let with_rivals = format!("{},ours", settings.rivals);
-    let repeated = |measure: &dyn Fn() -> Result<Line>| {
+    let repeated = |measure: &dyn Fn() -> Result<Line>| -> Result<Vec<Line>> {
         let lines = (0..settings.repetitions).map(|_| measure()).collect::<Result<Vec<_>>>()?;
         Ok(Line::merged(lines).into_iter().collect())
     };
@@ -93,13 +99,14 @@ fn lines(settings: &Settings, row: Row) -> Result<Vec<Line>> {
         }
         Row::Resume => rivals::resumed(settings, &with_rivals, &Ours::of(farm, false)),
         Row::Unequal => repeated(&|| rows::unequal(settings)),
-        Row::Disk => Ok(vec![rows::disk(settings)?]),
+        Row::Disk => repeated(&|| rows::disk(settings)),
         Row::Collection => repeated(&|| rows::collection(settings)),
         Row::Liar => repeated(&|| rows::liar(settings)),
         Row::Stall => repeated(&|| rows::stall(settings)),
         Row::Loss => {
             let planes = [None, Some(PlaneName::Tls), Some(PlaneName::Quic)];
-            planes.into_iter().map(|plane| rows::loss(settings, plane)).collect()
+            let lines = planes.into_iter().map(|plane| repeated(&|| rows::loss(settings, plane)));
+            Ok(lines.collect::<Result<Vec<_>>>()?.concat())
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Not here: where they run; that is the lab's.
 
 use std::fs;
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -19,27 +20,39 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// A process that ends with this value.
 pub(crate) struct Running {
     child: Child,
+    /// What it says on its standard error.
+    said: fs::File,
 }
 
 impl Running {
-    /// Starts it; what it says goes nowhere.
+    /// Starts it; what it says is told where it fails.
     pub(crate) fn start(command: &mut Command) -> Result<Self> {
-        let command = command.stdin(Stdio::null()).stderr(Stdio::null());
+        let said = tempfile::tempfile()?;
+        let command = command.stdin(Stdio::null()).stderr(said.try_clone()?);
         let child = command.spawn().with_context(|| format!("{command:?} cannot be run"))?;
-        Ok(Self { child })
+        Ok(Self { child, said })
+    }
+
+    /// How it ended, if it did; a bad end is an error with what it said.
+    fn ended(&mut self) -> Result<bool> {
+        let Some(status) = self.child.try_wait()? else { return Ok(false) };
+        if !status.success() {
+            let mut said = String::new();
+            self.said.rewind()?;
+            self.said.read_to_string(&mut said)?;
+            bail!("it ended with {status}: {}", said.trim());
+        }
+        Ok(true)
     }
 
     /// Waits for its end, which must be a good one.
     pub(crate) fn finish(mut self, longest: Duration) -> Result<()> {
         let deadline = Instant::now() + longest;
-        loop {
-            if let Some(status) = self.child.try_wait()? {
-                ensure!(status.success(), "it ended with {status}");
-                return Ok(());
-            }
+        while !self.ended()? {
             ensure!(Instant::now() < deadline, "it did not end within {} s", longest.as_secs());
             sleep(LOOK_EVERY);
         }
+        Ok(())
     }
 
     /// Sends it a signal.
@@ -59,9 +72,14 @@ impl Drop for Running {
 
 /// Starts a sharer, whose standard output becomes the ticket, and waits until that is there.
 pub(crate) fn share(command: &mut Command, ticket: &Path) -> Result<Running> {
-    let sharer = Running::start(command.stdout(fs::File::create(ticket)?))?;
-    wait_for(SHARE_TIMEOUT, || fs::metadata(ticket).is_ok_and(|metadata| metadata.len() > 0))
-        .context("no ticket was printed")?;
+    let mut sharer = Running::start(command.stdout(fs::File::create(ticket)?))?;
+    let mut is_over = Ok(false);
+    wait_for(SHARE_TIMEOUT, || {
+        is_over = sharer.ended();
+        !matches!(is_over, Ok(false)) || fs::metadata(ticket).is_ok_and(|metadata| metadata.len() > 0)
+    })
+    .context("it printed nothing")?;
+    ensure!(!is_over?, "it ended before it served anything");
     Ok(sharer)
 }
 
@@ -101,9 +119,9 @@ fn cpu_seconds(fields: [usize; 2]) -> Result<f64> {
 /// A file of random bytes, which no disk and no link can shrink.
 pub(crate) fn random_file(folder: &Path, name: &str, size: u64) -> Result<PathBuf> {
     let path = folder.join(name);
-    let mut from = fs::File::open("/dev/urandom")?;
+    let from = fs::File::open("/dev/urandom")?;
     let mut to = fs::File::create(&path)?;
-    std::io::copy(&mut std::io::Read::take(&mut from, size), &mut to)
+    std::io::copy(&mut from.take(size), &mut to)
         .with_context(|| format!("`{}` cannot be written", path.display()))?;
     Ok(path)
 }

@@ -73,9 +73,7 @@ pub(crate) fn transfers(
     let told = folder.path().join("transfers.json");
     let mut command = script(settings, shape, peers, ours)?;
     command.arg("--json").arg(&told);
-    let output = command.output().context("the script of the rivals cannot be run")?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "the script of the rivals: {said}");
+    run(&mut command)?;
     let text = fs::read_to_string(&told)?;
     let transfers = text.lines().map(serde_json::from_str::<Transfer>);
     lines(shape, transfers.collect::<Result<Vec<_>, _>>()?, ours.name, least)
@@ -83,8 +81,7 @@ pub(crate) fn transfers(
 
 /// What the script says of a receiver that is killed in the middle and started again.
 pub(crate) fn resumed(settings: &Settings, peers: &str, ours: &Ours) -> Result<Vec<Line>> {
-    let output = script(settings, "resume", peers, ours)?.args(["--rate", "400mbit"]).output()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let text = run(script(settings, "resume", peers, ours)?.args(["--rate", "400mbit"]))?;
     let rows = text.lines().filter_map(|line| {
         let cells: Vec<_> = line.split('|').map(str::trim).collect();
         let [_, peer, before, all, again, ok, _] = cells[..] else { return None };
@@ -94,7 +91,17 @@ pub(crate) fn resumed(settings: &Settings, peers: &str, ours: &Ours) -> Result<V
         line.seconds.clear();
         matches!(ok, "yes" | "no").then(|| Line { has_failed: ok == "no", ..line })
     });
-    Ok(rows.collect())
+    let rows: Vec<_> = rows.collect();
+    ensure!(!rows.is_empty(), "the script of the rivals told of no resumed transfer: {text}");
+    Ok(rows)
+}
+
+/// What the script prints.
+fn run(script: &mut Command) -> Result<String> {
+    let output = script.output().context("the script of the rivals cannot be run")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "the script of the rivals: {said}");
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn script(settings: &Settings, shape: &str, peers: &str, ours: &Ours) -> Result<Command> {

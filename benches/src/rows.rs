@@ -152,6 +152,11 @@ pub(crate) fn collection(settings: &Settings) -> Result<Line> {
     drop(sharer);
     let came = fs::read_dir(scene.output(1))?.count() as u64;
     ensure!(came == files, "{came} of {files} files came");
+    for file in fs::read_dir(&scene.file)? {
+        let file = file?;
+        let is_same = fs::read(file.path())? == fs::read(scene.output(1).join(file.file_name()))?;
+        ensure!(is_same, "{} came with other bytes", file.path().display());
+    }
     let note = format!("{files} files of 20 KiB, {:.0} files a second", files as f64 / took);
     Ok(Line::new("collection", "comfy-farm", took, Beside::Nothing).with_note(note))
 }

@@ -45,14 +45,18 @@ impl Running {
         Ok(true)
     }
 
+    /// Waits until it serves, which it must live to see.
+    pub(crate) fn until(mut self, longest: Duration, is_serving: impl Fn() -> bool) -> Result<Self> {
+        wait_for("what it is to serve", longest, || {
+            ensure!(!self.ended()?, "it ended before it served anything");
+            Ok(is_serving())
+        })?;
+        Ok(self)
+    }
+
     /// Waits for its end, which must be a good one.
     pub(crate) fn finish(mut self, longest: Duration) -> Result<()> {
-        let deadline = Instant::now() + longest;
-        while !self.ended()? {
-            ensure!(Instant::now() < deadline, "it did not end within {} s", longest.as_secs());
-            sleep(LOOK_EVERY);
-        }
-        Ok(())
+        wait_for("its end", longest, || self.ended())
     }
 
     /// Sends it a signal.
@@ -72,24 +76,15 @@ impl Drop for Running {
 
 /// Starts a sharer, whose standard output becomes the ticket, and waits until that is there.
 pub(crate) fn share(command: &mut Command, ticket: &Path) -> Result<Running> {
-    let mut sharer = Running::start(command.stdout(fs::File::create(ticket)?))?;
-    let mut is_over = Ok(false);
-    wait_for(SHARE_TIMEOUT, || {
-        is_over = sharer.ended();
-        !matches!(is_over, Ok(false)) || fs::metadata(ticket).is_ok_and(|metadata| metadata.len() > 0)
-    })
-    .context("it printed nothing")?;
-    ensure!(!is_over?, "it ended before it served anything");
-    Ok(sharer)
+    let sharer = Running::start(command.stdout(fs::File::create(ticket)?))?;
+    sharer.until(SHARE_TIMEOUT, || fs::metadata(ticket).is_ok_and(|metadata| metadata.len() > 0))
 }
 
-/// Waits until it is so.
-pub(crate) fn wait_for(longest: Duration, mut is_so: impl FnMut() -> bool) -> Result<()> {
+/// Waits until it is so, or cannot be so any more; `what` is waited for.
+fn wait_for(what: &str, longest: Duration, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + longest;
-    while !is_so() {
-        if Instant::now() >= deadline {
-            bail!("it was not so within {} s", longest.as_secs());
-        }
+    while !is_so()? {
+        ensure!(Instant::now() < deadline, "{what} did not come within {} s", longest.as_secs());
         sleep(LOOK_EVERY);
     }
     Ok(())

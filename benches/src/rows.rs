@@ -20,7 +20,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::lab::Lab;
-use crate::processes::{Running, cpu_of_ended, is_same, random_file, share, wait_for};
+use crate::processes::{Running, cpu_of_ended, is_same, random_file, share};
 use crate::settings::Settings;
 use crate::table::{Beside, GIB, Line};
 
@@ -81,8 +81,7 @@ impl<'a> Scene<'a> {
     /// Lets a node fetch the file and go on serving it.
     fn provider(&self, node: usize) -> Result<Running> {
         let provider = Running::start(self.get(node).arg("--keep-serving"))?;
-        wait_for(LONGEST, || self.output(node).exists())?;
-        Ok(provider)
+        provider.until(LONGEST, || self.output(node).exists())
     }
 
     /// Lets these nodes fetch at once; the seconds until the last has everything.

@@ -30,6 +30,8 @@ pub struct PartialBlob {
     marks: fs::File,
     /// Set once the outboard is there.
     tree: OnceLock<Tree>,
+    /// Held by whoever writes the outboard; that may take a while, and the pieces are looked at meanwhile.
+    adding: Mutex<()>,
     pieces: Mutex<Pieces>,
     /// Changes with every piece.
     grown: watch::Sender<()>,
@@ -54,6 +56,7 @@ impl PartialBlob {
             data: open(store.partial_path(blob.hash, "data"))?,
             marks: open(store.partial_path(blob.hash, "pieces"))?,
             tree: OnceLock::new(),
+            adding: Mutex::default(),
             pieces: Mutex::new(Pieces::none(blob.pieces())),
             grown: watch::Sender::new(()),
         };
@@ -123,7 +126,7 @@ impl PartialBlob {
     pub(crate) fn add_outboard(&self, tree: Tree, outboard: &[u8]) -> Result<(), StoreError> {
         debug_assert_eq!(tree.blob(), self.blob);
         self.reserve()?;
-        let _pieces = self.lock();
+        let _adding = self.adding.lock().expect("nothing panics while it writes the outboard");
         // Whoever comes second verified the same tree, and must not cut it short while it is served.
         if self.needs_outboard() {
             let path = self.store.partial_path(self.blob.hash, "outboard");

@@ -140,8 +140,11 @@ async fn rest_comes_from_another_getter_when_the_sharer_dies() -> anyhow::Result
     assert_eq!(serving.line().await?, format!("done {}", first.display()));
     carrying.sharer.signal(Signal::SIGSTOP);
     let mut getter = carrying.getter(&second, &["--json"])?;
+    // Frozen as well, so that the first part is the sharer's and not already its own.
+    serving.signal(Signal::SIGSTOP);
     carrying.send_a_part(&second).await?;
     carrying.sharer.kill().await;
+    serving.signal(Signal::SIGCONT);
 
     let done: Value = getter.json().await?;
     assert!(getter.wait().await?.success());

@@ -17,6 +17,7 @@ mod origin;
 mod transfer;
 mod bundle;
 mod workspace;
+mod environment;
 mod collection;
 pub mod membership;
 pub mod ticket;
@@ -35,6 +36,10 @@ pub use bundle::{
     Bundle, BundleError, BundleHash, BundleLimits, BundleManifest, Repair, Sink, SnapshotError, read_bundle,
 };
 pub use collection::{CollectedFile, Collection, CollectionError, MAX_COLLECTED, MAX_COLLECTION};
+pub use environment::{
+    BuiltWheel, EnvironmentKey, EnvironmentLock, EnvironmentLockError, LockedFile, LockedWheel,
+    MAX_ENVIRONMENT_LOCK,
+};
 pub use error_chain::error_chain;
 pub use id::{
     FarmId, JobId, LeaseId, ParseIdError, PeerId, RunId, SlotId, WorkflowName, WorkflowSelector,
@@ -43,9 +48,9 @@ pub use id::{
 pub use job::{FailedOp, Fetched, JobState, OutputFile, Phase, Progress, RunError, RunErrorKind};
 pub use lease::{HEARTBEAT, LEASE_DURATION, Lease, LeaseClock, REATTACH_GRACE};
 pub use lockfile::{
-    CustomNode, GitCommit, GitPin, HttpsUrl, LockedModel, Lockfile, LockfileError, LockfileHash,
+    CustomNode, FileName, GitCommit, GitPin, HttpsUrl, LockedModel, Lockfile, LockfileError, LockfileHash,
     MAX_LOCKFILE, ModelPath, PackagePin, ParseTextError, Pin, PublisherKey, PublisherSignature, Sha256,
-    SignatureError, Source, Token,
+    SignatureError, Source, Token, WebUrl,
 };
 pub use offer::{Device, Engine, Offer, SlotOffer};
 pub use origin::{Alias, BlobName, FileRef, ParseBlobNameError, PieceRange};

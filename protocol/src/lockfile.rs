@@ -15,7 +15,9 @@ use serde::{Deserialize, Serialize};
 use crate::blob::BlobHash;
 
 pub(crate) use text::relative_path;
-pub use text::{GitCommit, HttpsUrl, ModelPath, ParseTextError, PublisherKey, Sha256, Token};
+pub use text::{
+    FileName, GitCommit, HttpsUrl, ModelPath, ParseTextError, PublisherKey, Sha256, Token, WebUrl,
+};
 
 /// The largest lockfile that is read, in bytes.
 pub const MAX_LOCKFILE: usize = 16 << 20;
@@ -105,6 +107,19 @@ pub struct PackagePin {
     /// What it is pinned to.
     #[serde(flatten)]
     pub pin: Pin,
+    /// The package index that it came from, where that is not the usual one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<HttpsUrl>,
+    /// The SHA-256 of every file of this version that may be installed; empty for any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hashes: Vec<Sha256>,
+}
+
+impl PackagePin {
+    /// A pin of any file from the usual index.
+    pub fn new(name: Token, pin: Pin) -> Self {
+        Self { name, pin, index: None, hashes: Vec::new() }
+    }
 }
 
 /// What a Python package is pinned to.
@@ -292,10 +307,10 @@ mod tests {
                 id: "comfyui-kjnodes".parse().unwrap(),
                 version: "1.0.8".parse().unwrap(),
             }],
-            packages: vec![PackagePin {
-                name: "torch".parse().unwrap(),
-                pin: Pin::Version("2.6.0+cu124".parse().unwrap()),
-            }],
+            packages: vec![PackagePin::new(
+                "torch".parse().unwrap(),
+                Pin::Version("2.6.0+cu124".parse().unwrap()),
+            )],
             models: vec![LockedModel {
                 path: "models/loras/tiny.safetensors".parse().unwrap(),
                 size: 9,
@@ -324,6 +339,14 @@ mod tests {
         let bytes = lockfile().to_canonical_json();
         assert_eq!(String::from_utf8(bytes.clone()).unwrap(), expected);
         assert_eq!(Lockfile::parse(&bytes).unwrap(), lockfile());
+    }
+
+    #[test]
+    fn index_and_hashes_of_a_package_are_read_again() {
+        let mut lockfile = lockfile();
+        lockfile.packages[0].index = Some("https://download.example.org/whl/cu124".parse().unwrap());
+        lockfile.packages[0].hashes = vec![Sha256([7; 32])];
+        assert_eq!(Lockfile::parse(&lockfile.to_canonical_json()).unwrap(), lockfile);
     }
 
     #[test]

@@ -180,10 +180,7 @@ mod tests {
     use super::*;
 
     fn package(name: &str, version: &str) -> PackagePin {
-        PackagePin {
-            name: name.parse().expect("a name"),
-            pin: Pin::Version(version.parse().expect("a version")),
-        }
+        PackagePin::new(name.parse().expect("a name"), Pin::Version(version.parse().expect("a version")))
     }
 
     #[test]

@@ -97,7 +97,7 @@ impl Line {
         match requirement.split_once("==") {
             Some((name, version)) => {
                 let (name, version) = (checked(place, name.trim())?, checked(place, version.trim())?);
-                Ok(Self::Pinned(PackagePin { name, pin: Pin::Version(version) }))
+                Ok(Self::Pinned(PackagePin::new(name, Pin::Version(version))))
             }
             None => Ok(requirement
                 .parse()
@@ -125,7 +125,7 @@ impl Line {
             }
             None => Pin::Url(checked(place, address)?),
         };
-        Ok(Self::Pinned(PackagePin { name, pin }))
+        Ok(Self::Pinned(PackagePin::new(name, pin)))
     }
 }
 

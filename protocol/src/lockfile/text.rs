@@ -127,6 +127,36 @@ checked_text!(
     }
 );
 
+checked_text!(
+    /// The name of a file without folders: letters, digits and `. _ + ! -`, not beginning with a sign.
+    FileName,
+    |text| {
+        let inner = |byte: u8| byte.is_ascii_alphanumeric() || b"._+!-".contains(&byte);
+        let begins_well = text.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric() || first == b'_');
+        let valid = begins_well && text.len() <= 255 && text.bytes().all(inner);
+        if valid { Ok(text.to_owned()) } else { Err("a file name: letters, digits and `._+!-`, at most 255") }
+    }
+);
+
+checked_text!(
+    /// An address over http or https, of any host, without a user name in it. Whoever follows it decides
+    /// which hosts it asks.
+    WebUrl,
+    |text| {
+        let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+        let rest = rest.ok_or("an http or https URL")?;
+        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        if authority.is_empty() || authority.contains('@') {
+            return Err("a URL of a host, without a user name");
+        }
+        let harmless = |c: char| !c.is_control() && !c.is_whitespace() && c != '\\';
+        if text.len() > MAX_TEXT || !text.chars().all(harmless) {
+            return Err("a URL of harmless characters, at most 2048");
+        }
+        Ok(text.to_owned())
+    }
+);
+
 impl HttpsUrl {
     /// The host, in lower case and without a port.
     pub fn host(&self) -> String {
@@ -290,6 +320,22 @@ mod tests {
         }
         for text in ["", "-r", "--x", "a b", "a/b", "..", ".x", "a;b", &"x".repeat(129)] {
             assert!(text.parse::<Token>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn file_names_lead_nowhere_and_web_urls_name_no_user() {
+        for text in ["torch-2.6.0+cu124-cp311-cp311-linux_x86_64.whl", "a-1.tar.gz"] {
+            assert!(text.parse::<FileName>().is_ok(), "{text}");
+        }
+        for text in ["", "..", "-x.whl", "a/b.whl", "a b.whl", &"x".repeat(256)] {
+            assert!(text.parse::<FileName>().is_err(), "{text}");
+        }
+        for text in ["https://files.example.org/a.whl", "http://127.0.0.1:8080/simple"] {
+            assert!(text.parse::<WebUrl>().is_ok(), "{text}");
+        }
+        for text in ["", "https://", "file:///x", "https://me@example.org/x", "https://example.org/a b"] {
+            assert!(text.parse::<WebUrl>().is_err(), "{text}");
         }
     }
 

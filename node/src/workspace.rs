@@ -3,3 +3,5 @@
 //! Not here: which workspaces are wanted; that is the coordinator's.
 
 pub mod plan;
+pub mod python;
+pub mod log;

@@ -4,19 +4,14 @@
 
 use protocol::{
     Accelerator, BlobHash, CodeHash, CodeSpec, CustomNode, EnvironmentHash, EnvironmentSpec, GitPin,
-    LockedModel, Lockfile, LockfileHash, PackagePin, Pin, Sha256, normalized,
+    LockedModel, Lockfile, LockfileHash, PackagePin, Pin, Sha256,
 };
 use serde::Serialize;
 
-/// Where packages come from unless they say otherwise.
-const PACKAGE_INDEX: &str = "https://pypi.org/simple";
-/// Where each build of torch has an index of its own.
-const TORCH_INDEX: &str = "https://download.pytorch.org/whl";
+use super::python::{PACKAGE_INDEX, TORCH_INDEX, build_for, is_torch_family};
+
 /// Where nodes of the Comfy registry are asked for.
 const NODE_REGISTRY: &str = "https://api.comfy.org/nodes";
-/// The packages whose build follows the accelerator.
-const TORCH_FAMILY: [&str; 3] = ["torch", "torchvision", "torchaudio"];
-
 /// The rebuild of one lockfile on one machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Plan {
@@ -135,9 +130,9 @@ impl Plan {
         let name = package.name.to_string();
         let (pin, index) = match &package.pin {
             Pin::Url(url) | Pin::Git(url) => (url.to_string(), None),
-            Pin::Version(version) if TORCH_FAMILY.contains(&normalized(&name).as_str()) => {
+            Pin::Version(version) if is_torch_family(&name) => {
                 let (release, recorded) = version.as_str().split_once('+').unwrap_or((version.as_str(), ""));
-                let build = torch_build(recorded, accelerator);
+                let build = build_for(recorded, accelerator);
                 self.equivalent |= build.as_deref() != Some(recorded);
                 match build {
                     Some(build) if build.is_empty() => (release.to_owned(), Some(PACKAGE_INDEX.to_owned())),
@@ -146,7 +141,10 @@ impl Plan {
                     None => (release.to_owned(), Some(TORCH_INDEX.to_owned())),
                 }
             }
-            Pin::Version(version) => (version.to_string(), Some(PACKAGE_INDEX.to_owned())),
+            Pin::Version(version) => {
+                let index = package.index.as_ref().map_or(PACKAGE_INDEX, |index| index.as_str());
+                (version.to_string(), Some(index.to_owned()))
+            }
         };
         self.steps.push(Step::Package { name, pin, index });
     }
@@ -180,49 +178,9 @@ fn folder_of(url: &str) -> &str {
     last.strip_suffix(".git").unwrap_or(last)
 }
 
-/// Which build of torch such a machine gets, as its local version says (`cu124`; empty for the plain one of
-/// the package index). The recorded one where the machine can run it; `None` where only torch's index
-/// can tell.
-fn torch_build(recorded: &str, accelerator: Accelerator) -> Option<String> {
-    let cuda = |build: &str| -> Option<(u16, u16)> {
-        let digits = build.strip_prefix("cu")?;
-        let (major, minor) = digits.split_at_checked(digits.len().checked_sub(1)?)?;
-        Some((major.parse().ok()?, minor.parse().ok()?))
-    };
-    match accelerator {
-        Accelerator::Cpu => Some("cpu".to_owned()),
-        Accelerator::Mps => Some(String::new()),
-        Accelerator::Rocm => recorded.starts_with("rocm").then(|| recorded.to_owned()),
-        Accelerator::Cuda { major, minor } => {
-            cuda(recorded).filter(|needed| *needed <= (major, minor)).map(|_| recorded.to_owned())
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn recorded_build_of_torch_is_kept_where_the_machine_can_run_it() {
-        let check = |recorded: &str, accelerator: &str, expected: Option<&str>| {
-            let accelerator = accelerator.parse().expect("an accelerator");
-            assert_eq!(
-                torch_build(recorded, accelerator).as_deref(),
-                expected,
-                "{recorded} on {accelerator}"
-            );
-        };
-        check("cu124", "cuda12.4", Some("cu124"));
-        check("cu124", "cuda13.0", Some("cu124"));
-        check("cu124", "cuda12.1", None);
-        check("", "cuda12.4", None);
-        check("cu124", "cpu", Some("cpu"));
-        check("cu124", "mps", Some(""));
-        check("cu124", "rocm", None);
-        check("rocm6.2", "rocm", Some("rocm6.2"));
-        check("cu", "cuda12.4", None);
-    }
 
     #[test]
     fn repository_goes_where_git_would_clone_it() {

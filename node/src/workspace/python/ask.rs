@@ -1,0 +1,178 @@
+//! What ComfyUI and custom nodes ask for in their `requirements.txt`, line by line.
+//!
+//! Pure. Only names, versions and archives are taken from it: which index is asked, and which files of this
+//! machine are read, is never a stranger's to say. Not here: whether the asks go together.
+
+use protocol::normalized;
+
+use super::PythonError;
+
+/// One `requirements.txt`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ask {
+    /// Whose it is, for messages, such as `custom_nodes/some-nodes/requirements.txt`.
+    pub from: String,
+    /// Its contents.
+    pub text: String,
+}
+
+/// One line that asks for a package.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Requirement {
+    /// The package's name, as indexes compare it.
+    pub(super) name: String,
+    /// Whether it names an archive or repository and no version.
+    pub(super) is_url: bool,
+    /// The line as PEP 508 writes it.
+    pub(super) text: String,
+}
+
+/// What a file asks for, and its lines that are not obeyed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Asked {
+    /// What it asks for.
+    pub(super) requirements: Vec<Requirement>,
+    /// Options, such as another index.
+    pub(super) ignored: Vec<String>,
+}
+
+impl Ask {
+    /// Reads it.
+    pub(super) fn read(&self) -> Result<Asked, PythonError> {
+        let mut asked = Asked::default();
+        let joined = self.text.trim_start_matches('\u{feff}').replace("\r\n", "\n").replace("\\\n", " ");
+        for line in joined.lines() {
+            let line = without_comment(line);
+            if line.is_empty() {
+                continue;
+            }
+            if line.starts_with('-') {
+                asked.ignored.push(line.to_owned());
+                continue;
+            }
+            let requirement = Requirement::parse(line).map_err(|reason| PythonError::BadRequirement {
+                from: self.from.clone(),
+                line: line.chars().take(200).collect(),
+                reason,
+            })?;
+            asked.requirements.push(requirement);
+        }
+        Ok(asked)
+    }
+}
+
+impl Requirement {
+    fn parse(line: &str) -> Result<Self, &'static str> {
+        // Options of one line, such as its hashes, stand behind it.
+        let text = line.split(" --").next().unwrap_or_default().trim();
+        if text.starts_with("git+") {
+            return Self::repository(text);
+        }
+        let is_name = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        let end = text.find(|c| !is_name(c)).unwrap_or(text.len());
+        let (name, rest) = (&text[..end], text[end..].trim_start());
+        if !name.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+            return Err("it begins with no name of a package");
+        }
+        let file = |name: &str| [".whl", ".tar.gz", ".zip"].iter().any(|end| name.ends_with(end));
+        if rest.starts_with(['/', ':', '\\']) || file(name) {
+            return Err("only names of packages are taken, no paths and no bare URLs");
+        }
+        if !(rest.is_empty() || rest.starts_with(['=', '<', '>', '!', '~', '[', ';', '@', '('])) {
+            return Err("it is not written as PEP 508 says");
+        }
+        let url = rest
+            .strip_prefix(|c| c == '[')
+            .and_then(|rest| rest.split_once(']'))
+            .map_or(rest, |(_, rest)| rest);
+        let url = url.trim_start().strip_prefix('@').map(str::trim);
+        if let Some(url) = url {
+            is_taken(url)?;
+        }
+        Ok(Self { name: normalized(name), is_url: url.is_some(), text: https(text) })
+    }
+
+    /// A bare repository, which must say what package it is.
+    fn repository(text: &str) -> Result<Self, &'static str> {
+        let reason = "a repository must name its package: `name @ git+https://…`";
+        let (url, fragment) = text.split_once('#').ok_or(reason)?;
+        let egg = fragment.split('&').find_map(|part| part.strip_prefix("egg=")).ok_or(reason)?;
+        let name = egg.split('[').next().unwrap_or_default();
+        Self::parse(&format!("{name} @ {url}"))
+    }
+}
+
+fn is_taken(url: &str) -> Result<(), &'static str> {
+    let known = ["https://", "git+https://", "git+ssh://git@github.com/", "git+ssh://git@gitlab.com/"];
+    if known.iter().any(|scheme| url.starts_with(scheme)) {
+        return Ok(());
+    }
+    Err("only https is spoken, and ssh of github.com and gitlab.com is read as https")
+}
+
+/// Repositories of known forges are there over https as well, with no key.
+fn https(text: &str) -> String {
+    text.replace("git+ssh://git@github.com/", "git+https://github.com/")
+        .replace("git+ssh://git@gitlab.com/", "git+https://gitlab.com/")
+}
+
+fn without_comment(line: &str) -> &str {
+    let line = line.trim();
+    if line.starts_with('#') {
+        return "";
+    }
+    line.split(" #").next().unwrap_or_default().split("\t#").next().unwrap_or_default().trim()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(text: &str) -> Result<Asked, PythonError> {
+        Ask { from: "requirements.txt".to_owned(), text: text.to_owned() }.read()
+    }
+
+    #[test]
+    fn names_versions_and_markers_are_taken_and_options_are_not() {
+        let text = "\u{feff}# ComfyUI\r\ntorch\r\nTransformers>=4.50.3 # newer\nkornia>=0.7.1;python_version>'3'\n\
+            --extra-index-url https://evil.example/simple\n-r more.txt\n\npydantic~=2.0 --hash=sha256:00\n\
+            some[extra]>=1,\\\n<2\nlong @ https://example.org/long-1-py3-none-any.whl\n\
+            sam @ git+ssh://git@github.com/a/sam.git@abc\ngit+https://github.com/a/clip.git#egg=clip\n";
+        let asked = ask(text).expect("it is taken");
+        let texts: Vec<&str> =
+            asked.requirements.iter().map(|requirement| requirement.text.as_str()).collect();
+        assert_eq!(
+            texts,
+            [
+                "torch",
+                "Transformers>=4.50.3",
+                "kornia>=0.7.1;python_version>'3'",
+                "pydantic~=2.0",
+                "some[extra]>=1, <2",
+                "long @ https://example.org/long-1-py3-none-any.whl",
+                "sam @ git+https://github.com/a/sam.git@abc",
+                "clip @ git+https://github.com/a/clip.git",
+            ]
+        );
+        assert_eq!(asked.requirements[1].name, "transformers");
+        assert!(asked.requirements[5].is_url && !asked.requirements[4].is_url);
+        assert_eq!(asked.ignored, ["--extra-index-url https://evil.example/simple", "-r more.txt"]);
+    }
+
+    #[test]
+    fn paths_other_schemes_and_nonsense_are_refused_with_the_line() {
+        for line in [
+            "./wheel.whl",
+            "/etc/passwd",
+            "thing-1-py3-none-any.whl",
+            "https://example.org/a.whl",
+            "git+https://github.com/a/b.git",
+            "a @ file:///etc/passwd",
+            "a @ git+ssh://git@forge.example/a.git",
+            "two words",
+        ] {
+            let error = ask(&format!("torch\n{line}\n")).expect_err(line);
+            assert!(error.to_string().contains(line), "{error}");
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! A lock becomes an environment: a folder with `bin/python` and everything that the lock names.
+//!
+//! It is made under another name and renamed when it is whole, so there is never half of one. No index is
+//! asked but by the build of a source that nobody has built yet. Byte code is not compiled: a start imports
+//! a part of what is installed, and keeps the byte code of that in a folder of its own. Not here: where the
+//! files come from, and when an environment is removed.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use protocol::{EnvironmentKey, EnvironmentLock, LockfileHash};
+use tokio_util::sync::CancellationToken;
+
+use super::process::Step;
+use super::script::{INSTALL_SCRIPT, run_install_script};
+use super::source::build_source;
+use super::wheels::gather;
+use super::{Interpreter, Limits, PythonError, Uv, WheelSource};
+use crate::workspace::log::PrepareLog;
+
+/// The file in an environment that says what it is.
+const LOCK: &str = "environment.json";
+/// How long it may take to make an empty environment.
+const EMPTY_LIMIT: std::time::Duration = std::time::Duration::from_secs(120);
+
+/// The environments of a node.
+#[derive(Clone, Debug)]
+pub struct Environments {
+    /// Which uv.
+    pub uv: Uv,
+    /// Where they lie, each in a folder named after its key.
+    pub folder: PathBuf,
+    /// How long steps may take.
+    pub limits: Limits,
+}
+
+/// One environment, whole, on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Environment {
+    /// What it is called by.
+    pub key: EnvironmentKey,
+    /// Where it is.
+    pub folder: PathBuf,
+    /// Its Python.
+    pub python: PathBuf,
+    /// What it was installed from. It names the wheels that were built here.
+    pub lock: EnvironmentLock,
+    /// Those wheels.
+    pub built: Vec<PathBuf>,
+}
+
+/// What makes an environment one lockfile's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Private {
+    /// The lockfile.
+    pub lockfile: LockfileHash,
+    /// The folders of the custom nodes whose install scripts run, in order.
+    pub scripts: Vec<PathBuf>,
+}
+
+impl Environments {
+    /// The environment of a lock, if it is here.
+    pub fn find(&self, lock: &EnvironmentLock, private_to: Option<LockfileHash>) -> Option<Environment> {
+        let key = lock.key(private_to);
+        let folder = self.folder.join(key.to_string());
+        let lock = EnvironmentLock::parse(&std::fs::read(folder.join(LOCK)).ok()?).ok()?;
+        let python = folder.join("bin/python");
+        // A link, whose target the owner may have removed.
+        if !python.is_file() {
+            return None;
+        }
+        let wheels = self.uv.folder("wheels");
+        let built = lock.built.iter().filter_map(|built| built.wheel.as_ref());
+        let built = built.map(|wheel| wheels.join(wheel.sha256.to_string()).join(wheel.file_name.as_str()));
+        let built = built.filter(|path| path.is_file()).collect();
+        Some(Environment { key, folder, python, lock, built })
+    }
+
+    /// Removes what builds that were killed left behind. To be called while none is at work.
+    pub fn clean(&self) -> io::Result<()> {
+        for folder in [self.folder.clone(), self.uv.folder("temporary")] {
+            let temporary = folder != self.folder;
+            for entry in std::fs::read_dir(folder)? {
+                let entry = entry?;
+                if temporary || entry.file_name().as_encoded_bytes().starts_with(b".") {
+                    std::fs::remove_dir_all(entry.path())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Builds the environment of a lock, unless it is here.
+    pub async fn build(
+        &self,
+        lock: &EnvironmentLock,
+        private: Option<&Private>,
+        files: &dyn WheelSource,
+        log: &PrepareLog,
+        cancel: &CancellationToken,
+    ) -> Result<Environment, PythonError> {
+        let private_to = private.map(|private| private.lockfile);
+        if let Some(environment) = self.find(lock, private_to) {
+            return Ok(environment);
+        }
+        let here = crate::platform();
+        if lock.platform != here {
+            return Err(PythonError::OtherMachine { wanted: lock.platform.clone(), here });
+        }
+        let python = self.uv.python(&lock.python, log, cancel).await?;
+        check_tags(lock, &python)?;
+        let (lock, wheels) = self.wheels(lock, &python, files, log, cancel).await?;
+        let key = lock.key(private_to);
+        let making = |source| PythonError::io("making a folder in", &self.folder, source);
+        std::fs::create_dir_all(&self.folder).map_err(making)?;
+        let temporary =
+            tempfile::Builder::new().prefix(&format!(".{key}-")).tempdir_in(&self.folder).map_err(making)?;
+        let folder = temporary.path().join("environment");
+        self.install(&folder, &python, &wheels, private.is_some(), log, cancel).await?;
+        for node in private.iter().flat_map(|private| &private.scripts) {
+            if node.join(INSTALL_SCRIPT).is_file() {
+                run_install_script(&self.uv, &folder, node, self.limits.script, log, cancel).await?;
+            }
+        }
+        let target = self.folder.join(key.to_string());
+        write_lock(&folder, &lock)?;
+        if target.exists() && self.find(&lock, private_to).is_none() {
+            // Its Python is gone, so it would never work again.
+            std::fs::remove_dir_all(&target)
+                .map_err(|source| PythonError::io("removing", &target, source))?;
+        }
+        if let Err(source) = std::fs::rename(&folder, &target)
+            // Somebody else may have been quicker.
+            && self.find(&lock, private_to).is_none()
+        {
+            return Err(PythonError::io("making", &target, source));
+        }
+        let failed = || PythonError::io("reading", &target, io::ErrorKind::NotFound.into());
+        self.find(&lock, private_to).ok_or_else(failed)
+    }
+
+    /// The wheels of a lock as files; what is built here is named in the lock that is returned.
+    async fn wheels(
+        &self,
+        lock: &EnvironmentLock,
+        python: &Interpreter,
+        files: &dyn WheelSource,
+        log: &PrepareLog,
+        cancel: &CancellationToken,
+    ) -> Result<(EnvironmentLock, Vec<PathBuf>), PythonError> {
+        let kept = self.uv.folder("wheels");
+        log.line(&format!("== fetching {} files", lock.files().count()));
+        let plain = lock.wheels.iter().map(|wheel| wheel.file.clone()).collect();
+        let mut paths = gather(plain, files, &kept, cancel).await?;
+        let mut lock = lock.clone();
+        for built in &mut lock.built {
+            if let Some(wheel) = &built.wheel {
+                match gather(vec![wheel.clone()], files, &kept, cancel).await {
+                    Ok(path) => {
+                        paths.extend(path);
+                        continue;
+                    }
+                    Err(PythonError::Canceled) => return Err(PythonError::Canceled),
+                    Err(error) => log.line(&format!("{error}; it is built here")),
+                }
+            }
+            let source = gather(vec![built.source.clone()], files, &kept, cancel).await?;
+            for source in source {
+                let limit = self.limits.build;
+                let (path, wheel) = build_source(&self.uv, python, &source, limit, log, cancel).await?;
+                built.wheel = Some(wheel);
+                paths.push(path);
+            }
+        }
+        Ok((lock, paths))
+    }
+
+    async fn install(
+        &self,
+        folder: &Path,
+        python: &Interpreter,
+        wheels: &[PathBuf],
+        private: bool,
+        log: &PrepareLog,
+        cancel: &CancellationToken,
+    ) -> Result<(), PythonError> {
+        let mut command = self.uv.offline(&["venv", "--relocatable", "--no-project", "--python"]);
+        command.arg(&python.program).arg(folder);
+        let what = "making an empty environment";
+        Step { what, command, limit: EMPTY_LIMIT }.succeed(log, cancel).await?;
+        if wheels.is_empty() {
+            return Ok(());
+        }
+        let mut command = self.uv.offline(&["pip", "install", "--no-deps", "--no-index", "--no-sources"]);
+        command.args(["--no-compile-bytecode", "--python"]).arg(folder.join("bin/python"));
+        // Files that environments share must not be open to scripts.
+        command.args(["--link-mode", if private { "copy" } else { "hardlink" }]);
+        command.args(wheels);
+        let what = "installing the wheels";
+        Step { what, command, limit: self.limits.install }.succeed(log, cancel).await.map(|_| ())
+    }
+}
+
+/// Refuses a lock with a wheel that this machine cannot install.
+fn check_tags(lock: &EnvironmentLock, python: &Interpreter) -> Result<(), PythonError> {
+    let unfit = |name: &&str| python.tags.rank(name).is_none();
+    match lock.wheels.iter().map(|wheel| wheel.file.file_name.as_str()).find(unfit) {
+        Some(name) => Err(PythonError::OtherMachine {
+            wanted: format!("one that installs `{name}`"),
+            here: format!("{} with Python {}", crate::platform(), python.version),
+        }),
+        None => Ok(()),
+    }
+}
+
+fn write_lock(folder: &Path, lock: &EnvironmentLock) -> Result<(), PythonError> {
+    let path = folder.join(LOCK);
+    let write = || {
+        let mut file = std::fs::File::create(&path)?;
+        file.write_all(&lock.to_canonical_json())?;
+        file.sync_all()
+    };
+    write().map_err(|source| PythonError::io("writing", &path, source))
+}

@@ -1,0 +1,211 @@
+//! The question that uv is asked: a `pyproject.toml` of pins and asks, with the index of each package.
+//!
+//! Pure. Each pin is a requirement of its own, because only those can name an index that nothing else is
+//! taken from: a package of the usual index is never looked for in torch's. Not here: the answer.
+
+use std::collections::BTreeMap;
+
+use protocol::{EnvironmentSpec, PackagePin, Pin, normalized};
+use serde::Serialize;
+
+use super::ask::Requirement;
+use super::{Indexes, PythonError, is_torch_family};
+
+/// A question for uv.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Project {
+    /// The `pyproject.toml`.
+    pub(super) toml: String,
+    /// The pins, as `name==version`.
+    pub(super) pins: Vec<String>,
+}
+
+/// The pins of an environment by name; a package that is pinned twice is refused.
+pub(super) fn pins(spec: &EnvironmentSpec) -> Result<BTreeMap<String, &PackagePin>, PythonError> {
+    let mut pins: BTreeMap<String, &PackagePin> = BTreeMap::new();
+    for package in &spec.packages {
+        let name = normalized(package.name.as_str());
+        if let Some(first) = pins.get(&name).filter(|first| first.pin != package.pin) {
+            let (first, second) = (shown(&first.pin), shown(&package.pin));
+            return Err(PythonError::TwoVersions { name, first, second });
+        }
+        pins.insert(name, package);
+    }
+    Ok(pins)
+}
+
+fn shown(pin: &Pin) -> String {
+    match pin {
+        Pin::Version(version) => version.to_string(),
+        Pin::Url(url) | Pin::Git(url) => url.to_string(),
+    }
+}
+
+impl Project {
+    /// The question for these pins and asks, with this build of the torch family (empty: the plain one).
+    pub(super) fn new(
+        pins: &BTreeMap<String, &PackagePin>,
+        asks: &[Requirement],
+        python: &str,
+        indexes: &Indexes,
+        build: &str,
+    ) -> Self {
+        let mut project = Self { toml: String::new(), pins: Vec::new() };
+        let mut sources = Sources::default();
+        let mut dependencies = Vec::new();
+        for (name, package) in pins {
+            dependencies.push(match &package.pin {
+                Pin::Url(url) => format!("{name} @ {url}"),
+                Pin::Git(url) => format!("{name} @ git+{url}"),
+                Pin::Version(version) if is_torch_family(name) => {
+                    let release = version.as_str().split('+').next().unwrap_or_default();
+                    sources.add(name, indexes.of_build(build));
+                    let local = if build.is_empty() { String::new() } else { format!("+{build}") };
+                    project.pins.push(format!("{name}=={release}{local}"));
+                    format!("{name}=={release}{local}")
+                }
+                Pin::Version(version) => {
+                    sources.add(name, package.index.as_ref().map(ToString::to_string));
+                    project.pins.push(format!("{name}=={version}"));
+                    format!("{name}=={version}")
+                }
+            });
+        }
+        for ask in asks {
+            // The recorded version was what ran, wherever a custom node would have it from.
+            if ask.is_url && pins.contains_key(&ask.name) {
+                continue;
+            }
+            if is_torch_family(&ask.name) && !ask.is_url {
+                sources.add(&ask.name, indexes.of_build(build));
+            }
+            dependencies.push(ask.text.clone());
+        }
+        let head =
+            Head { name: "workspace", version: "0", requires_python: format!(">={python}"), dependencies };
+        let table = Table { project: head, tool: Tool { uv: sources } };
+        project.toml = toml::to_string(&table).expect("it has only text keys and no table before a value");
+        project
+    }
+}
+
+#[derive(Serialize)]
+struct Table {
+    project: Head,
+    tool: Tool,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Head {
+    name: &'static str,
+    version: &'static str,
+    requires_python: String,
+    dependencies: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Tool {
+    uv: Sources,
+}
+
+#[derive(Default, Serialize)]
+struct Sources {
+    index: Vec<Index>,
+    sources: BTreeMap<String, Source>,
+}
+
+#[derive(Serialize)]
+struct Index {
+    name: String,
+    url: String,
+    explicit: bool,
+}
+
+#[derive(Serialize)]
+struct Source {
+    index: String,
+}
+
+impl Sources {
+    fn add(&mut self, package: &str, url: Option<String>) {
+        let Some(url) = url else { return };
+        let known = self.index.iter().find(|index| index.url == url).map(|index| index.name.clone());
+        let name = known.unwrap_or_else(|| {
+            let name = format!("index-{}", self.index.len());
+            self.index.push(Index { name: name.clone(), url, explicit: true });
+            name
+        });
+        self.sources.insert(package.to_owned(), Source { index: name });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::{Accelerator, Lockfile};
+
+    use super::*;
+
+    fn spec(packages: &str) -> EnvironmentSpec {
+        let lockfile = format!(r#"{{"format":1,"packages":{packages}}}"#);
+        let lockfile = Lockfile::parse(lockfile.as_bytes()).expect("a lockfile");
+        EnvironmentSpec::of(&lockfile, "linux-x86_64", Accelerator::Cpu)
+    }
+
+    #[test]
+    fn each_package_is_asked_of_its_own_index() {
+        let spec = spec(
+            r#"[{"name":"torch","version":"2.6.0+cu124"},{"name":"Torch_Audio","version":"1"},
+            {"name":"pillow","version":"11.0.0"},{"name":"clip","git":"https://github.com/a/clip@abc"},
+            {"name":"odd","version":"1","index":"https://packages.example.org/simple"}]"#,
+        );
+        let pins = pins(&spec).expect("no package twice");
+        let ask = |name: &str, text: &str, is_url| Requirement {
+            name: name.to_owned(),
+            is_url,
+            text: text.to_owned(),
+        };
+        let asks = [
+            ask("torchvision", "torchvision", false),
+            ask("pillow", "pillow @ https://example.org/p.whl", true),
+            ask("tqdm", "tqdm>=4", false),
+        ];
+        let project = Project::new(&pins, &asks, "3.11", &Indexes::default(), "cpu");
+        let expected = r#"[project]
+name = "workspace"
+version = "0"
+requires-python = ">=3.11"
+dependencies = ["clip @ git+https://github.com/a/clip@abc", "odd==1", "pillow==11.0.0", "torch==2.6.0+cpu", "torch-audio==1", "torchvision", "tqdm>=4"]
+
+[[tool.uv.index]]
+name = "index-0"
+url = "https://packages.example.org/simple"
+explicit = true
+
+[[tool.uv.index]]
+name = "index-1"
+url = "https://download.pytorch.org/whl/cpu"
+explicit = true
+
+[tool.uv.sources.odd]
+index = "index-0"
+
+[tool.uv.sources.torch]
+index = "index-1"
+
+[tool.uv.sources.torchvision]
+index = "index-1"
+"#;
+        assert_eq!(project.toml, expected);
+        assert_eq!(project.pins, ["odd==1", "pillow==11.0.0", "torch==2.6.0+cpu", "torch-audio==1"]);
+    }
+
+    #[test]
+    fn package_that_is_pinned_twice_is_named() {
+        let twice = spec(r#"[{"name":"Pillow","version":"11.0.0"},{"name":"pillow","version":"10.0.0"}]"#);
+        let error = pins(&twice).expect_err("it is pinned twice");
+        assert_eq!(error.to_string(), "package `pillow` is pinned to two versions, `11.0.0` and `10.0.0`");
+        let same = spec(r#"[{"name":"Pillow","version":"11.0.0"},{"name":"pillow","version":"11.0.0"}]"#);
+        assert_eq!(pins(&same).expect("one version").len(), 1);
+    }
+}

@@ -1,0 +1,322 @@
+//! With the real uv and a package index of the test's own.
+
+mod index;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::{Accelerator, EnvironmentLock, EnvironmentSpec, Lockfile, LockfileHash};
+use tokio_util::sync::CancellationToken;
+
+use self::index::{Downloads, Index, sdist, wheel};
+use super::*;
+use crate::workspace::log::PrepareLog;
+
+/// A node's folders, with a real uv and an index.
+struct Setting {
+    folder: tempfile::TempDir,
+    index: Index,
+    uv: Uv,
+    downloads: Arc<Downloads>,
+    log: PrepareLog,
+    cancel: CancellationToken,
+}
+
+impl Setting {
+    /// None where there is no uv to test with.
+    async fn new(files: Vec<index::File>) -> Option<Self> {
+        let Some(program) = std::env::var_os("COMFY_FARM_TEST_UV").filter(|value| !value.is_empty()) else {
+            eprintln!("skipped: COMFY_FARM_TEST_UV is not set; `tests/run` sets it");
+            return None;
+        };
+        let index = Index::serve(files).await;
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut config = UvConfig::new(folder.path().join("uv"));
+        config.program = Some(program.into());
+        config.indexes = Indexes { packages: index.url(), torch: Some(format!("{}/torch", index.url())) };
+        config.download_python = false;
+        let (log, cancel) = (PrepareLog::in_memory(), CancellationToken::new());
+        let uv = Uv::find(config, &log, &cancel).await.expect("a uv that works");
+        let downloads = Arc::new(Downloads::new(folder.path().join("downloads")));
+        Some(Self { folder, index, uv, downloads, log, cancel })
+    }
+
+    fn environments(&self) -> Environments {
+        let folder = self.folder.path().join("environments");
+        Environments { uv: self.uv.clone(), folder, limits: Limits::default() }
+    }
+
+    async fn resolve(&self, packages: &str, asks: &str) -> Result<EnvironmentLock, PythonError> {
+        let lockfile = format!(r#"{{"format":1,"python":"3.11","packages":{packages}}}"#);
+        let lockfile = Lockfile::parse(lockfile.as_bytes()).expect("a lockfile");
+        let spec = EnvironmentSpec::of(&lockfile, &crate::platform(), Accelerator::Cpu);
+        let asks = [Ask { from: "ComfyUI/requirements.txt".to_owned(), text: asks.to_owned() }];
+        let resolver = Resolver { uv: self.uv.clone(), limits: Limits::default(), build_sources: true };
+        resolver.resolve(&spec, &asks, &*self.downloads, &self.log, &self.cancel).await
+    }
+
+    async fn build(&self, lock: &EnvironmentLock) -> Result<Environment, PythonError> {
+        self.environments().build(lock, None, &*self.downloads, &self.log, &self.cancel).await
+    }
+}
+
+/// What a Python program of an environment prints.
+fn python(environment: &Environment, program: &str) -> String {
+    let output = std::process::Command::new(&environment.python).args(["-c", program]).output();
+    let output = output.expect("it starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+fn names(lock: &EnvironmentLock) -> Vec<String> {
+    lock.wheels.iter().map(|wheel| format!("{}=={}", wheel.name, wheel.version)).collect()
+}
+
+/// What is in a folder, hidden names too.
+fn listed(folder: &Path) -> Vec<PathBuf> {
+    std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+}
+
+#[tokio::test]
+async fn pins_are_completed_and_installed_and_a_second_node_needs_no_index() {
+    let files = vec![
+        wheel("app", "1.0", &["lib>=1"]),
+        wheel("lib", "1.0", &["deep"]),
+        wheel("lib", "2.0", &["deep"]),
+        wheel("deep", "7", &[]),
+        wheel("extra", "3", &[]),
+    ];
+    let Some(first) = Setting::new(files).await else { return };
+    let pins = r#"[{"name":"App","version":"1.0"},{"name":"lib","version":"1.0"}]"#;
+    let lock = first.resolve(pins, "lib\nextra>=2 # more\n").await.expect("it goes together");
+    assert_eq!(names(&lock), ["app==1.0", "deep==7", "extra==3", "lib==1.0"]);
+    assert!(lock.built.is_empty() && !lock.equivalent && lock.torch.is_none());
+    assert!(lock.files().all(|file| file.size > 0 && file.urls.len() == 1), "{lock:?}");
+    assert!(lock.python.as_str().starts_with("3.11."), "{}", lock.python);
+
+    let environment = first.build(&lock).await.expect("it is built");
+    assert_eq!(python(&environment, "import app, lib, deep, extra; print(lib.VERSION)"), "1.0");
+    assert_eq!(verify(&environment.folder).expect("it is read"), []);
+    let asked = first.downloads.count();
+    assert_eq!(first.build(&lock).await.expect("it is found"), environment);
+    assert_eq!(first.downloads.count(), asked, "nothing is fetched for what is there");
+
+    // The other machine has the files and the lock, and an index that does not answer.
+    let second = Setting::new(Vec::new()).await.expect("there is a uv");
+    second.index.stop();
+    let written = EnvironmentLock::parse(&lock.to_canonical_json()).expect("it is read again");
+    let same = second.environments();
+    let built = same.build(&written, None, &*first.downloads, &second.log, &second.cancel).await;
+    let built = built.expect("no index is needed");
+    assert_eq!(built.key, environment.key);
+    assert_eq!(python(&built, "import app, lib; print(lib.VERSION)"), "1.0");
+    assert_eq!(second.index.requests(), 0);
+}
+
+#[tokio::test]
+async fn conflict_names_the_pin_and_keeps_the_explanation() {
+    let files = vec![wheel("lib", "1.0", &[]), wheel("lib", "2.0", &[])];
+    let Some(setting) = Setting::new(files).await else { return };
+    let pins = r#"[{"name":"lib","version":"1.0"}]"#;
+    let error = setting.resolve(pins, "lib>=2\n").await.expect_err("they do not go together");
+    let PythonError::Conflict { pins, explanation } = &error else { panic!("{error:?}") };
+    assert_eq!(pins, &["lib==1.0"]);
+    assert!(explanation.contains("lib>=2"), "{error}");
+    let twice = r#"[{"name":"lib","version":"1.0"},{"name":"Lib","version":"2.0"}]"#;
+    let error = setting.resolve(twice, "").await.expect_err("two versions");
+    assert!(matches!(error, PythonError::TwoVersions { .. }), "{error}");
+    let error = setting.resolve(r#"[{"name":"lib","version":"9"}]"#, "").await.expect_err("no such");
+    assert!(matches!(&error, PythonError::Conflict { pins, .. } if pins == &["lib==9"]), "{error:?}");
+}
+
+#[tokio::test]
+async fn recorded_hash_is_honoured() {
+    let file = wheel("lib", "1.0", &[]);
+    let good = file.sha256();
+    let Some(setting) = Setting::new(vec![file]).await else { return };
+    let pin = |hash: &str| format!(r#"[{{"name":"lib","version":"1.0","hashes":["{hash}"]}}]"#);
+    setting.resolve(&pin(&good.to_string()), "").await.expect("its own hash");
+    let other = "0".repeat(64);
+    let error = setting.resolve(&pin(&other), "").await.expect_err("another hash").to_string();
+    for part in ["`lib` 1.0", &good.to_string(), &other, &setting.index.url()] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn torch_comes_from_the_index_of_its_build_and_the_choice_is_recorded() {
+    let files = vec![
+        wheel("torch", "2.6.0+cpu", &[]).at("torch/cpu"),
+        wheel("lib", "9", &[]).at("torch/cpu"),
+        wheel("lib", "1.0", &[]),
+    ];
+    let Some(setting) = Setting::new(files).await else { return };
+    let lock = setting.resolve(r#"[{"name":"torch","version":"2.6.0+cu124"}]"#, "torch\nlib\n").await;
+    let lock = lock.expect("the build for the processor is there");
+    assert_eq!(names(&lock), ["lib==1.0", "torch==2.6.0+cpu"], "nothing else is taken from that index");
+    assert!(lock.equivalent);
+    assert_eq!(lock.torch.as_ref().map(|torch| torch.as_str()), Some("2.6.0+cpu"));
+    let environment = setting.build(&lock).await.expect("it is built");
+    assert_eq!(python(&environment, "import torch; print(torch.VERSION)"), "2.6.0+cpu");
+}
+
+#[tokio::test]
+async fn source_is_built_once_and_others_install_what_was_built() {
+    let Some(first) = Setting::new(vec![sdist("old", "0.6", "")]).await else { return };
+    let lock = first.resolve(r#"[{"name":"old","version":"0.6"}]"#, "").await.expect("a source");
+    assert_eq!((lock.wheels.len(), lock.built.len()), (0, 1));
+    let environment = first.build(&lock).await.expect("it is built");
+    assert_eq!(python(&environment, "import old; print(old.VERSION)"), "0.6");
+    let wheel = environment.lock.built[0].wheel.clone().expect("the wheel is recorded");
+    assert_eq!(environment.key, lock.key(None), "what was built changes no name");
+    assert_eq!(environment.built.len(), 1);
+
+    let second = Setting::new(Vec::new()).await.expect("there is a uv");
+    second.downloads.add(&wheel, &environment.built[0]);
+    let built = second.build(&environment.lock).await.expect("the built wheel is enough");
+    assert_eq!(built.lock, environment.lock);
+    assert_eq!(python(&built, "import old; print(old.VERSION)"), "0.6");
+}
+
+#[tokio::test]
+async fn source_is_refused_where_building_is_not_allowed() {
+    let Some(setting) = Setting::new(vec![sdist("old", "0.6", "")]).await else { return };
+    let lockfile = br#"{"format":1,"python":"3.11","packages":[{"name":"old","version":"0.6"}]}"#;
+    let lockfile = Lockfile::parse(lockfile).expect("a lockfile");
+    let spec = EnvironmentSpec::of(&lockfile, &crate::platform(), Accelerator::Cpu);
+    let resolver = Resolver { uv: setting.uv.clone(), limits: Limits::default(), build_sources: false };
+    let resolved = resolver.resolve(&spec, &[], &*setting.downloads, &setting.log, &setting.cancel).await;
+    let error = resolved.expect_err("it has no wheel");
+    assert!(
+        matches!(&error, PythonError::NoWheel { explanation } if explanation.contains("old")),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn build_that_hangs_is_stopped_and_leaves_nothing() {
+    let hangs = "import time\n    print('soon', flush=True)\n    time.sleep(1000)";
+    let Some(setting) = Setting::new(vec![sdist("slow", "1", hangs)]).await else { return };
+    let lock = setting.resolve(r#"[{"name":"slow","version":"1"}]"#, "").await.expect("a source");
+    let mut environments = setting.environments();
+    environments.limits.build = Duration::from_secs(3);
+    let built = environments.build(&lock, None, &*setting.downloads, &setting.log, &setting.cancel).await;
+    let error = built.expect_err("it hangs");
+    assert!(matches!(&error, PythonError::Hangs { step, .. } if step.contains("slow-1")), "{error:?}");
+    assert!(listed(&environments.folder).is_empty());
+    assert!(listed(&setting.uv.folder("temporary")).is_empty());
+}
+
+#[tokio::test]
+async fn build_that_fails_shows_its_last_lines() {
+    let fails = "raise RuntimeError('no compiler here')";
+    let Some(setting) = Setting::new(vec![sdist("bad", "1", fails)]).await else { return };
+    let lock = setting.resolve(r#"[{"name":"bad","version":"1"}]"#, "").await.expect("a source");
+    let error = setting.build(&lock).await.expect_err("it fails");
+    assert!(matches!(error, PythonError::Failed { .. }), "{error:?}");
+    assert!(error.to_string().contains("no compiler here"), "{error}");
+}
+
+#[tokio::test]
+async fn absent_python_and_silent_index_have_errors_of_their_own() {
+    let Some(setting) = Setting::new(Vec::new()).await else { return };
+    let resolver = Resolver { uv: setting.uv.clone(), limits: Limits::default(), build_sources: true };
+    let resolve = async |python: &str| {
+        let lockfile =
+            format!(r#"{{"format":1,"python":"{python}","packages":[{{"name":"lib","version":"1"}}]}}"#);
+        let lockfile = Lockfile::parse(lockfile.as_bytes()).expect("a lockfile");
+        let spec = EnvironmentSpec::of(&lockfile, &crate::platform(), Accelerator::Cpu);
+        let files = &*setting.downloads;
+        resolver.resolve(&spec, &[], files, &setting.log, &setting.cancel).await.expect_err("it fails")
+    };
+    let error = resolve("3.2").await;
+    assert!(matches!(&error, PythonError::NoPython { wanted, .. } if wanted == "3.2"), "{error:?}");
+    assert!(error.to_string().contains("downloading one is not allowed"), "{error}");
+    setting.index.stop();
+    let error = resolve("3.11").await;
+    assert!(matches!(error, PythonError::Index { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn killed_build_leaves_no_environment_and_the_next_one_is_whole() {
+    let files = vec![wheel("app", "1.0", &["lib"]), wheel("lib", "1.0", &[])];
+    let Some(setting) = Setting::new(files).await else { return };
+    let lock = setting.resolve(r#"[{"name":"app","version":"1.0"}]"#, "").await.expect("it goes together");
+    let environments = setting.environments();
+    // As a process that was killed leaves it.
+    let half = environments.folder.join(format!(".{}-dead/environment/bin", lock.key(None)));
+    std::fs::create_dir_all(&half).expect("a folder");
+    assert_eq!(environments.find(&lock, None), None);
+    environments.clean().expect("it is removed");
+    assert!(listed(&environments.folder).is_empty());
+
+    let cancel = CancellationToken::new();
+    cancel.cancel();
+    let canceled = environments.build(&lock, None, &*setting.downloads, &setting.log, &cancel).await;
+    assert!(matches!(canceled, Err(PythonError::Canceled)), "{canceled:?}");
+    // Dropped at some point of its work, as when the task that builds is ended.
+    for milliseconds in [5, 50, 150] {
+        let building = environments.build(&lock, None, &*setting.downloads, &setting.log, &setting.cancel);
+        let _ = tokio::time::timeout(Duration::from_millis(milliseconds), building).await;
+        let hidden = |path: &PathBuf| path.file_name().is_some_and(|name| name.as_encoded_bytes()[0] == b'.');
+        assert!(!listed(&environments.folder).iter().any(hidden), "nothing half is left");
+    }
+    let environment = setting.build(&lock).await.expect("it is built");
+    assert_eq!(python(&environment, "import app, lib; print(app.VERSION)"), "1.0");
+}
+
+#[tokio::test]
+async fn damage_is_found_and_a_wheel_of_another_hash_is_refused() {
+    let Some(setting) = Setting::new(vec![wheel("app", "1.0", &[]), wheel("lib", "1.0", &[])]).await else {
+        return;
+    };
+    let lock = setting.resolve(r#"[{"name":"app","version":"1.0"}]"#, "lib").await.expect("two");
+    let environment = setting.build(&lock).await.expect("it is built");
+    let packages = environment.folder.join("lib/python3.11/site-packages");
+    std::fs::write(packages.join("app/__init__.py"), "VERSION = 'evil'\n").expect("it is written");
+    std::fs::remove_file(packages.join("lib/__init__.py")).expect("it is removed");
+    let damage = verify(&environment.folder).expect("it is read");
+    let found: Vec<_> = damage.iter().map(|damage| (damage.path.to_str(), damage.missing)).collect();
+    let below = |name: &str| format!("lib/python3.11/site-packages/{name}/__init__.py");
+    assert_eq!(found, [(Some(below("app").as_str()), false), (Some(below("lib").as_str()), true)]);
+
+    let mut other = lock.clone();
+    other.wheels[0].file.sha256 = protocol::Sha256([7; 32]);
+    let error = setting.build(&other).await.expect_err("another file");
+    assert!(matches!(error, PythonError::File(WheelError::WrongHash { .. })), "{error:?}");
+}
+
+#[tokio::test]
+async fn install_scripts_run_in_order_in_an_environment_of_their_lockfile() {
+    let Some(setting) = Setting::new(vec![wheel("app", "1.0", &[])]).await else { return };
+    let lock = setting.resolve(r#"[{"name":"app","version":"1.0"}]"#, "").await.expect("one");
+    let mut scripts = Vec::new();
+    for name in ["b", "a", "none"] {
+        let node = setting.folder.path().join(name);
+        std::fs::create_dir(&node).expect("a folder");
+        let script = "import os, sys, app\n\
+            open(os.path.join(sys.prefix, 'ran'), 'a').write(os.path.basename(os.getcwd()))\n\
+            assert 'HOME' in os.environ and 'CARGO_MANIFEST_DIR' not in os.environ\n";
+        if name != "none" {
+            std::fs::write(node.join("install.py"), script).expect("it is written");
+        }
+        scripts.push(node);
+    }
+    let private = Private { lockfile: LockfileHash(protocol::BlobHash([1; 32])), scripts };
+    let environments = setting.environments();
+    for _ in 0..2 {
+        let files = &*setting.downloads;
+        let built = environments.build(&lock, Some(&private), files, &setting.log, &setting.cancel).await;
+        let built = built.expect("it is built");
+        assert_ne!(built.key, lock.key(None));
+        let ran = std::fs::read_to_string(built.folder.join("ran")).expect("they ran");
+        assert_eq!(ran, "ba", "in order, once");
+    }
+    std::fs::write(setting.folder.path().join("a/install.py"), "raise SystemExit('no')").expect("written");
+    let other = Private { lockfile: LockfileHash(protocol::BlobHash([2; 32])), ..private };
+    let built = environments.build(&lock, Some(&other), &*setting.downloads, &setting.log, &setting.cancel);
+    let error = built.await.expect_err("a script fails");
+    assert!(matches!(&error, PythonError::Failed { step, .. } if step.contains("a/install.py")), "{error}");
+    assert_eq!(listed(&environments.folder).len(), 1);
+}

@@ -1,0 +1,118 @@
+//! Whether the files of an environment are still those of its wheels, as each wheel's `RECORD` says.
+//!
+//! Not here: what is done about it. What was added beside them, such as byte code, is not looked at.
+
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use data_encoding::BASE64URL_NOPAD;
+
+use super::source::hash;
+
+/// A file that is not what was installed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// The file, below the environment's folder.
+    pub path: PathBuf,
+    /// Whether it is there at all.
+    pub missing: bool,
+}
+
+/// Compares every file of every package with what was installed. Reads all of them: not for an async task.
+pub fn verify(environment: &Path) -> io::Result<Vec<Damage>> {
+    let mut damage = Vec::new();
+    for packages in site_packages(environment)? {
+        for entry in std::fs::read_dir(&packages)? {
+            let folder = entry?.path();
+            if folder.extension().is_some_and(|extension| extension == "dist-info") {
+                verify_package(environment, &packages, &folder, &mut damage)?;
+            }
+        }
+    }
+    damage.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(damage)
+}
+
+/// The folders that packages are installed into.
+fn site_packages(environment: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(environment.join("lib"))? {
+        let folder = entry?.path().join("site-packages");
+        if folder.is_dir() {
+            found.push(folder);
+        }
+    }
+    Ok(found)
+}
+
+fn verify_package(
+    environment: &Path,
+    packages: &Path,
+    folder: &Path,
+    damage: &mut Vec<Damage>,
+) -> io::Result<()> {
+    let below = |path: &Path| path.strip_prefix(environment).unwrap_or(path).to_owned();
+    let record = match std::fs::read_to_string(folder.join("RECORD")) {
+        Ok(record) => record,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            damage.push(Damage { path: below(&folder.join("RECORD")), missing: true });
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    for (name, expected) in record.lines().filter_map(line) {
+        let path = resolved(&packages.join(name));
+        if !path.starts_with(environment) {
+            continue;
+        }
+        match hash(&path) {
+            Ok((found, _)) if BASE64URL_NOPAD.encode(&found.0) == expected => {}
+            Ok(_) => damage.push(Damage { path: below(&path), missing: false }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                damage.push(Damage { path: below(&path), missing: true });
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// A file and its SHA-256 of one line of a `RECORD`; `None` for what has no hash.
+fn line(line: &str) -> Option<(String, &str)> {
+    let (rest, _size) = line.rsplit_once(',')?;
+    let (name, hash) = rest.rsplit_once(',')?;
+    let hash = hash.strip_prefix("sha256=")?.trim_end_matches('=');
+    let name = match name.strip_prefix('"').and_then(|name| name.strip_suffix('"')) {
+        Some(quoted) => quoted.replace("\"\"", "\""),
+        None => name.to_owned(),
+    };
+    Some((name, hash))
+}
+
+/// A path without `..`, as programs are written `../../../bin/x`.
+fn resolved(path: &Path) -> PathBuf {
+    let mut resolved = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => {
+                resolved.pop();
+            }
+            Component::CurDir => {}
+            part => resolved.push(part),
+        }
+    }
+    resolved
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_a_record_are_read_as_they_are_written() {
+        assert_eq!(line("a/b.py,sha256=AbC_-,12"), Some(("a/b.py".to_owned(), "AbC_-")));
+        assert_eq!(line("\"a,\"\"b\"\".py\",sha256=x=,1"), Some(("a,\"b\".py".to_owned(), "x")));
+        assert_eq!(line("a.dist-info/RECORD,,"), None);
+        assert_eq!(resolved(Path::new("/e/lib/p/site/../../../bin/x")), Path::new("/e/bin/x"));
+    }
+}

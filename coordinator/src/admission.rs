@@ -13,7 +13,7 @@ use mesh::identity::{Identity, IdentityError};
 use protocol::membership::{CoordinatorCertificate, MAX_LABEL, MAX_LABELS, Membership, Role, Signed};
 use protocol::message::{Accepted, JoinMessage, JoinRefusal, JoinRequest};
 use protocol::ticket::Ticket;
-use protocol::{FarmId, PeerId};
+use protocol::{FarmId, PeerId, PublisherKey};
 use tracing::{error, info, warn};
 
 use crate::handle::Invitation;
@@ -56,6 +56,7 @@ pub(crate) struct Admission {
     store: Store,
     identity: Arc<Identity>,
     root: Arc<Identity>,
+    publisher: Arc<Identity>,
     certificate: Signed<CoordinatorCertificate>,
     keys: Arc<Vec<(Hash, KeyView)>>,
 }
@@ -74,6 +75,7 @@ impl Admission {
             return Err(AdmissionError::OtherRoot { expected });
         }
         let root = Arc::new(Identity::load_or_create(&root)?);
+        let publisher = Arc::new(Identity::load_or_create(&data.join("publisher.key"))?);
         let certificate =
             Membership::for_coordinator(root.signing_key(), identity.signing_key(), now).coordinator;
         let farm = certificate.body.farm.to_string();
@@ -88,7 +90,7 @@ impl Admission {
         };
         let keys = store.keys().await?;
         let keys = keys.into_iter().map(|(secret, key)| (Hash::from_bytes(secret), key)).collect();
-        Ok((Self { store, identity, root, certificate, keys: Arc::new(keys) }, first_key))
+        Ok((Self { store, identity, root, publisher, certificate, keys: Arc::new(keys) }, first_key))
     }
 
     /// The farm.
@@ -99,6 +101,16 @@ impl Admission {
     /// The coordinator's own key.
     pub(crate) fn identity(&self) -> &Arc<Identity> {
         &self.identity
+    }
+
+    /// The key with which the farm signs what is deployed in it.
+    pub(crate) fn publisher(&self) -> &Arc<Identity> {
+        &self.publisher
+    }
+
+    /// The public half of that key.
+    pub(crate) fn publisher_key(&self) -> PublisherKey {
+        PublisherKey(self.publisher.peer().0)
     }
 
     /// The coordinator's own certificates, fresh.

@@ -9,10 +9,12 @@
 //! Not here: leases, time, and what a job is. Nothing waits or reads a clock.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
-use protocol::{BlobHash, Engine, JobId, Offer, PeerId, SlotId, WorkflowVersion};
+use protocol::{
+    BlobHash, Engine, JobId, LockfileHash, Offer, PeerId, SlotId, WorkflowVersion, WorkspaceState,
+};
 
 use crate::view::{Requirements, WaitReason};
 
@@ -73,6 +75,10 @@ pub struct NodePicture<'a> {
     pub ran: &'a BTreeSet<WorkflowVersion>,
     /// The blobs that it holds.
     pub holds: &'a HashSet<BlobHash>,
+    /// How far a managed node is with each workspace.
+    pub workspaces: &'a BTreeMap<LockfileHash, WorkspaceState>,
+    /// The lockfiles in whose workspaces it is at work.
+    pub at_work: BTreeSet<LockfileHash>,
 }
 
 /// A job's way to a slot.
@@ -99,14 +105,22 @@ pub fn plan(picture: &Picture<'_>) -> Vec<Placement> {
     if left == 0 {
         return placements;
     }
-    let fitting: Vec<Vec<usize>> =
+    let mut fitting: Vec<Vec<usize>> =
         picture.classes.iter().map(|class| fitting(class.requirements, picture)).collect();
     for (class, job) in in_order(picture) {
         if left == 0 {
             break;
         }
-        let (workflow, able) = (picture.classes[class].workflow, &fitting[class]);
-        let Some(index) = choose(job, workflow, able, &free, picture) else { continue };
+        let workflow = picture.classes[class].workflow;
+        let Some(index) = choose(job, workflow, &fitting[class], &free, picture) else { continue };
+        if let Some(lockfile) = picture.classes[class].requirements.lockfile
+            && is_trial(&lockfile, &picture.nodes[index])
+        {
+            let shares = |class: usize| picture.classes[class].requirements.lockfile == Some(lockfile);
+            for (_, able) in fitting.iter_mut().enumerate().filter(|(class, _)| shares(*class)) {
+                able.retain(|able| *able != index);
+            }
+        }
         let slot = longest_idle(&mut free[index]).expect("only nodes with a free slot are chosen");
         left -= 1;
         placements.push(Placement { job: job.job, node: picture.nodes[index].peer, slot });
@@ -150,7 +164,7 @@ pub fn explain(requirements: &Requirements, avoid: &[PeerId], nodes: &[NodePictu
 type Rule = fn(&Requirements, &NodePicture<'_>) -> Option<String>;
 
 /// The hard rules. Whether a slot is free is not among them: it changes while a plan is made.
-const HARD: [Rule; 5] = [is_away, is_draining, proves_no_lock, lacks_classes, lacks_models];
+const HARD: [Rule; 6] = [is_away, is_draining, proves_no_lock, has_no_workspace, lacks_classes, lacks_models];
 
 fn is_away(_: &Requirements, node: &NodePicture<'_>) -> Option<String> {
     (!node.connected).then(|| "it is not connected".to_owned())
@@ -166,11 +180,44 @@ fn proves_no_lock(requirements: &Requirements, node: &NodePicture<'_>) -> Option
         .then(|| "it has an attached ComfyUI, which proves no lock, and the workflow was not deployed with `--accept-attached`".to_owned())
 }
 
+/// A managed node runs a workflow in the workspace of its lockfile, once that is proven; before, one run at a
+/// time may try it.
+fn has_no_workspace(requirements: &Requirements, node: &NodePicture<'_>) -> Option<String> {
+    if !is_managed(node) {
+        return None;
+    }
+    let Some(lockfile) = requirements.lockfile else {
+        return Some("it rebuilds workspaces, and the workflow's lockfile pins no ComfyUI".to_owned());
+    };
+    match node.workspaces.get(&lockfile) {
+        Some(WorkspaceState::Proven) => None,
+        Some(WorkspaceState::Loaded) if !node.at_work.contains(&lockfile) => None,
+        Some(state) => Some(state.to_string()),
+        None => Some("it has not begun with the workspace".to_owned()),
+    }
+}
+
+fn is_managed(node: &NodePicture<'_>) -> bool {
+    matches!(node.offer.engine, Engine::Managed)
+}
+
+/// Whether one run alone may try the workspace of a class on this node.
+fn is_trial(lockfile: &LockfileHash, node: &NodePicture<'_>) -> bool {
+    is_managed(node) && node.workspaces.get(lockfile) == Some(&WorkspaceState::Loaded)
+}
+
 fn lacks_classes(requirements: &Requirements, node: &NodePicture<'_>) -> Option<String> {
+    // What a managed engine has was proven with the workspace.
+    if is_managed(node) {
+        return None;
+    }
     lacks("op", &requirements.classes, &node.offer.classes)
 }
 
 fn lacks_models(requirements: &Requirements, node: &NodePicture<'_>) -> Option<String> {
+    if is_managed(node) {
+        return None;
+    }
     lacks("model", &requirements.models, &node.offer.models)
 }
 

@@ -184,6 +184,7 @@ impl Coordinator {
             heartbeat: config.heartbeat,
             reattach_grace: config.reattach_grace,
             provider,
+            publisher: admission.publisher_key(),
         };
         let state = State::restore(settings, epoch, found, clock.now());
         info!(%peer, epoch, waiting = state.waiting(), "coordinator is up");

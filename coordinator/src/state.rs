@@ -50,6 +50,7 @@ mod sessions;
 mod stock;
 mod timers;
 mod views;
+mod workspaces;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -60,7 +61,7 @@ use protocol::message::{
     CoordinatorMessage, Grant, Located, NodeMessage, Provider, Register, RunEnded, SetDraining,
 };
 use protocol::{
-    BlobName, BlobRef, JobId, JobState, Lease, LeaseId, PeerId, WorkflowName, WorkflowSelector,
+    BlobName, BlobRef, JobId, JobState, Lease, LeaseId, PeerId, PublisherKey, WorkflowName, WorkflowSelector,
     WorkflowVersion,
 };
 use time::OffsetDateTime;
@@ -95,6 +96,8 @@ pub struct Settings {
     pub reattach_grace: Duration,
     /// The coordinator itself as the last provider of every graph and input.
     pub provider: Provider,
+    /// The key with which it signs what is deployed in it.
+    pub publisher: PublisherKey,
 }
 
 /// Something that happened.
@@ -319,7 +322,10 @@ impl State {
     fn take_in(&mut self, event: Event, turn: &mut Turn) {
         match event {
             Event::Deploy(workflow) => self.deploy(workflow, turn),
-            Event::Restore(id) => self.record(Record::Restored(id), turn),
+            Event::Restore(id) => {
+                self.record(Record::Restored(id), turn);
+                self.want_workspaces(turn);
+            }
             Event::Submit(job) => self.record(Record::Submitted(job), turn),
             Event::Cancel(job) => self.end_job(job, Outcome::without_run(JobState::Canceled), turn),
             Event::SetDraining(node, draining) => self.set_draining(node, draining, turn),
@@ -339,6 +345,7 @@ impl State {
         self.catalog.insert(workflow.clone());
         turn.actions.push(Action::Keep(workflow));
         self.record(Record::Deployed(id), turn);
+        self.want_workspaces(turn);
     }
 
     fn set_draining(&mut self, node: PeerId, draining: bool, turn: &mut Turn) {

@@ -10,6 +10,7 @@ use protocol::membership::Role;
 use protocol::{
     BlobRef, BundleHash, FarmId, Fetched, Interface, JobId, JobState, LockedModel, LockfileHash, Offer,
     OutputFile, PeerId, Phase, Progress, RunError, RunId, Sha256, SlotId, Transfers, WorkflowVersion,
+    WorkspaceState,
 };
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -23,6 +24,9 @@ pub struct DeployedWorkflow {
     pub bundle: BundleHash,
     /// The hash of its lockfile.
     pub lockfile: LockfileHash,
+    /// The lockfile with its publisher's signature, where it can be rebuilt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub document: Option<BlobRef>,
     /// The graph in ComfyUI's API format.
     pub graph: BlobRef,
     /// The interface as JSON, for nodes.
@@ -52,6 +56,9 @@ pub struct Requirements {
     pub models: BTreeSet<String>,
     /// Whether an attached ComfyUI, which proves no lock, may run it.
     pub accept_attached: bool,
+    /// The lockfile in whose workspace a managed node runs it; `None` where it cannot be rebuilt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lockfile: Option<LockfileHash>,
 }
 
 /// A job.
@@ -144,12 +151,25 @@ pub struct NodeView {
     pub address: Option<IpAddr>,
     /// The runs at work on it.
     pub runs: Vec<(JobId, RunView)>,
+    /// How far it is with the workspaces that it is to have.
+    pub workspaces: Vec<WorkspaceView>,
     /// How many blobs it is known to hold.
     pub blobs: u64,
     /// What it fetches at the moment, and who sent it wrong bytes.
     pub transfers: Transfers,
     /// When it was last heard of.
     pub seen: OffsetDateTime,
+}
+
+/// A workspace on a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkspaceView {
+    /// Of which lockfile.
+    pub lockfile: LockfileHash,
+    /// The workflows that run in it.
+    pub workflows: Vec<WorkflowVersion>,
+    /// How far it is.
+    pub state: WorkspaceState,
 }
 
 /// A blob, as the farm knows it.

@@ -24,8 +24,8 @@ use mesh::plane::{BindError, RacingPlane, RelayedPlane, RelayedRate};
 use mesh::store::{BlobStore, StoreError};
 use mesh::swarm::{Mesh, MeshConfig, MeshError, MeshFinder};
 use protocol::ticket::Ticket;
-use protocol::{Device, PeerId, error_chain};
-use tokio::sync::mpsc;
+use protocol::{Device, PeerId, WantWorkspaces, error_chain};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -136,6 +136,8 @@ pub struct Agent {
     models: Vec<PathBuf>,
     finder: SessionFinder,
     questions: mpsc::Receiver<Question>,
+    /// What the coordinator wants to be prepared.
+    wants: watch::Sender<Option<WantWorkspaces>>,
 }
 
 impl Agent {
@@ -174,7 +176,7 @@ impl Agent {
         let scratch = empty_folder(&data.join("scratch"))?;
         info!(%peer, coordinator = %belonging.coordinator, "node is up");
 
-        let tools = Arc::new(Tools { engine: config.engine, exchange, blobs, ends, scratch });
+        let tools = Arc::new(Tools { engine: config.engine, exchange, blobs, ends, scratch, shelf: None });
         let (devices, models) = (config.devices, config.models);
         Ok(Self {
             peer,
@@ -189,6 +191,7 @@ impl Agent {
             models,
             finder,
             questions,
+            wants: watch::Sender::new(None),
         })
     }
 

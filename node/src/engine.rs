@@ -5,11 +5,14 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use protocol::{FailedOp, Phase, Progress, RunError, RunErrorKind, RunId, Workflow};
+use protocol::{FailedOp, Phase, Progress, RunError, RunErrorKind, RunId, SlotId, Workflow};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+use crate::workspace::Workspace;
 
 pub mod builtin;
 pub mod comfyui;
@@ -56,6 +59,10 @@ pub enum EngineError {
 pub struct Execution {
     /// The run that it is for; no two executions share one.
     pub run: RunId,
+    /// The slot that it has. A slot executes one at a time.
+    pub slot: SlotId,
+    /// The locked workspace that it needs, prepared; none where the engine's own classes and models do.
+    pub workspace: Option<Arc<Workspace>>,
     /// The workflow, with all values in place.
     pub workflow: Workflow,
     /// The files that ops of the workflow name.

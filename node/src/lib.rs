@@ -10,6 +10,7 @@ pub mod finder;
 pub mod gpu;
 pub mod join;
 mod os;
+pub mod policy;
 mod provide;
 pub mod run;
 pub mod slots;

@@ -19,6 +19,7 @@ use tracing::{info, instrument, warn};
 
 use crate::ends::{Ends, NewOutput};
 use crate::engine::{Engine, Execution, InputFile, ProducedFile, ProgressSink};
+use crate::workspace::shelf::{Shelf, Whole};
 
 /// The largest graph or interface that a node takes, in bytes.
 const MAX_DOCUMENT: u64 = 16 << 20;
@@ -35,6 +36,8 @@ pub struct Tools {
     pub ends: Ends,
     /// Each run has a folder of its own in here.
     pub scratch: PathBuf,
+    /// The locked workspaces, on a node that builds them.
+    pub shelf: Option<Shelf>,
 }
 
 impl Tools {
@@ -106,6 +109,8 @@ async fn run_impl(
 ) -> Result<Vec<NewOutput>, RunError> {
     tell(telling, grant, Phase::Fetching).await;
     let needs = Needs { grant, tools, cancel, progress: &telling.progress };
+    // Held to the end of the run, so that none of its models is evicted.
+    let whole = whole(grant, tools)?;
     let graph = needs.document(grant.graph, record).await?;
     let interface = needs.document(grant.interface, record).await?;
     let graph = Workflow::parse(&graph).map_err(invalid)?;
@@ -133,6 +138,8 @@ async fn run_impl(
     let wanted = outputs.iter().map(|(_, op)| op.clone()).collect();
     let execution = Execution {
         run: grant.lease.run,
+        slot: grant.slot,
+        workspace: whole.as_ref().map(|whole| Arc::clone(&whole.workspace)),
         workflow,
         files: inputs,
         outputs: wanted,
@@ -142,9 +149,22 @@ async fn run_impl(
     let produced = tools.engine.execute(execution, &telling.progress, cancel).await;
     record.executed = begun.elapsed();
     let produced = produced?;
+    if let (Some(shelf), Some(whole)) = (&tools.shelf, &whole) {
+        shelf.prove(whole.workspace.lockfile);
+    }
 
     tell(telling, grant, Phase::Collecting).await;
     name_outputs(&outputs, produced)
+}
+
+/// The workspace of a grant, on a node that builds them.
+fn whole(grant: &Grant, tools: &Tools) -> Result<Option<Arc<Whole>>, RunError> {
+    let Some(shelf) = &tools.shelf else { return Ok(None) };
+    let Some(whole) = shelf.usable(grant.lockfile) else {
+        let detail = format!("the workspace of lockfile {} is not ready here", grant.lockfile);
+        return Err(RunError::new(RunErrorKind::EngineUnavailable, detail));
+    };
+    Ok(Some(whole))
 }
 
 /// Fetching for one run.

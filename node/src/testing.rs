@@ -98,6 +98,7 @@ pub(crate) async fn grant(blobs: &BlobStore, bundled: BlobRef, counter: u64) -> 
         lease: Lease { id, job: JobId(uuid::Uuid::from_u128(1)), run },
         slot: SlotId(0),
         workflow: WorkflowVersion { name: "copy".parse().expect("a name"), version: 1 },
+        lockfile: protocol::LockfileHash(BlobRef::of(b"a lockfile").hash),
         graph: blobs.import_bytes(graph).await.expect("there is room"),
         interface: blobs.import_bytes(&interface).await.expect("there is room"),
         inputs: [(BUNDLED.to_owned(), bundled)].into(),

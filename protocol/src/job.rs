@@ -169,12 +169,15 @@ pub enum RunErrorKind {
     NodeFault,
     /// The run was cancelled as asked.
     Canceled,
+    /// An op wanted to download a file at run time, which the lockfile does not name. It is the bundle's fault: no
+    /// retry helps, until the file is added.
+    UndeclaredFile,
 }
 
 impl RunErrorKind {
     /// Whether another node may succeed where this one did not.
     pub fn retry_elsewhere(self) -> bool {
-        !matches!(self, Self::InvalidInput | Self::Canceled)
+        !matches!(self, Self::InvalidInput | Self::Canceled | Self::UndeclaredFile)
     }
 
     /// Whether the run counts as an attempt at the job: not when the node only went away.
@@ -197,6 +200,7 @@ impl RunErrorKind {
             Self::NodeStopping => "node_stopping",
             Self::NodeFault => "node_fault",
             Self::Canceled => "canceled",
+            Self::UndeclaredFile => "undeclared_file",
         }
     }
 }

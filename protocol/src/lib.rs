@@ -18,6 +18,7 @@ mod transfer;
 mod bundle;
 mod workspace;
 mod environment;
+mod preparation;
 mod collection;
 pub mod membership;
 pub mod ticket;
@@ -55,6 +56,10 @@ pub use lockfile::{
 pub use offer::{Device, Engine, Offer, SlotOffer};
 pub use origin::{Alias, BlobName, FileRef, ParseBlobNameError, PieceRange};
 pub use parameters::{Argument, MAX_FILE_NAME, Parameters, ParametersError};
+pub use preparation::{
+    MAX_PROVEN, MAX_REASON, MAX_WORKSPACES, PrepareStep, Preparing, WantWorkspaces, WantedWorkspace,
+    WorkspaceReport, WorkspaceState,
+};
 pub use rewrite::{FillError, Filled, Filling, fill};
 pub use schema::{
     CandidateInput, CandidateOutput, Candidates, ExposeError, ExposedInput, FieldError, Input, InputKind,

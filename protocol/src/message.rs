@@ -23,6 +23,9 @@
 //! for ranges of it with `ReadOrigin` and reads what `OriginLease` gives it, so that a farm reads each byte
 //! once; without an answer it may read all by itself.
 //!
+//! **Workspaces.** `WantWorkspaces` names all that a node is to have ready; `WorkspaceReport` says how far it
+//! is with one. A node without a managed engine skips the one and never sends the other.
+//!
 //! **Keeping.** So that a blob outlives the peer that brought it, the coordinator asks nodes with room to
 //! `Keep` it: to fetch it, and to pin it. `Storage` says that a node did, `KeepRefused` why it did not.
 //!
@@ -42,9 +45,11 @@ use crate::codec::messages;
 use crate::id::{FarmId, JobId, LeaseId, PeerId, RunId, SlotId, WorkflowVersion};
 use crate::job::{Fetched, OutputFile, Phase, Progress, RunError};
 use crate::lease::Lease;
+use crate::lockfile::LockfileHash;
 use crate::membership::{Membership, Role};
 use crate::offer::Offer;
 use crate::origin::{Alias, BlobName, FileRef, PieceRange};
+use crate::preparation::{WantWorkspaces, WorkspaceReport};
 use crate::transfer::Transfers;
 
 /// The label of a process that only serves the models of a workflow's author, and keeps nothing for others.
@@ -115,6 +120,8 @@ messages! {
         0x810d => Transfers(Transfers),
         /// A blob is not kept as asked.
         0x810e => KeepRefused(KeepRefused),
+        /// How far a workspace is; only the latest counts.
+        0x810f => WorkspaceReport(WorkspaceReport),
     }
 }
 
@@ -137,6 +144,8 @@ messages! {
         0x0206 => OriginLease(OriginLease),
         /// Fetch a blob, and pin it.
         0x8207 => Keep(Keep),
+        /// The workspaces that the node is to have.
+        0x8208 => WantWorkspaces(WantWorkspaces),
     }
 }
 
@@ -385,6 +394,8 @@ pub struct Grant {
     pub slot: SlotId,
     /// Which workflow it is.
     pub workflow: WorkflowVersion,
+    /// The lockfile in whose workspace it runs, on a managed engine.
+    pub lockfile: LockfileHash,
     /// The workflow in ComfyUI's API format.
     pub graph: BlobRef,
     /// The workflow's interface, as JSON.

@@ -36,6 +36,8 @@ pub enum Engine {
         /// ComfyUI's version, as `/system_stats` gives it.
         comfyui_version: String,
     },
+    /// A ComfyUI for each slot, which the node makes from a locked workspace.
+    Managed,
 }
 
 impl Engine {
@@ -44,6 +46,7 @@ impl Engine {
         match self {
             Self::Builtin => "builtin",
             Self::Attached { .. } => "attached",
+            Self::Managed => "managed",
         }
     }
 }

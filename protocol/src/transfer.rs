@@ -88,21 +88,22 @@ impl Transfers {
             transfer.here = transfer.here.min(transfer.size);
             transfer.sources.truncate(MAX_SOURCES);
             for source in &mut transfer.sources {
-                shorten(&mut source.plane);
+                shorten(&mut source.plane, MAX_WORDS);
                 if let SourceName::Origin(host) = &mut source.from {
-                    shorten(host);
+                    shorten(host, MAX_WORDS);
                 }
             }
         }
         let early = self.faults.len().saturating_sub(MAX_TRANSFERS);
         self.faults.drain(..early);
-        self.faults.iter_mut().for_each(|fault| shorten(&mut fault.reason));
+        self.faults.iter_mut().for_each(|fault| shorten(&mut fault.reason, MAX_WORDS));
         self
     }
 }
 
-fn shorten(text: &mut String) {
-    text.truncate(text.floor_char_boundary(MAX_WORDS));
+/// Cuts a text to so many bytes.
+pub(crate) fn shorten(text: &mut String, longest: usize) {
+    text.truncate(text.floor_char_boundary(longest));
 }
 
 #[cfg(test)]

@@ -165,6 +165,7 @@ pub(crate) fn deployed(name: &str, version: u32) -> DeployedWorkflow {
         id: WorkflowVersion { name: name.parse().unwrap(), version },
         bundle: BundleHash(BlobHash::of(b"bundle")),
         lockfile: LockfileHash(BlobHash::of(b"lockfile")),
+        document: None,
         graph: BlobRef::of(&graph),
         inputs: Default::default(),
         interface_blob: BlobRef::of(b"interface"),

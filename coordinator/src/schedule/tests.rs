@@ -18,6 +18,8 @@ struct Made {
     free: Vec<(SlotId, Duration)>,
     ran: BTreeSet<WorkflowVersion>,
     holds: HashSet<BlobHash>,
+    workspaces: BTreeMap<LockfileHash, WorkspaceState>,
+    at_work: BTreeSet<LockfileHash>,
 }
 
 impl Made {
@@ -33,8 +35,17 @@ impl Made {
             models: names(&["checkpoints/a.safetensors"]),
             slots: free.iter().map(|(id, _)| SlotOffer { id: *id, device: device.clone() }).collect(),
         };
-        let (ran, holds) = (BTreeSet::new(), HashSet::new());
-        Self { peer: PeerId([seed; 32]), offer, connected: true, draining: false, free, ran, holds }
+        Self {
+            peer: PeerId([seed; 32]),
+            offer,
+            connected: true,
+            draining: false,
+            free,
+            ran: BTreeSet::new(),
+            holds: HashSet::new(),
+            workspaces: BTreeMap::new(),
+            at_work: BTreeSet::new(),
+        }
     }
 
     fn picture(&self) -> NodePicture<'_> {
@@ -46,6 +57,8 @@ impl Made {
             free: self.free.clone(),
             ran: &self.ran,
             holds: &self.holds,
+            workspaces: &self.workspaces,
+            at_work: self.at_work.clone(),
         }
     }
 }
@@ -133,6 +146,25 @@ fn each_hard_rule_is_told_in_words() {
     check(attach, needs(&[]), refused);
     check(attach, Requirements { accept_attached: true, ..needs(&[]) }, "it is next in turn");
     assert_eq!(explain(&needs(&[]), &[], &[])[0].node, None);
+}
+
+#[test]
+fn managed_node_runs_in_proven_workspaces_and_tries_a_loaded_one_with_one_run() {
+    let lockfile = LockfileHash(BlobHash([9; 32]));
+    let requirements = Requirements { lockfile: Some(lockfile), ..needs(&["KSampler"]) };
+    let placed = |state: Option<WorkspaceState>, at_work: bool, requirements: &Requirements| {
+        let mut node = Made::node(1, 2);
+        node.offer.engine = Engine::Managed;
+        node.workspaces.extend(state.map(|state| (lockfile, state)));
+        node.at_work.extend(at_work.then_some(lockfile));
+        plan_one_class(vec![waiting(1), waiting(2)], requirements, &[node]).len()
+    };
+    assert_eq!(placed(None, false, &requirements), 0);
+    assert_eq!(placed(Some(WorkspaceState::Waiting), false, &requirements), 0);
+    assert_eq!(placed(Some(WorkspaceState::Loaded), false, &requirements), 1);
+    assert_eq!(placed(Some(WorkspaceState::Loaded), true, &requirements), 0);
+    assert_eq!(placed(Some(WorkspaceState::Proven), true, &requirements), 2);
+    assert_eq!(placed(Some(WorkspaceState::Proven), false, &needs(&[])), 0, "nothing to rebuild from");
 }
 
 #[test]

@@ -22,7 +22,8 @@ impl Driver {
         match command {
             Command::Deploy(deployment, answer) => {
                 let (blobs, now) = (self.parts.blobs.clone(), self.now().wall);
-                self.spawn_report(work::deploy(*deployment, blobs, now, answer));
+                let publisher = Arc::clone(self.parts.admission.publisher());
+                self.spawn_report(work::deploy(*deployment, blobs, publisher, now, answer));
             }
             Command::Restore(id, answer) => self.restore(id, answer),
             Command::Workflows(answer) => self.answer(answer, self.state.workflows()),

@@ -5,10 +5,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use mesh::identity::Identity;
 use mesh::store::{BlobStore, StoreError};
 use protocol::{
-    Argument, BlobRef, Bundle, Filling, Input, Interface, LockedModel, Parameters, Workflow, WorkflowVersion,
-    fill,
+    Argument, BlobRef, Bundle, Filling, Input, Interface, LockedModel, Lockfile, Parameters, Workflow,
+    WorkflowVersion, fill,
 };
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -20,6 +21,7 @@ use crate::view::{DeployedWorkflow, Requirements};
 pub(super) async fn prepare(
     deployment: Deployment,
     blobs: &BlobStore,
+    publisher: &Identity,
     deployed: OffsetDateTime,
 ) -> Result<DeployedWorkflow, StoreError> {
     let Deployment { name, bundle, interface, accept_attached, notes } = deployment;
@@ -27,12 +29,22 @@ pub(super) async fn prepare(
     let interface_blob = blobs.import_bytes(&document).await?;
     let filled = filled(&bundle, &interface);
     let models = models(&bundle, &filled);
-    let requirements =
-        Requirements { classes: filled.classes(), models: folder_names(&models), accept_attached };
+    let can_be_rebuilt = bundle.lockfile.comfyui.is_some();
+    let document = match can_be_rebuilt {
+        true => Some(blobs.import_bytes(&signed(&bundle.lockfile, publisher).to_canonical_json()).await?),
+        false => None,
+    };
+    let requirements = Requirements {
+        classes: filled.classes(),
+        models: folder_names(&models),
+        accept_attached,
+        lockfile: can_be_rebuilt.then(|| bundle.lockfile.hash()),
+    };
     Ok(DeployedWorkflow {
         id: WorkflowVersion { name, version: 0 },
         bundle: bundle.hash(),
         lockfile: bundle.lockfile.hash(),
+        document,
         graph: bundle.manifest.workflow,
         interface_blob,
         inputs: bundle.manifest.inputs.clone(),
@@ -42,6 +54,15 @@ pub(super) async fn prepare(
         notes,
         deployed,
     })
+}
+
+/// The lockfile with a signature: that of whoever made the bundle, or else the farm's.
+fn signed(lockfile: &Lockfile, publisher: &Identity) -> Lockfile {
+    let mut lockfile = lockfile.clone();
+    if lockfile.verify().is_err() {
+        lockfile.sign(publisher.signing_key());
+    }
+    lockfile
 }
 
 /// The graph that nodes execute: where ops are replaced, its classes are not those of the deployed one.

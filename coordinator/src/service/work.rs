@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh::fetch::Exchange;
+use mesh::identity::Identity;
 use mesh::store::BlobStore;
 use protocol::message::{MAX_PARAMETERS, Outcome, Provider, RunEnded};
 use protocol::{BlobRef, JobId};
@@ -86,10 +87,11 @@ fn longest(blob: BlobRef) -> Duration {
 pub(super) async fn deploy(
     deployment: Deployment,
     blobs: BlobStore,
+    publisher: Arc<Identity>,
     now: OffsetDateTime,
     answer: Answer<Arc<DeployedWorkflow>>,
 ) -> Option<Report> {
-    match deploy::prepare(deployment, &blobs, now).await {
+    match deploy::prepare(deployment, &blobs, &publisher, now).await {
         Ok(workflow) => Some(Report::Deploy(Box::new(workflow), answer)),
         Err(error) => {
             // Whoever asked may be gone.

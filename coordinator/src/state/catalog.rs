@@ -55,9 +55,16 @@ impl Catalog {
         self.current.insert(id.name.clone(), id.version);
     }
 
-    /// The current version of each name.
+    /// The number of the current version of each name.
     pub(crate) fn current(&self) -> &BTreeMap<WorkflowName, u32> {
         &self.current
+    }
+
+    /// The current version of each name.
+    pub(crate) fn all_current(&self) -> impl Iterator<Item = &Arc<DeployedWorkflow>> {
+        self.current.iter().filter_map(|(name, version)| {
+            self.versions.get(&WorkflowVersion { name: name.clone(), version: *version })
+        })
     }
 
     /// The version that the next deploy of this name gets.

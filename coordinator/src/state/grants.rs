@@ -65,6 +65,8 @@ impl State {
             free,
             ran: &node.ran,
             holds: &node.blobs,
+            workspaces: &node.workspaces,
+            at_work: self.at_work_on(node),
         }
     }
 
@@ -104,6 +106,7 @@ impl State {
             lease,
             slot,
             workflow: workflow.id.clone(),
+            lockfile: workflow.lockfile,
             graph,
             interface,
             inputs: workflow.inputs.clone(),

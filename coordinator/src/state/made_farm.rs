@@ -46,6 +46,7 @@ pub(super) fn settings() -> Settings {
         heartbeat: seconds(5),
         reattach_grace: seconds(30),
         provider: Provider { peer: coordinator(), addresses: vec![] },
+        publisher: PublisherKey([201; 32]),
     }
 }
 
@@ -65,6 +66,7 @@ pub(super) fn workflow(version: u32) -> Arc<DeployedWorkflow> {
         id: workflow_id(version),
         bundle: protocol::BundleHash(BlobHash([1; 32])),
         lockfile: LockfileHash(BlobHash([2; 32])),
+        document: None,
         graph: BlobRef::of(b"graph"),
         interface_blob: BlobRef::of(b"interface"),
         inputs: BTreeMap::new(),
@@ -173,12 +175,21 @@ impl Farm {
 
     /// A node with one slot registers with what it holds.
     pub(super) fn register_with(&mut self, seed: u8, leases: Vec<HeldLease>, ended: Vec<RunEnded>) {
+        self.register_engine(seed, Engine::Builtin, leases, ended);
+    }
+
+    /// A node that builds workspaces registers.
+    pub(super) fn register_managed(&mut self, seed: u8) {
+        self.register_engine(seed, Engine::Managed, vec![], vec![]);
+    }
+
+    fn register_engine(&mut self, seed: u8, engine: Engine, leases: Vec<HeldLease>, ended: Vec<RunEnded>) {
         self.sessions += 1;
         let offer = Offer {
             host_name: format!("host-{seed}"),
             agent_version: String::new(),
             platform: String::new(),
-            engine: Engine::Builtin,
+            engine,
             classes: BTreeSet::new(),
             models: BTreeSet::new(),
             slots: vec![SlotOffer { id: SlotId(0), device: Device::Cpu { threads: 1 } }],

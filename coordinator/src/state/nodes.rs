@@ -8,7 +8,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use protocol::message::{Inventory, MAX_PROVIDERS, Provider};
-use protocol::{BlobHash, BlobRef, LeaseId, Offer, PeerId, SlotId, Transfers, WorkflowVersion};
+use protocol::{
+    BlobHash, BlobRef, LeaseId, LockfileHash, Offer, PeerId, SlotId, Transfers, WorkflowVersion,
+    WorkspaceState,
+};
 use time::OffsetDateTime;
 
 use super::aliases::most_named;
@@ -47,6 +50,8 @@ pub(crate) struct Node {
     pub(crate) room: u64,
     /// Blobs that it never evicts.
     pub(crate) pinned: BTreeSet<BlobHash>,
+    /// How far it is with the workspaces that it was told to have.
+    pub(crate) workspaces: BTreeMap<LockfileHash, WorkspaceState>,
     /// What it fetches at the moment.
     pub(crate) transfers: Transfers,
     /// When it was last heard of.

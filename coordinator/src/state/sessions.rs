@@ -38,6 +38,7 @@ impl State {
             blobs: Default::default(),
             room: 0,
             pinned: BTreeSet::new(),
+            workspaces: Default::default(),
             transfers: Transfers::default(),
             seen: turn.now.wall,
             heard: now,
@@ -56,6 +57,7 @@ impl State {
             draining: self.is_draining(peer),
         };
         turn.send(peer, CoordinatorMessage::Welcome(welcome));
+        self.want_workspaces_of(peer, turn);
 
         let told: BTreeSet<LeaseId> =
             leases.iter().map(|held| held.lease.id).chain(ended.iter().map(|ended| ended.lease.id)).collect();
@@ -141,6 +143,7 @@ impl State {
             NodeMessage::Storage(_) | NodeMessage::Transfers(_) | NodeMessage::KeepRefused(_) => {
                 self.hear_of_stock(peer, message, turn);
             }
+            NodeMessage::WorkspaceReport(report) => self.workspace_told(peer, report, turn),
             NodeMessage::Leave(_) => self.leave(peer, turn),
         }
     }

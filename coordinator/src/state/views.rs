@@ -114,6 +114,7 @@ impl State {
             address: node.address,
             runs: of_node.map(|run| (run.lease.job, run.to_view())).collect(),
             blobs: node.blobs.len() as u64,
+            workspaces: self.workspace_views(node),
             transfers: node.transfers.clone(),
             seen: node.seen,
         }

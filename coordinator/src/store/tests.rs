@@ -96,6 +96,7 @@ async fn what_was_committed_is_found_by_the_next_start() {
         id: version(),
         bundle: BundleHash(BlobHash([1; 32])),
         lockfile: LockfileHash(BlobHash([2; 32])),
+        document: None,
         graph: BlobRef::of(b"graph"),
         interface_blob: BlobRef::of(b"interface"),
         inputs: BTreeMap::new(),

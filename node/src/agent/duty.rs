@@ -5,6 +5,7 @@
 
 mod inventory;
 mod stock;
+mod workspaces;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use tracing::{Instrument, debug, error, info, info_span, warn};
 
 use self::inventory::Told;
 use self::stock::Stock;
+use self::workspaces::Wants;
 use super::Agent;
 use super::offer::describe_task;
 use super::session::{Destination, FAREWELL, FIRST_PAUSE, SessionEvent, Writer, dial_task, read_task};
@@ -65,6 +67,7 @@ pub(super) struct Duty {
     questions: mpsc::Receiver<Question>,
     open_questions: OpenQuestions,
     stock: Stock,
+    wants: Wants,
     slots: Slots,
     runs: JoinSet<(LeaseId, Option<RunEnded>)>,
     running: BTreeMap<LeaseId, Running>,
@@ -86,7 +89,8 @@ struct Running {
 impl Duty {
     /// A node that has not dialled yet, and what its sessions will tell.
     pub(super) fn new(agent: Agent) -> (Self, mpsc::Receiver<SessionEvent>) {
-        let Agent { mesh, credentials, belonging, belonging_path, tools, devices, questions, .. } = agent;
+        let Agent { mesh, credentials, belonging, belonging_path, tools, devices, questions, wants, .. } =
+            agent;
         let destination =
             Destination { coordinator: belonging.coordinator, addresses: belonging.addresses.clone() };
         let (offered, offers) = watch::channel(None);
@@ -107,6 +111,7 @@ impl Duty {
             questions,
             open_questions: OpenQuestions::default(),
             stock: Stock::new(),
+            wants: Wants::new(wants),
             slots,
             runs: JoinSet::new(),
             running: BTreeMap::new(),
@@ -143,7 +148,10 @@ impl Duty {
                 _ = progress.tick() => self.send_progress().await,
                 _ = inventory.tick() => self.send_changed_inventory().await,
                 _ = storage.tick() => self.send_storage().await,
-                _ = transfers.tick() => self.send_transfers().await,
+                _ = transfers.tick() => {
+                    self.send_transfers().await;
+                    self.send_workspaces().await;
+                }
             }
         }
         // Nobody listens any more: runs and the session's reader must not wait for that.
@@ -220,6 +228,7 @@ impl Duty {
             CoordinatorMessage::Keep(keep) => self.on_keep(keep).await,
             CoordinatorMessage::Located(located) => self.open_questions.located(located),
             CoordinatorMessage::OriginLease(lease) => self.open_questions.origin_lease(lease),
+            CoordinatorMessage::WantWorkspaces(want) => self.on_want_workspaces(want),
         }
     }
 
@@ -234,6 +243,7 @@ impl Duty {
         self.tools.exchange.keep_link(self.destination.coordinator, welcome.data_addresses);
         self.send_inventory(true).await;
         self.stock.forget_told();
+        self.wants.forget_told();
         self.send_storage().await;
     }
 
@@ -288,6 +298,8 @@ impl Duty {
         self.running.remove(&lease);
         self.slots.release(lease);
         if let Some(ended) = ended {
+            // Before the end of the run, so that the next one finds the workspace proven.
+            self.send_workspaces().await;
             self.send(NodeMessage::RunEnded(ended)).await;
         }
         self.on_offer().await;

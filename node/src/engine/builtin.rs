@@ -180,6 +180,8 @@ mod tests {
     fn execution(ops: Json, outputs: &[&str], scratch: &Path) -> Execution {
         Execution {
             run: "01890a5d-ac96-774b-bcce-b302099a8057".parse::<RunId>().unwrap(),
+            slot: protocol::SlotId(0),
+            workspace: None,
             workflow: Workflow::parse(&serde_json::to_vec(&ops).unwrap()).unwrap(),
             files: Vec::new(),
             outputs: outputs.iter().map(|&id| id.to_owned()).collect(),

@@ -19,7 +19,8 @@ async fn machine(behaviour: Behaviour) -> Machine {
     let blobs = exchange.store().clone();
     let ends = Ends::open(&folder.path().join("ends"), blobs.clone()).await.expect("opens");
     let scratch = folder.path().join("scratch");
-    let tools = Tools { engine: FakeEngine::new(vec![behaviour]), exchange, blobs, ends, scratch };
+    let tools =
+        Tools { engine: FakeEngine::new(vec![behaviour]), exchange, blobs, ends, scratch, shelf: None };
     Machine { farm, tools: Arc::new(tools), folder }
 }
 

@@ -128,6 +128,7 @@ mod tests {
             labels: BTreeMap::new(),
             address: Some([192, 0, 2, 7].into()),
             runs: vec![(JobId(Uuid::nil()), run)],
+            workspaces: vec![],
             blobs: 3,
             transfers: transfers(peer),
             seen: OffsetDateTime::UNIX_EPOCH,

@@ -119,6 +119,8 @@ async fn execute(
     let scratch = tempfile::tempdir().unwrap();
     let execution = Execution {
         run: RUN.parse::<RunId>().unwrap(),
+        slot: protocol::SlotId(0),
+        workspace: None,
         workflow: Workflow::parse(ops).unwrap(),
         files: Vec::new(),
         outputs: vec!["1".to_owned()],

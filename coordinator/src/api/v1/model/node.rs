@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use protocol::{Preparing, WorkspaceState};
 use serde::Serialize;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
@@ -9,7 +10,7 @@ use uuid::Uuid;
 
 use crate::api::v1::model::job::Run;
 use crate::api::v1::model::transfer::{Fault, Transfer};
-use crate::view::NodeView;
+use crate::view::{NodeView, WorkspaceView};
 
 /// All nodes that the coordinator knows.
 #[derive(Debug, Serialize, ToSchema)]
@@ -41,6 +42,8 @@ pub(crate) struct Node {
     address: Option<String>,
     /// One for each run that it can do at a time.
     slots: Vec<Slot>,
+    /// The workspaces that it is to have, and how far it is with each.
+    workspaces: Vec<NodeWorkspace>,
     /// How many blobs it is known to hold.
     blobs: u64,
     /// What it fetches at the moment.
@@ -64,6 +67,8 @@ pub(crate) enum Engine {
         /// ComfyUI's version.
         comfyui_version: String,
     },
+    /// A ComfyUI for each slot, which the node makes from a locked workspace.
+    Managed,
 }
 
 /// The unit of capacity: one run at a time.
@@ -94,6 +99,27 @@ pub(crate) enum Device {
         /// Its memory in bytes.
         memory: u64,
     },
+}
+
+/// A locked workspace on a node.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct NodeWorkspace {
+    /// The hash of its lockfile.
+    lockfile: String,
+    /// The workflows that run in it, as `name@version`.
+    workflows: Vec<String>,
+    /// `waiting`, `preparing`, `loaded` (one run may try it), `proven`, `failed` or `refused`.
+    state: String,
+    /// The step that it is at, or at which it failed: `lockfile`, `code`, `python`, `models` or `proof`.
+    #[schema(required)]
+    step: Option<String>,
+    /// How many bytes of the step are done.
+    done: u64,
+    /// How many bytes the step moves; 0 where that is not known.
+    total: u64,
+    /// Why it failed or was refused, and what to do.
+    #[schema(required)]
+    reason: Option<String>,
 }
 
 /// A run on a slot.
@@ -128,10 +154,31 @@ impl From<NodeView> for Node {
             platform: view.offer.platform,
             labels: view.labels,
             address: view.address.map(|address| address.to_string()),
+            workspaces: view.workspaces.into_iter().map(NodeWorkspace::from).collect(),
             blobs: view.blobs,
             transfers: view.transfers.transfers.into_iter().map(Transfer::from).collect(),
             faults: view.transfers.faults.into_iter().map(Fault::from).collect(),
             seen: view.seen,
+        }
+    }
+}
+
+impl From<WorkspaceView> for NodeWorkspace {
+    fn from(view: WorkspaceView) -> Self {
+        let (step, done, total, reason) = match view.state.clone() {
+            WorkspaceState::Preparing(Preparing { step, done, total }) => (Some(step), done, total, None),
+            WorkspaceState::Failed { step, reason } => (Some(step), 0, 0, Some(reason)),
+            WorkspaceState::Refused { reason } => (None, 0, 0, Some(reason)),
+            WorkspaceState::Waiting | WorkspaceState::Loaded | WorkspaceState::Proven => (None, 0, 0, None),
+        };
+        Self {
+            lockfile: view.lockfile.to_string(),
+            workflows: view.workflows.iter().map(ToString::to_string).collect(),
+            state: view.state.as_str().to_owned(),
+            step: step.map(|step| step.to_string()),
+            done,
+            total,
+            reason,
         }
     }
 }
@@ -141,6 +188,7 @@ impl From<protocol::Engine> for Engine {
         match engine {
             protocol::Engine::Builtin => Self::Builtin,
             protocol::Engine::Attached { comfyui_version } => Self::Attached { comfyui_version },
+            protocol::Engine::Managed => Self::Managed,
         }
     }
 }

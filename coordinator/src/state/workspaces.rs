@@ -1,0 +1,189 @@
+//! The workspaces that managed nodes are to have, and how far each node is with them.
+//!
+//! Wanted is what the current version of each workflow needs; workflows of one lockfile share a workspace.
+//! Reports are no journal entries: a node tells them again on each session. Not here: how one is built.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use protocol::message::CoordinatorMessage;
+use protocol::{
+    Engine, LockfileHash, MAX_PROVEN, MAX_WORKSPACES, PeerId, WantWorkspaces, WantedWorkspace,
+    WorkspaceReport, WorkspaceState,
+};
+
+use super::nodes::{Node, Slot};
+use super::{State, Turn};
+use crate::view::{DeployedWorkflow, FarmEventKind, WorkspaceView};
+
+impl State {
+    /// Tells every managed node what it is to have.
+    pub(super) fn want_workspaces(&mut self, turn: &mut Turn) {
+        let managed = self.nodes.iter().filter(|(_, node)| is_managed(node) && node.session.is_some());
+        let managed: Vec<PeerId> = managed.map(|(peer, _)| peer).collect();
+        for peer in managed {
+            self.want_workspaces_of(peer, turn);
+        }
+    }
+
+    /// Tells a node what it is to have, if its engine is a managed one.
+    pub(super) fn want_workspaces_of(&mut self, peer: PeerId, turn: &mut Turn) {
+        if self.nodes.get(peer).is_some_and(is_managed) {
+            let message = WantWorkspaces { publisher: self.settings.publisher, wanted: self.wanted(peer) };
+            turn.send(peer, CoordinatorMessage::WantWorkspaces(message));
+        }
+    }
+
+    fn wanted(&self, asking: PeerId) -> Vec<WantedWorkspace> {
+        let mut wanted: BTreeMap<LockfileHash, (WantedWorkspace, &DeployedWorkflow)> = BTreeMap::new();
+        for workflow in self.catalog.all_current() {
+            let Some((lockfile, document)) = workflow.requirements.lockfile.zip(workflow.document) else {
+                continue;
+            };
+            let fresh = || {
+                let mut providers = self.nodes.providers(document, asking);
+                providers.push(self.settings.provider.clone());
+                let wanted = WantedWorkspace {
+                    workflow: workflow.id.clone(),
+                    lockfile,
+                    document,
+                    classes: BTreeSet::new(),
+                    models: BTreeSet::new(),
+                    providers,
+                };
+                (wanted, &**workflow)
+            };
+            let (wanted, newest) = wanted.entry(lockfile).or_insert_with(fresh);
+            if workflow.deployed > newest.deployed {
+                *newest = workflow;
+            }
+            let requirements = &workflow.requirements;
+            wanted.classes.extend(requirements.classes.iter().cloned());
+            wanted.models.extend(requirements.models.iter().cloned());
+        }
+        let mut wanted: Vec<_> = wanted.into_values().collect();
+        wanted.sort_by_key(|(_, newest)| Reverse(newest.deployed));
+        wanted.truncate(MAX_WORKSPACES);
+        let bounded = |(mut wanted, _): (WantedWorkspace, &DeployedWorkflow)| {
+            wanted.classes = wanted.classes.into_iter().take(MAX_PROVEN).collect();
+            wanted.models = wanted.models.into_iter().take(MAX_PROVEN).collect();
+            wanted
+        };
+        wanted.into_iter().map(bounded).collect()
+    }
+
+    /// Takes in how far a node is.
+    pub(super) fn workspace_told(&mut self, peer: PeerId, report: WorkspaceReport, turn: &mut Turn) {
+        let WorkspaceReport { lockfile, state } = report;
+        let Some(node) = self.nodes.get_mut(peer) else { return };
+        let has_room = node.workspaces.len() < MAX_WORKSPACES || node.workspaces.contains_key(&lockfile);
+        if is_managed(node) && has_room {
+            node.workspaces.insert(lockfile, state.bounded());
+            self.plan_due = true;
+            turn.notify(FarmEventKind::NodeChanged(peer));
+        }
+    }
+
+    /// The lockfiles in whose workspaces a managed node is at work.
+    pub(super) fn at_work_on(&self, node: &Node) -> BTreeSet<LockfileHash> {
+        let lockfile = |slot: &Slot| {
+            let run = self.runs.get(&slot.lease?)?;
+            let job = self.jobs.get(run.lease.job)?;
+            self.catalog.get(&job.new.workflow)?.requirements.lockfile
+        };
+        let slots = node.slots.values().filter(|_| is_managed(node));
+        slots.filter_map(lockfile).collect()
+    }
+
+    /// The workspaces of a node as people see them.
+    pub(super) fn workspace_views(&self, node: &Node) -> Vec<WorkspaceView> {
+        let view = |(lockfile, state): (&LockfileHash, &WorkspaceState)| {
+            let of_lockfile =
+                |workflow: &&Arc<DeployedWorkflow>| workflow.requirements.lockfile == Some(*lockfile);
+            let workflows = self.catalog.all_current().filter(of_lockfile);
+            WorkspaceView {
+                lockfile: *lockfile,
+                workflows: workflows.map(|workflow| workflow.id.clone()).collect(),
+                state: state.clone(),
+            }
+        };
+        node.workspaces.iter().map(view).collect()
+    }
+}
+
+/// Whether a node builds workspaces.
+pub(super) fn is_managed(node: &Node) -> bool {
+    matches!(node.offer.engine, Engine::Managed)
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::message::NodeMessage;
+    use protocol::{BlobHash, BlobRef};
+
+    use super::super::Event;
+    use super::super::made_farm::{Farm, node, workflow, workflow_id};
+    use super::super::record::Record;
+    use super::*;
+    use crate::state::Action;
+
+    const LOCKFILE: LockfileHash = LockfileHash(BlobHash([9; 32]));
+
+    /// A version whose lockfile can be rebuilt, and that needs these classes.
+    fn lockable(version: u32, classes: &[&str]) -> Arc<DeployedWorkflow> {
+        let mut workflow = DeployedWorkflow::clone(&workflow(version));
+        workflow.document = Some(BlobRef::of(b"a signed lockfile"));
+        workflow.requirements.lockfile = Some(LOCKFILE);
+        workflow.requirements.classes = classes.iter().map(|class| (*class).to_owned()).collect();
+        Arc::new(workflow)
+    }
+
+    /// What each node was told to have since this was last asked.
+    fn wanted(farm: &mut Farm) -> Vec<(PeerId, Vec<WantedWorkspace>)> {
+        let told = |action| match action {
+            Action::Send(node, CoordinatorMessage::WantWorkspaces(want)) => Some((node, want.wanted)),
+            _ => None,
+        };
+        farm.done().into_iter().filter_map(told).collect()
+    }
+
+    #[test]
+    fn managed_nodes_hear_of_what_is_current_and_others_of_nothing() {
+        let mut farm = Farm::new();
+        farm.register(1);
+        farm.register_managed(2);
+        assert_eq!(wanted(&mut farm), [(node(2), vec![])], "nothing that is deployed can be rebuilt");
+        farm.apply(Event::Deploy(lockable(2, &["KSampler"])));
+        let told = wanted(&mut farm);
+        assert_eq!(told.len(), 1);
+        let WantedWorkspace { workflow, lockfile, classes, .. } = &told[0].1[0];
+        assert_eq!((workflow, *lockfile), (&workflow_id(2), LOCKFILE));
+        assert!(classes.contains("KSampler"));
+        farm.apply(Event::Restore(workflow_id(1)));
+        assert_eq!(wanted(&mut farm), [(node(2), vec![])], "the older version pins nothing");
+        assert!(farm.written.entries.iter().any(|entry| entry.record == Record::Restored(workflow_id(1))));
+    }
+
+    #[test]
+    fn job_waits_until_a_managed_node_has_loaded_the_workspace() {
+        let mut farm = Farm::new();
+        farm.apply(Event::Deploy(lockable(1, &[])));
+        farm.register_managed(1);
+        farm.submit(1);
+        assert_eq!(farm.grants(), []);
+        let report = |state| NodeMessage::WorkspaceReport(WorkspaceReport { lockfile: LOCKFILE, state });
+        farm.say(1, report(WorkspaceState::Refused { reason: "the publisher is not trusted".into() }));
+        assert_eq!(farm.grants(), []);
+        let waits = farm.view(1).waits;
+        assert!(waits.iter().any(|wait| wait.reason.contains("the publisher is not trusted")), "{waits:?}");
+        farm.say(1, report(WorkspaceState::Loaded));
+        let (on, lease) = farm.granted();
+        assert_eq!(on, node(1));
+        farm.submit(2);
+        assert_eq!(farm.grants(), [], "one run tries it");
+        farm.say(1, report(WorkspaceState::Proven));
+        farm.succeed(1, lease);
+        assert_eq!(farm.granted().0, node(1));
+    }
+}

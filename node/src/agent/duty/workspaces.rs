@@ -1,0 +1,62 @@
+//! The workspaces that the coordinator wants here, and how far each is told to be.
+//!
+//! Not here: preparing them (`workspace::prepare`).
+
+use std::collections::BTreeMap;
+
+use protocol::message::NodeMessage;
+use protocol::{LockfileHash, MAX_PROVEN, MAX_WORKSPACES, WantWorkspaces, WorkspaceReport, WorkspaceState};
+use tokio::sync::watch;
+use tracing::debug;
+
+use super::Duty;
+
+/// What the coordinator wants and knows of workspaces.
+pub(super) struct Wants {
+    wanted: watch::Sender<Option<WantWorkspaces>>,
+    told: BTreeMap<LockfileHash, WorkspaceState>,
+}
+
+impl Wants {
+    pub(super) fn new(wanted: watch::Sender<Option<WantWorkspaces>>) -> Self {
+        Self { wanted, told: BTreeMap::new() }
+    }
+
+    /// A new session: the coordinator may know nothing.
+    pub(super) fn forget_told(&mut self) {
+        self.told.clear();
+    }
+}
+
+impl Duty {
+    /// Takes over a new list of workspaces.
+    pub(super) fn on_want_workspaces(&mut self, mut want: WantWorkspaces) {
+        if self.tools.shelf.is_none() {
+            debug!("workspaces are wanted of a node that builds none");
+            return;
+        }
+        want.wanted.truncate(MAX_WORKSPACES);
+        want.wanted.retain(|wanted| wanted.classes.len() <= MAX_PROVEN && wanted.models.len() <= MAX_PROVEN);
+        self.wants.wanted.send_if_modified(|known| {
+            let is_new = known.as_ref() != Some(&want);
+            if is_new {
+                *known = Some(want);
+            }
+            is_new
+        });
+    }
+
+    /// Tells how far workspaces are, where that has changed.
+    pub(super) async fn send_workspaces(&mut self) {
+        let Some(shelf) = self.tools.shelf.as_ref().filter(|_| self.writer.is_some()) else { return };
+        let states = shelf.states();
+        self.wants.told.retain(|lockfile, _| states.contains_key(lockfile));
+        for (lockfile, state) in states {
+            let state = state.bounded();
+            if self.wants.told.get(&lockfile) != Some(&state) {
+                self.wants.told.insert(lockfile, state.clone());
+                self.send(NodeMessage::WorkspaceReport(WorkspaceReport { lockfile, state })).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! What the node's owner allows: whose bundles run here, and what they may bring.
+//!
+//! Judged on the lockfile alone, before anything that it names is fetched. Not here: how a process of a
+//! bundle is kept in its place.
+
+mod publishers;
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use protocol::{CustomNode, Lockfile, PublisherKey, SignatureError};
+
+pub use publishers::{TrustedPublishers, TrustedPublishersError};
+
+/// The endings of files that hold no code: weights, settings, words.
+const HARMLESS: [&str; 9] = ["safetensors", "sft", "gguf", "onnx", "json", "yaml", "yml", "txt", "csv"];
+
+/// What the owner allows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Whether what is deployed in the farm with a key of scope `deploy` runs. Defaults to true.
+    pub trust_farm: bool,
+    /// The only hosts that code is fetched from; any public one where it is empty. Defaults to empty.
+    pub hosts: BTreeSet<String>,
+    /// Whether models may be pickles, which run code as they are loaded. Defaults to false.
+    pub pickle: bool,
+    /// Whether `install.py` of custom nodes runs. Defaults to false.
+    pub install_scripts: bool,
+    /// Whether hosts at private addresses, plain http and local paths are read, for an office's own servers.
+    /// Defaults to false.
+    pub private_origins: bool,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            trust_farm: true,
+            hosts: BTreeSet::new(),
+            pickle: false,
+            install_scripts: false,
+            private_origins: false,
+        }
+    }
+}
+
+/// Why a lockfile is not rebuilt here.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyRefusal {
+    /// Nobody vouches for it.
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
+    /// Somebody does who is not trusted.
+    #[error(
+        "it is signed by publisher {0}, whom this node does not trust: its owner can run `comfy-farm publisher trust {0}`"
+    )]
+    Publisher(PublisherKey),
+    /// Code would come from elsewhere than is allowed.
+    #[error(
+        "it takes code from `{host}`, and this node takes it from {} only (`--allow-host`)",
+        list(allowed)
+    )]
+    Host {
+        /// From where.
+        host: String,
+        /// From where it may.
+        allowed: Vec<String>,
+    },
+    /// A model could run code.
+    #[error(
+        "model `{0}` may be a pickle, which runs code as it is loaded: use a safetensors file, or the owner starts the node with `--allow-pickle`"
+    )]
+    Pickle(String),
+}
+
+fn list(hosts: &[String]) -> String {
+    let quoted: Vec<String> = hosts.iter().map(|host| format!("`{host}`")).collect();
+    quoted.join(", ")
+}
+
+impl Policy {
+    /// Judges a lockfile; `farm` is the key with which the farm signs, `trusted` what the owner added.
+    pub fn judge(
+        &self,
+        lockfile: &Lockfile,
+        farm: PublisherKey,
+        trusted: &TrustedPublishers,
+    ) -> Result<(), PolicyRefusal> {
+        let publisher = lockfile.verify()?;
+        let is_trusted = (self.trust_farm && publisher == farm) || trusted.contains(&publisher);
+        if !is_trusted {
+            return Err(PolicyRefusal::Publisher(publisher));
+        }
+        for host in code_hosts(lockfile) {
+            if !self.hosts.is_empty() && !self.hosts.contains(&host) {
+                return Err(PolicyRefusal::Host { host, allowed: self.hosts.iter().cloned().collect() });
+            }
+        }
+        let may_be_pickle = |path: &str| {
+            let ending = path.rsplit_once('.').map(|(_, ending)| ending.to_ascii_lowercase());
+            !ending.is_some_and(|ending| HARMLESS.contains(&ending.as_str()))
+        };
+        let models = lockfile.models.iter().filter(|model| !model.disabled);
+        match models.map(|model| model.path.as_str()).find(|path| !self.pickle && may_be_pickle(path)) {
+            Some(path) => Err(PolicyRefusal::Pickle(path.to_owned())),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The hosts that a lockfile takes code from.
+fn code_hosts(lockfile: &Lockfile) -> BTreeSet<String> {
+    let node = |node: &CustomNode| match node {
+        CustomNode::Git { url, disabled: false, .. } => Some(url.host()),
+        _ => None,
+    };
+    let comfyui = lockfile.comfyui.iter().map(|pin| pin.url.host());
+    comfyui.chain(lockfile.custom_nodes.iter().filter_map(node)).collect()
+}
+
+impl fmt::Display for Policy {
+    /// For the terms that the owner agrees to.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let yes = |allowed: bool, yes: &'static str, no: &'static str| if allowed { yes } else { no };
+        f.write_str(yes(
+            self.trust_farm,
+            "what is deployed in this farm",
+            "only publishers that you trusted",
+        ))?;
+        match self.hosts.is_empty() {
+            true => f.write_str("; code from any public host")?,
+            false => write!(f, "; code from {} only", list(&self.hosts.iter().cloned().collect::<Vec<_>>()))?,
+        }
+        f.write_str(yes(self.pickle, "; models of any kind", "; no pickled models"))?;
+        f.write_str(yes(self.install_scripts, "; install scripts run", "; no install scripts"))?;
+        f.write_str(yes(self.private_origins, "; also from private addresses", ""))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ed25519_dalek::SigningKey;
+    use protocol::LockedModel;
+
+    use super::*;
+
+    fn signed(by: u8, model: &str) -> Lockfile {
+        let mut lockfile = Lockfile::parse(
+            br#"{"format":1,"comfyui":{"url":"https://github.com/x/ComfyUI","commit":"ca457f7ba1ff33bd0d724cd7324131509efcf3ec"}}"#,
+        )
+        .expect("a lockfile");
+        let model = serde_json::json!({"path": model, "size": 1, "disabled": false});
+        lockfile.models.push(serde_json::from_value::<LockedModel>(model).expect("a model"));
+        lockfile.sign(&SigningKey::from_bytes(&[by; 32]));
+        lockfile
+    }
+
+    fn key(of: u8) -> PublisherKey {
+        PublisherKey(SigningKey::from_bytes(&[of; 32]).verifying_key().to_bytes())
+    }
+
+    #[test]
+    fn only_trusted_publishers_harmless_models_and_allowed_hosts_pass() {
+        const MODEL: &str = "models/vae/a.safetensors";
+        let farm = key(1);
+        let judge = |policy: &Policy, lockfile: &Lockfile, trusted: &[PublisherKey]| {
+            policy.judge(lockfile, farm, &trusted.iter().copied().collect())
+        };
+        let policy = Policy::default();
+        assert_eq!(judge(&policy, &signed(1, MODEL), &[]), Ok(()));
+        assert_eq!(judge(&policy, &signed(2, MODEL), &[]), Err(PolicyRefusal::Publisher(key(2))));
+        assert_eq!(judge(&policy, &signed(2, MODEL), &[key(2)]), Ok(()));
+        let own = Policy { trust_farm: false, ..Policy::default() };
+        assert_eq!(judge(&own, &signed(1, MODEL), &[]), Err(PolicyRefusal::Publisher(farm)));
+        let mut unsigned = signed(1, MODEL);
+        unsigned.signature = None;
+        assert_eq!(judge(&policy, &unsigned, &[]), Err(PolicyRefusal::Signature(SignatureError::Unsigned)));
+        let mut altered = signed(1, MODEL);
+        altered.python = Some("3.9".parse().expect("a version"));
+        assert_eq!(judge(&policy, &altered, &[]), Err(PolicyRefusal::Signature(SignatureError::Wrong)));
+        for pickle in ["models/vae/a.ckpt", "models/vae/a.pt", "models/vae/a"] {
+            let refused = judge(&policy, &signed(1, pickle), &[]);
+            assert_eq!(refused, Err(PolicyRefusal::Pickle(pickle.to_owned())));
+            let brave = Policy { pickle: true, ..Policy::default() };
+            assert_eq!(judge(&brave, &signed(1, pickle), &[]), Ok(()));
+        }
+        let narrow = Policy { hosts: ["git.example.org".to_owned()].into(), ..Policy::default() };
+        let refused = judge(&narrow, &signed(1, MODEL), &[]).expect_err("another host");
+        assert!(refused.to_string().contains("`github.com`"), "{refused}");
+    }
+}

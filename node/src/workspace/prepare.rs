@@ -1,0 +1,425 @@
+//! Preparing the workspaces that are wanted, one after another, in the order in which they are wanted.
+//!
+//! A failed one is tried again later, a refused one when its list comes anew. What is no longer wanted is
+//! broken off; what was built of it stays, and is found by whoever needs it next. Not here: the steps
+//! themselves, which a [`Builder`] does.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use mesh::store::BlobHold;
+use protocol::{
+    LockfileHash, PrepareStep, Preparing, PublisherKey, WantWorkspaces, WantedWorkspace, WorkspaceState,
+};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, info, info_span, warn};
+
+use super::Workspace;
+use super::shelf::{Shelf, Whole};
+
+/// How long after its failure a workspace is tried again; each time twice as long, up to the last.
+const FIRST_RETRY: Duration = Duration::from_secs(30);
+const LAST_RETRY: Duration = Duration::from_secs(30 * 60);
+
+/// What a workspace is built with.
+#[async_trait]
+pub trait Builder: Send + Sync + 'static {
+    /// Builds a workspace from what is here and what others have, step by step. Called again after a failure or
+    /// a cancel it goes on where it stopped.
+    async fn build(
+        &self,
+        wanted: &WantedWorkspace,
+        farm: PublisherKey,
+        steps: &Steps,
+        cancel: &CancellationToken,
+    ) -> Result<(Workspace, Vec<BlobHold>), BuildError>;
+
+    /// Starts ComfyUI in it and sees that it has all that it must have.
+    async fn prove(&self, workspace: &Workspace, cancel: &CancellationToken) -> Result<(), String>;
+}
+
+/// Why a workspace was not built.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BuildError {
+    /// The owner's policy does not allow it.
+    Refused(String),
+    /// The step that it was at failed.
+    Failed(String),
+    /// It was broken off as asked.
+    Canceled,
+}
+
+/// Where a builder tells at which step it is and how far.
+#[derive(Clone)]
+pub struct Steps {
+    shelf: Shelf,
+    lockfile: LockfileHash,
+    step: watch::Sender<PrepareStep>,
+}
+
+impl Steps {
+    fn new(shelf: Shelf, lockfile: LockfileHash) -> Self {
+        let steps = Self { shelf, lockfile, step: watch::Sender::new(PrepareStep::Lockfile) };
+        steps.enter(PrepareStep::Lockfile);
+        steps
+    }
+
+    /// Goes on to the next step.
+    pub fn enter(&self, step: PrepareStep) {
+        self.step.send_replace(step);
+        self.tell(0, 0);
+    }
+
+    /// Tells how many bytes of the step are done, of how many.
+    pub fn tell(&self, done: u64, total: u64) {
+        self.shelf.set_preparing(self.lockfile, Preparing { step: self.step(), done, total });
+    }
+
+    fn step(&self) -> PrepareStep {
+        *self.step.borrow()
+    }
+}
+
+/// Prepares whatever is wanted, until `stop`.
+pub async fn prepare_task(
+    builder: Arc<dyn Builder>,
+    shelf: Shelf,
+    mut wanted: watch::Receiver<Option<WantWorkspaces>>,
+    stop: CancellationToken,
+) {
+    let mut attempts = Attempts::default();
+    while !stop.is_cancelled() {
+        let want = wanted.borrow_and_update().clone();
+        let hashes = want.iter().flat_map(|want| &want.wanted).map(|wanted| wanted.lockfile).collect();
+        shelf.keep_only(&hashes);
+        attempts.keep_only(&hashes);
+        let next = want.as_ref().map(|want| (want.publisher, attempts.next(&shelf, &want.wanted)));
+        match next {
+            Some((farm, Next::Now(next))) => {
+                let cancel = stop.child_token();
+                let span = info_span!("workspace", workflow = %next.workflow, lockfile = %next.lockfile.0.fmt_short());
+                let preparing = prepare(&*builder, &shelf, &next, farm, &cancel).instrument(span);
+                tokio::pin!(preparing);
+                let state = tokio::select! {
+                    state = &mut preparing => state,
+                    () = until_unwanted(&mut wanted, next.lockfile) => {
+                        cancel.cancel();
+                        preparing.await
+                    }
+                };
+                attempts.note(&next, &state);
+            }
+            Some((_, Next::At(pause))) => tokio::select! {
+                () = stop.cancelled() => return,
+                changed = wanted.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep_until(pause) => {}
+            },
+            Some((_, Next::Nothing)) | None => tokio::select! {
+                () = stop.cancelled() => return,
+                changed = wanted.changed() => if changed.is_err() { return },
+            },
+        }
+    }
+}
+
+/// Waits until a workspace is not wanted any more.
+async fn until_unwanted(wanted: &mut watch::Receiver<Option<WantWorkspaces>>, lockfile: LockfileHash) {
+    let is_unwanted = |want: &Option<WantWorkspaces>| {
+        !want.iter().flat_map(|want| &want.wanted).any(|wanted| wanted.lockfile == lockfile)
+    };
+    // Where nobody wants anything any more, the process ends.
+    let _ = wanted.wait_for(is_unwanted).await;
+}
+
+/// What became of earlier attempts.
+#[derive(Default)]
+struct Attempts {
+    retries: BTreeMap<LockfileHash, Retry>,
+    refused: BTreeMap<LockfileHash, WantedWorkspace>,
+}
+
+/// When a failed one is tried again.
+struct Retry {
+    pause: Duration,
+    at: Instant,
+}
+
+/// What is to be prepared next.
+enum Next {
+    Now(WantedWorkspace),
+    At(Instant),
+    Nothing,
+}
+
+impl Attempts {
+    fn keep_only(&mut self, wanted: &BTreeSet<LockfileHash>) {
+        self.retries.retain(|lockfile, _| wanted.contains(lockfile));
+        self.refused.retain(|lockfile, _| wanted.contains(lockfile));
+    }
+
+    fn next(&self, shelf: &Shelf, wanted: &[WantedWorkspace]) -> Next {
+        let is_ready = |wanted: &WantedWorkspace| {
+            matches!(shelf.state(wanted.lockfile), Some(WorkspaceState::Loaded | WorkspaceState::Proven))
+        };
+        let is_refused = |wanted: &WantedWorkspace| self.refused.get(&wanted.lockfile) == Some(wanted);
+        let open = wanted.iter().filter(|wanted| !is_ready(wanted) && !is_refused(wanted));
+        let at = |wanted: &WantedWorkspace| self.retries.get(&wanted.lockfile).map(|retry| retry.at);
+        if let Some(due) = open.clone().find(|wanted| at(wanted).is_none_or(|at| at <= Instant::now())) {
+            return Next::Now(due.clone());
+        }
+        open.filter_map(at).min().map_or(Next::Nothing, Next::At)
+    }
+
+    fn note(&mut self, wanted: &WantedWorkspace, state: &WorkspaceState) {
+        let lockfile = wanted.lockfile;
+        match state {
+            WorkspaceState::Failed { .. } => {
+                let earlier = self.retries.get(&lockfile).map(|retry| retry.pause * 2);
+                let pause = earlier.unwrap_or(FIRST_RETRY).min(LAST_RETRY);
+                self.retries.insert(lockfile, Retry { pause, at: Instant::now() + pause });
+            }
+            WorkspaceState::Refused { .. } => {
+                self.refused.insert(lockfile, wanted.clone());
+            }
+            _ => {
+                self.retries.remove(&lockfile);
+            }
+        }
+    }
+}
+
+/// Prepares one, and says how far it came.
+async fn prepare(
+    builder: &dyn Builder,
+    shelf: &Shelf,
+    wanted: &WantedWorkspace,
+    farm: PublisherKey,
+    cancel: &CancellationToken,
+) -> WorkspaceState {
+    let lockfile = wanted.lockfile;
+    let steps = Steps::new(shelf.clone(), lockfile);
+    let begun = Instant::now();
+    let state = match builder.build(wanted, farm, &steps, cancel).await {
+        Ok((workspace, holds)) => {
+            let was_proven = Shelf::was_proven(&shelf.folder_of(lockfile));
+            let state = if was_proven {
+                WorkspaceState::Proven
+            } else {
+                steps.enter(PrepareStep::Proof);
+                match builder.prove(&workspace, cancel).await {
+                    Ok(()) => WorkspaceState::Loaded,
+                    Err(_) if cancel.is_cancelled() => WorkspaceState::Waiting,
+                    Err(reason) => WorkspaceState::Failed { step: PrepareStep::Proof, reason },
+                }
+            };
+            if matches!(state, WorkspaceState::Loaded | WorkspaceState::Proven) {
+                info!(seconds = begun.elapsed().as_secs_f64(), "workspace is ready");
+                let whole = Whole { workspace: Arc::new(workspace), holds };
+                shelf.put(lockfile, whole, state.clone());
+                return state;
+            }
+            state
+        }
+        Err(BuildError::Canceled) => WorkspaceState::Waiting,
+        Err(BuildError::Refused(reason)) => WorkspaceState::Refused { reason },
+        Err(BuildError::Failed(reason)) => WorkspaceState::Failed { step: steps.step(), reason },
+    };
+    match &state {
+        WorkspaceState::Failed { step, reason } => warn!(%step, reason, "workspace failed"),
+        WorkspaceState::Refused { reason } => warn!(reason, "workspace is refused"),
+        _ => {}
+    }
+    shelf.set(lockfile, state.clone());
+    state
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::sync::Mutex;
+
+    use protocol::{BlobHash, BlobRef, CodeHash, EnvironmentHash, WorkflowVersion};
+
+    use super::*;
+
+    /// Builds as it is told, each workspace by its number.
+    #[derive(Default)]
+    struct Made {
+        answers: Mutex<BTreeMap<u8, Vec<Result<(), BuildError>>>>,
+        built: Mutex<Vec<u8>>,
+        missing: Mutex<BTreeSet<u8>>,
+    }
+
+    #[async_trait]
+    impl Builder for Made {
+        async fn build(
+            &self,
+            wanted: &WantedWorkspace,
+            _farm: PublisherKey,
+            steps: &Steps,
+            cancel: &CancellationToken,
+        ) -> Result<(Workspace, Vec<BlobHold>), BuildError> {
+            let number = wanted.lockfile.0.0[0];
+            self.built.lock().expect("no panic").push(number);
+            steps.enter(PrepareStep::Code);
+            let answer = self.answers.lock().expect("no panic").get_mut(&number).and_then(Vec::pop);
+            match answer {
+                None => Ok((workspace(wanted), vec![])),
+                Some(Ok(())) => {
+                    cancel.cancelled().await;
+                    Err(BuildError::Canceled)
+                }
+                Some(Err(error)) => Err(error),
+            }
+        }
+
+        async fn prove(&self, workspace: &Workspace, _cancel: &CancellationToken) -> Result<(), String> {
+            let number = workspace.lockfile.0.0[0];
+            match self.missing.lock().expect("no panic").contains(&number) {
+                true => Err("class `KSampler` is not in it".to_owned()),
+                false => Ok(()),
+            }
+        }
+    }
+
+    fn hash(number: u8) -> LockfileHash {
+        LockfileHash(BlobHash([number; 32]))
+    }
+
+    fn workspace(wanted: &WantedWorkspace) -> Workspace {
+        Workspace {
+            lockfile: wanted.lockfile,
+            environment: EnvironmentHash(BlobHash([0; 32])),
+            code: CodeHash(BlobHash([0; 32])),
+            python: PathBuf::new(),
+            comfyui: PathBuf::new(),
+            models: PathBuf::new(),
+            classes: wanted.classes.clone(),
+            model_names: wanted.models.clone(),
+        }
+    }
+
+    fn want(numbers: &[u8]) -> Option<WantWorkspaces> {
+        let wanted = |number: &u8| WantedWorkspace {
+            workflow: WorkflowVersion { name: "pixel-art".parse().expect("a name"), version: 1 },
+            lockfile: hash(*number),
+            document: BlobRef::of(b""),
+            classes: BTreeSet::new(),
+            models: BTreeSet::new(),
+            providers: vec![],
+        };
+        Some(WantWorkspaces {
+            publisher: PublisherKey([0; 32]),
+            wanted: numbers.iter().map(wanted).collect(),
+        })
+    }
+
+    struct Preparing {
+        builder: Arc<Made>,
+        shelf: Shelf,
+        wanted: watch::Sender<Option<WantWorkspaces>>,
+        folder: tempfile::TempDir,
+        stop: CancellationToken,
+    }
+
+    impl Preparing {
+        fn start(builder: Made) -> Self {
+            let folder = tempfile::tempdir().expect("a temporary folder");
+            let (builder, shelf) = (Arc::new(builder), Shelf::new(folder.path().to_owned()));
+            let (wanted, receiver) = watch::channel(None);
+            let stop = CancellationToken::new();
+            tokio::spawn(prepare_task(builder.clone(), shelf.clone(), receiver, stop.clone()));
+            Self { builder, shelf, wanted, folder, stop }
+        }
+
+        async fn until(&self, number: u8, is_it: impl Fn(&WorkspaceState) -> bool) -> WorkspaceState {
+            let mut changes = self.shelf.changes();
+            loop {
+                if let Some(state) = self.shelf.state(hash(number)).filter(&is_it) {
+                    return state;
+                }
+                let changed = tokio::time::timeout(Duration::from_secs(24 * 3600), changes.changed()).await;
+                changed.expect("it comes in time").expect("the shelf is there");
+            }
+        }
+    }
+
+    impl Drop for Preparing {
+        fn drop(&mut self) {
+            self.stop.cancel();
+        }
+    }
+
+    fn is_loaded(state: &WorkspaceState) -> bool {
+        *state == WorkspaceState::Loaded
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn wanted_workspaces_are_built_in_order_and_proven_by_a_run_for_good() {
+        let farm = Preparing::start(Made::default());
+        farm.wanted.send_replace(want(&[2, 1]));
+        farm.until(1, is_loaded).await;
+        assert_eq!(*farm.builder.built.lock().expect("no panic"), [2, 1]);
+        assert!(farm.shelf.usable(hash(1)).is_some());
+        std::fs::create_dir_all(farm.shelf.folder_of(hash(1))).expect("made");
+        farm.shelf.prove(hash(1));
+        assert_eq!(farm.shelf.state(hash(1)), Some(WorkspaceState::Proven));
+        assert!(Shelf::was_proven(&farm.folder.path().join(hash(1).to_string())));
+        farm.wanted.send_replace(want(&[2]));
+        let mut changes = farm.shelf.changes();
+        while farm.shelf.state(hash(1)).is_some() {
+            changes.changed().await.expect("the shelf is there");
+        }
+        assert!(farm.shelf.usable(hash(1)).is_none(), "it is not wanted any more");
+        farm.wanted.send_replace(want(&[2, 1]));
+        farm.until(1, |state| *state == WorkspaceState::Proven).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failed_one_is_tried_again_later_and_holds_up_no_other() {
+        let failed = || Err(BuildError::Failed("the origin does not answer".to_owned()));
+        let builder = Made::default();
+        builder.answers.lock().expect("no panic").insert(1, vec![failed(), failed()]);
+        let farm = Preparing::start(builder);
+        let begun = Instant::now();
+        farm.wanted.send_replace(want(&[1, 2]));
+        let reason = "the origin does not answer".to_owned();
+        let state = farm.until(1, |state| matches!(state, WorkspaceState::Failed { .. })).await;
+        assert_eq!(state, WorkspaceState::Failed { step: PrepareStep::Code, reason });
+        farm.until(2, is_loaded).await;
+        farm.until(1, is_loaded).await;
+        assert!(begun.elapsed() >= FIRST_RETRY * 3, "{:?}", begun.elapsed());
+        assert_eq!(*farm.builder.built.lock().expect("no panic"), [1, 2, 1, 1]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn refused_one_is_left_and_one_without_its_classes_fails_at_its_proof() {
+        let builder = Made::default();
+        let refused = Err(BuildError::Refused("the publisher is not trusted".to_owned()));
+        builder.answers.lock().expect("no panic").insert(1, vec![refused]);
+        builder.missing.lock().expect("no panic").insert(2);
+        let farm = Preparing::start(builder);
+        farm.wanted.send_replace(want(&[1, 2]));
+        let state = farm.until(2, |state| matches!(state, WorkspaceState::Failed { .. })).await;
+        let WorkspaceState::Failed { step, reason } = state else { panic!("{state:?}") };
+        assert!(step == PrepareStep::Proof && reason.contains("KSampler"), "{reason}");
+        assert!(matches!(farm.shelf.state(hash(1)), Some(WorkspaceState::Refused { .. })));
+        assert!(farm.shelf.usable(hash(2)).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_no_longer_wanted_is_broken_off() {
+        let builder = Made::default();
+        builder.answers.lock().expect("no panic").insert(1, vec![Ok(())]);
+        let farm = Preparing::start(builder);
+        farm.wanted.send_replace(want(&[1]));
+        farm.until(1, |state| matches!(state, WorkspaceState::Preparing(_))).await;
+        farm.wanted.send_replace(want(&[2]));
+        farm.until(2, is_loaded).await;
+        assert_eq!(farm.shelf.state(hash(1)), None);
+    }
+}

@@ -1,0 +1,189 @@
+//! Which workspaces a node is to have, and how far it is with each.
+//!
+//! The coordinator sends the whole list whenever it changes; a node answers for each lockfile with reports of
+//! which only the latest counts. Not here: how a workspace is built, which is the node's, and what is
+//! granted on the strength of a report, which is the planner's.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::blob::BlobRef;
+use crate::id::WorkflowVersion;
+use crate::lockfile::{LockfileHash, PublisherKey};
+use crate::message::Provider;
+use crate::transfer::shorten;
+
+/// The most workspaces that a node is asked to have.
+pub const MAX_WORKSPACES: usize = 64;
+/// The most classes, and the most models, that one must have.
+pub const MAX_PROVEN: usize = 1024;
+/// The longest reason that a report gives, in bytes.
+pub const MAX_REASON: usize = 4096;
+
+/// All workspaces that a node is to have. It replaces what was asked before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WantWorkspaces {
+    /// The key with which this farm signs what is deployed in it.
+    pub publisher: PublisherKey,
+    /// At most [`MAX_WORKSPACES`], the most wanted first.
+    pub wanted: Vec<WantedWorkspace>,
+}
+
+/// A workspace that a node is to have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WantedWorkspace {
+    /// For which workflow, for people.
+    pub workflow: WorkflowVersion,
+    /// What its lockfile is called by, whoever signed it.
+    pub lockfile: LockfileHash,
+    /// The signed lockfile.
+    pub document: BlobRef,
+    /// The classes of op that ComfyUI must have there; at most [`MAX_PROVEN`].
+    pub classes: BTreeSet<String>,
+    /// The model files that it must list, as `folder/name`; at most [`MAX_PROVEN`].
+    pub models: BTreeSet<String>,
+    /// Who holds the document, and what it names.
+    pub providers: Vec<Provider>,
+}
+
+/// How far a node is with a workspace. Only the latest of each lockfile counts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkspaceReport {
+    /// Of which.
+    pub lockfile: LockfileHash,
+    /// How far.
+    pub state: WorkspaceState,
+}
+
+/// How far a workspace is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkspaceState {
+    /// It waits for its turn.
+    Waiting,
+    /// It is being built.
+    Preparing(Preparing),
+    /// ComfyUI came up in it with all that it must have; one run may try it.
+    Loaded,
+    /// A run has succeeded in it.
+    Proven,
+    /// It could not be built; the node tries again later.
+    Failed {
+        /// At which step.
+        step: PrepareStep,
+        /// Why, and what to do; at most [`MAX_REASON`] bytes.
+        reason: String,
+    },
+    /// The node's owner does not let it be built.
+    Refused {
+        /// Why, and what to do; at most [`MAX_REASON`] bytes.
+        reason: String,
+    },
+}
+
+/// A workspace at work.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preparing {
+    /// At which step.
+    pub step: PrepareStep,
+    /// What of the step is done, in bytes; for a step that moves none, 0.
+    pub done: u64,
+    /// How much that is in all, as far as it is known; 0 where it is not.
+    pub total: u64,
+}
+
+/// The steps of building a workspace, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PrepareStep {
+    /// Its lockfile is fetched and checked against the owner's policy.
+    Lockfile,
+    /// ComfyUI and the custom nodes at their commits.
+    Code,
+    /// Python and its packages.
+    Python,
+    /// The models.
+    Models,
+    /// ComfyUI is started, and shows what it has.
+    Proof,
+}
+
+impl PrepareStep {
+    /// All, in order.
+    pub const ALL: [Self; 5] = [Self::Lockfile, Self::Code, Self::Python, Self::Models, Self::Proof];
+
+    /// The word that people see.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Lockfile => "lockfile",
+            Self::Code => "code",
+            Self::Python => "python",
+            Self::Models => "models",
+            Self::Proof => "proof",
+        }
+    }
+}
+
+impl fmt::Display for PrepareStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl WorkspaceState {
+    /// The word that people see.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Preparing(_) => "preparing",
+            Self::Loaded => "loaded",
+            Self::Proven => "proven",
+            Self::Failed { .. } => "failed",
+            Self::Refused { .. } => "refused",
+        }
+    }
+
+    /// The state with no more in it than may be.
+    pub fn bounded(mut self) -> Self {
+        if let Self::Failed { reason, .. } | Self::Refused { reason } = &mut self {
+            shorten(reason, MAX_REASON);
+        }
+        self
+    }
+}
+
+impl fmt::Display for WorkspaceState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Waiting => f.write_str("its workspace waits for its turn there"),
+            Self::Preparing(Preparing { step, done, total }) if *total > 0 => {
+                let mib = |bytes: &u64| bytes >> 20;
+                write!(f, "its workspace is being prepared: {step}, {} of {} MiB", mib(done), mib(total))
+            }
+            Self::Preparing(Preparing { step, .. }) => {
+                write!(f, "its workspace is being prepared: {step}")
+            }
+            Self::Loaded => f.write_str("its workspace is loaded, and its first run there is not done yet"),
+            Self::Proven => f.write_str("its workspace is proven"),
+            Self::Failed { step, reason } => write!(f, "its workspace failed at {step}: {reason}"),
+            Self::Refused { reason } => write!(f, "its owner's policy refuses the workspace: {reason}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_cut_and_states_are_told_in_words() {
+        let long = WorkspaceState::Refused { reason: "ü".repeat(MAX_REASON) }.bounded();
+        let WorkspaceState::Refused { reason } = &long else { panic!("{long:?}") };
+        assert_eq!(reason.len(), MAX_REASON);
+        let preparing = Preparing { step: PrepareStep::Models, done: 3 << 20, total: 9 << 20 };
+        let told = WorkspaceState::Preparing(preparing).to_string();
+        assert_eq!(told, "its workspace is being prepared: models, 3 of 9 MiB");
+    }
+}

@@ -213,6 +213,9 @@ pub(crate) struct NodeArguments {
     /// A folder of models to serve where they lie, or ComfyUI's `extra_model_paths.yaml`. Repeatable.
     #[arg(long, value_name = "DIR")]
     pub(crate) models: Vec<PathBuf>,
+    /// Read also from hosts at private addresses and over plain http, such as an office's own mirror.
+    #[arg(long)]
+    pub(crate) allow_private_origins: bool,
     /// A label, such as room=2.14. Repeatable.
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) label: Vec<String>,

@@ -180,6 +180,7 @@ pub(crate) struct NodeSettings {
     pub(crate) quota: Option<ByteSize>,
     pub(crate) limits: Limits,
     pub(crate) models: Vec<PathBuf>,
+    pub(crate) private_origins: bool,
     pub(crate) yes: bool,
     pub(crate) builtin_pause: Duration,
 }
@@ -218,6 +219,7 @@ impl NodeSettings {
                 &first_given(arguments.limits.download_limit, table.download_limit),
             ),
             models: if arguments.models.is_empty() { table.models } else { arguments.models },
+            private_origins: arguments.allow_private_origins || table.allow_private_origins,
             yes: arguments.yes || table.yes,
             builtin_pause: Duration::from_millis(arguments.builtin_pause),
         })

@@ -66,6 +66,8 @@ pub struct AgentConfig {
     pub models: Vec<PathBuf>,
     /// The tokens of hosts on the internet from which it reads models.
     pub tokens: Tokens,
+    /// Whether it also reads from hosts at private addresses and over plain http, for an office's own servers.
+    pub private_origins: bool,
     /// What executes workflows.
     pub engine: Arc<dyn Engine>,
     /// What the engine computes on: one slot for each.
@@ -167,7 +169,12 @@ impl Agent {
         let (finder, questions) = SessionFinder::new();
         let farm = Arc::new(finder.or_members(MeshFinder::new(mesh.clone())));
         exchange.set_finder(farm.clone());
-        let origins = OriginConfig { tokens: config.tokens, ..OriginConfig::default() };
+        let origins = OriginConfig {
+            tokens: config.tokens,
+            allow_http: config.private_origins,
+            allow_private: config.private_origins,
+            ..OriginConfig::default()
+        };
         exchange.set_origins(OriginReader::new(origins)?);
         let reach = Reach { exchange: exchange.clone(), finder: farm };
         let control = ControlServer::bind(&data, blobs.clone()).map(|server| server.with_reach(reach));

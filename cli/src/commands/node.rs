@@ -47,6 +47,7 @@ pub(super) async fn node(arguments: NodeArguments, file: SettingsFile) -> anyhow
         limits: settings.limits,
         models: settings.models,
         tokens: Tokens::from_variables(environment::host_token)?,
+        private_origins: settings.private_origins,
         engine,
         devices: vec![device],
     })

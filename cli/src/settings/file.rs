@@ -65,6 +65,7 @@ pub(super) struct NodeTable {
     pub(super) upload_limit: Vec<RateLimit>,
     pub(super) download_limit: Vec<RateLimit>,
     pub(super) models: Vec<PathBuf>,
+    pub(super) allow_private_origins: bool,
     pub(super) yes: bool,
 }
 
@@ -103,6 +104,7 @@ const KNOWN: [(&str, &[&str]); 3] = [
             "upload_limit",
             "download_limit",
             "models",
+            "allow_private_origins",
             "yes",
         ],
     ),
@@ -224,6 +226,7 @@ mod tests {
             upload_limit = ["20MB/s", "22:00-06:00=none"]
             download_limit = ["50MB/s"]
             models = ["/srv/models"]
+            allow_private_origins = true
             yes = true
         "#;
         parse(text).expect("all are known");

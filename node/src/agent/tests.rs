@@ -48,6 +48,7 @@ async fn play(behaviours: Vec<Behaviour>) -> Played {
         limits: Default::default(),
         models: vec![],
         tokens: Default::default(),
+        private_origins: false,
         engine: FakeEngine::new(behaviours),
         devices: vec![Device::Cpu { threads: 1 }],
     };

@@ -61,6 +61,7 @@ impl Author {
             limits: Limits::default(),
             models: Vec::new(),
             tokens: Tokens::default(),
+            private_origins: false,
             engine: Arc::new(Builtin::new(BuiltinOptions::default())),
             devices: Vec::new(),
         })

@@ -247,6 +247,12 @@ impl Exchange {
         Ok(gave.collect())
     }
 
+    /// What it is held to at the moment.
+    #[cfg(test)]
+    pub(crate) fn throttle(&self) -> &Throttle {
+        &self.inner.throttle
+    }
+
     /// Other limits hold from now on, also for what crosses at the moment.
     pub fn set_limits(&self, limits: Limits) {
         self.inner.throttle.set(limits);

@@ -129,27 +129,4 @@ impl Throttle {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn caps_follow_the_time_of_day_also_over_midnight() {
-        let caps = |upload| Caps { upload: Some(ByteSize(upload)), download: None };
-        let limits = Limits {
-            caps: caps(1),
-            hours: vec![
-                Hours { from: 9 * 60, until: 17 * 60, caps: caps(2) },
-                Hours { from: 22 * 60, until: 6 * 60, caps: caps(3) },
-            ],
-            utc_offset: -60,
-            ..Limits::default()
-        };
-        for (hour, minute, expected) in
-            [(8, 59, 1), (9, 0, 2), (16, 59, 2), (17, 0, 1), (22, 0, 3), (0, 0, 3), (5, 59, 3), (6, 0, 1)]
-        {
-            assert_eq!(limits.caps_at(hour * 60 + minute), caps(expected), "{hour}:{minute}");
-        }
-        assert_eq!(limits.minute_of_day(Duration::from_secs(3 * 24 * 3600 + 3600)), 0);
-        assert_eq!(limits.minute_of_day(Duration::from_secs(30 * 60 + 24 * 3600)), 23 * 60 + 30);
-    }
-}
+mod tests;

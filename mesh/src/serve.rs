@@ -211,11 +211,12 @@ impl Conversation {
         Ok(())
     }
 
-    /// Sends a piece in this asker's turn, no faster than the owner allows.
-    async fn send_piece(&mut self, index: u64, piece: &[u8]) -> Result<(), ServeError> {
+    /// Sends bytes of a blob, after the frame that announces them, in this asker's turn and no faster than
+    /// the owner allows.
+    async fn send_in_turn(&mut self, frame: Option<BlobAnswer>, bytes: &[u8]) -> Result<(), ServeError> {
         let throttle = Arc::clone(&self.throttle);
         let turn = throttle.uploads.take(self.asker.peer).await;
-        let sending = self.send_capped(index, piece);
+        let sending = self.send_capped(frame, bytes);
         tokio::pin!(sending);
         tokio::select! {
             sent = &mut sending => return sent,
@@ -224,14 +225,16 @@ impl Conversation {
         sending.await
     }
 
-    async fn send_capped(&mut self, index: u64, piece: &[u8]) -> Result<(), ServeError> {
+    async fn send_capped(&mut self, frame: Option<BlobAnswer>, bytes: &[u8]) -> Result<(), ServeError> {
         let throttle = Arc::clone(&self.throttle);
-        let frame = BlobAnswer::Piece(Piece { index });
-        if !throttle.upload.is_capped() {
-            return self.answer(&frame, piece).await;
+        let is_capped = throttle.upload.is_capped();
+        match frame {
+            Some(frame) if is_capped => self.answer(&frame, &[]).await?,
+            Some(frame) => return self.answer(&frame, bytes).await,
+            None => {}
         }
-        self.answer(&frame, &[]).await?;
-        for part in piece.chunks(CAPPED_PART) {
+        let part = if is_capped { CAPPED_PART } else { bytes.len().max(1) };
+        for part in bytes.chunks(part) {
             throttle.upload.take(part.len()).await;
             let sent = timeout(ASKER_TIMEOUT, self.answers.send_bytes(part)).await;
             sent.map_err(|_| ServeError::Silent)??;
@@ -260,8 +263,7 @@ impl Conversation {
             })
             .await?;
             left -= part.len() as u64;
-            let sent = timeout(ASKER_TIMEOUT, self.answers.send_bytes(&part)).await;
-            sent.map_err(|_| ServeError::Silent)??;
+            self.send_in_turn(None, &part).await?;
         }
         Ok(())
     }
@@ -287,7 +289,7 @@ impl Conversation {
             if news.is_due() {
                 self.tell(news, source).await?;
             }
-            self.send_piece(index, &piece).await?;
+            self.send_in_turn(Some(BlobAnswer::Piece(Piece { index })), &piece).await?;
         }
         Ok(())
     }

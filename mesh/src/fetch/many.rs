@@ -19,9 +19,12 @@ use tracing::{debug, warn};
 use super::source::{SourceError, WrongPart};
 use super::{Exchange, FetchError};
 use crate::frames::{FrameReceiver, FrameSender};
+use crate::limits::Rate;
 
 /// How many bytes of small blobs one request asks for at most, or one blob.
 const MAX_REQUEST: u64 = 4 << 20;
+/// How much of a blob must come before its provider is silent.
+const PART: usize = 256 << 10;
 /// How many requests a provider has open at once.
 const OPEN_REQUESTS: usize = 2;
 /// How many providers are asked for small blobs at once.
@@ -134,7 +137,9 @@ impl Exchange {
             // What came is stored while the next blobs cross.
             let storing = self.store_small(came.take(), peer);
             let Some(taken) = open.pop_front() else { return storing.await };
-            let (received, stored) = join(receive(&mut answers, taken, peer, piece_timeout), storing).await;
+            let cap = &self.inner.throttle.download;
+            let receiving = receive(&mut answers, taken, peer, piece_timeout, cap);
+            let (received, stored) = join(receiving, storing).await;
             stored?;
             came = Some(received?);
         }
@@ -162,39 +167,37 @@ struct Came<'a> {
     blobs: Vec<(BlobRef, Vec<u8>)>,
 }
 
-/// Receives the answers to one request.
+/// Receives the answers to one request, no faster than the cap allows.
 async fn receive<'a>(
     answers: &mut FrameReceiver<BlobAnswer>,
     mut taken: Taken<'a>,
     peer: PeerId,
     piece_timeout: Duration,
+    cap: &Rate,
 ) -> Result<Came<'a>, SourceError> {
     let mut blobs = Vec::with_capacity(taken.left.len());
+    let silent = |_| SourceError::Silent(piece_timeout);
     for blob in taken.left.clone() {
-        let bytes = timeout(piece_timeout, small(answers, blob)).await;
-        match bytes.map_err(|_| SourceError::Silent(piece_timeout))?? {
-            Some(bytes) => blobs.push((blob, bytes)),
-            None => {
-                taken.left.retain(|left| *left != blob);
-                taken.wanted.is_lacking(peer, blob);
-            }
+        if !timeout(piece_timeout, is_found(answers)).await.map_err(silent)?? {
+            taken.left.retain(|left| *left != blob);
+            taken.wanted.is_lacking(peer, blob);
+            continue;
         }
+        let mut bytes = vec![0; blob.size as usize];
+        for part in bytes.chunks_mut(PART) {
+            timeout(piece_timeout, answers.recv_bytes(part)).await.map_err(silent)??;
+            // What is not taken from the link yet slows its sender down.
+            cap.take(part.len()).await;
+        }
+        blobs.push((blob, bytes));
     }
     Ok(Came { taken, blobs })
 }
 
-/// The next small blob, which must be this one.
-async fn small(
-    answers: &mut FrameReceiver<BlobAnswer>,
-    blob: BlobRef,
-) -> Result<Option<Vec<u8>>, SourceError> {
+/// Whether the next small blob comes.
+async fn is_found(answers: &mut FrameReceiver<BlobAnswer>) -> Result<bool, SourceError> {
     match answers.recv().await? {
-        Some(BlobAnswer::Small(Small { found: false })) => Ok(None),
-        Some(BlobAnswer::Small(Small { found: true })) => {
-            let mut bytes = vec![0; blob.size as usize];
-            answers.recv_bytes(&mut bytes).await?;
-            Ok(Some(bytes))
-        }
+        Some(BlobAnswer::Small(Small { found })) => Ok(found),
         Some(BlobAnswer::Busy(_)) => Err(SourceError::Busy),
         Some(_) => Err(SourceError::OutOfTurn),
         None => Err(SourceError::Ended),

@@ -225,6 +225,7 @@ impl Source for PeerSource {
                 let size = (length - outboard.len() as u64).min(OUTBOARD_PART as u64) as usize;
                 let part = &mut part[..size];
                 in_time(self.patience, async { Ok(self.answers.recv_bytes(part).await?) }).await?;
+                self.throttle.download.take(part.len()).await;
                 verifier.update(part).map_err(|_| SourceError::Wrong(WrongPart::Outboard))?;
                 outboard.extend_from_slice(part);
             }

@@ -64,6 +64,12 @@ impl Rate {
         }
     }
 
+    /// How many bytes were taken under the caps that there were.
+    #[cfg(test)]
+    pub(super) fn spent(&self) -> u64 {
+        self.lock().spent
+    }
+
     fn lock(&self) -> MutexGuard<'_, Bucket> {
         self.bucket.lock().expect("nothing panics while it holds the bucket")
     }
@@ -74,6 +80,8 @@ impl Rate {
 struct Bucket {
     cap: Option<u64>,
     paid: Duration,
+    #[cfg(test)]
+    spent: u64,
 }
 
 impl Bucket {
@@ -83,7 +91,8 @@ impl Bucket {
         let cap = cap.map(|cap| cap.max(1));
         let is_other = self.cap != cap;
         if is_other {
-            *self = Self { cap, paid: Duration::ZERO };
+            self.cap = cap;
+            self.paid = Duration::ZERO;
         }
         is_other
     }
@@ -94,6 +103,10 @@ impl Bucket {
 
     fn spend(&mut self, bytes: usize, now: Duration) {
         let Some(cap) = self.cap else { return };
+        #[cfg(test)]
+        {
+            self.spent += bytes as u64;
+        }
         let price = Duration::from_secs_f64(bytes as f64 / cap as f64);
         self.paid = self.paid.max(now.saturating_sub(BURST)) + price;
     }

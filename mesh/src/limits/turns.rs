@@ -54,6 +54,12 @@ impl Turns {
         receiver.await.expect("turns outlive whoever waits for one")
     }
 
+    /// How many wait for one.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.lock().waiting.len()
+    }
+
     /// Gives turns to those who wait, as far as there are any.
     fn give(self: &Arc<Self>) {
         loop {

@@ -25,8 +25,11 @@ impl Conversation {
             while !left.is_empty() {
                 let (now, later) = left.split_at(count_ahead(left));
                 for bytes in store.read_small(now.to_vec()).await? {
-                    let small = Small { found: bytes.is_some() };
-                    self.answer(&BlobAnswer::Small(small), &bytes.unwrap_or_default()).await?;
+                    let small = BlobAnswer::Small(Small { found: bytes.is_some() });
+                    match bytes {
+                        Some(bytes) => self.send_in_turn(Some(small), &bytes).await?,
+                        None => self.answer(&small, &[]).await?,
+                    }
                 }
                 left = later;
             }

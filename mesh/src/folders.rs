@@ -6,6 +6,7 @@
 
 mod paths;
 pub(crate) mod walk;
+mod watch;
 
 use std::collections::HashSet;
 use std::num::NonZero;
@@ -18,9 +19,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::folders::walk::{Found, walk};
+use crate::folders::watch::FolderWatch;
 use crate::store::{BlobStore, ByteSize, StoreError, hash_model};
 
-/// How long after one look at the folders the next one comes.
+/// How long after one look at the folders the next one comes, also where no change was told.
 const RESCAN: Duration = Duration::from_secs(180);
 /// How often a long look tells how far it is.
 const TELL: Duration = Duration::from_secs(1);
@@ -73,10 +75,13 @@ pub struct IndexProgress {
     pub total: u64,
 }
 
-/// Looks at these folders now and again, until `stop`. A path may be a folder of models or ComfyUI's
+/// Looks at these folders whenever they change, and now and again, until `stop`. A path may be a folder of models or ComfyUI's
 /// `extra_model_paths.yaml`.
 pub async fn index_task(store: BlobStore, roots: Vec<PathBuf>, stop: CancellationToken) {
+    let mut watch = FolderWatch::new();
     loop {
+        // Before the look, so that no change between the two is missed.
+        watch = watch.follow(&roots).await;
         for root in &roots {
             let indexed = index(&store, root, stop.clone(), log_progress()).await;
             match indexed {
@@ -98,6 +103,7 @@ pub async fn index_task(store: BlobStore, roots: Vec<PathBuf>, stop: Cancellatio
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(RESCAN) => {}
+            () = watch.settled() => {}
         }
     }
 }
@@ -138,8 +144,7 @@ fn index_blocking(
 ) -> Result<Indexed, IndexError> {
     let read = |source| IndexError::Read { path: root.to_owned(), source };
     let root = &std::fs::canonicalize(root).map_err(read)?;
-    let is_list = root.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
-    let roots = if is_list { paths::model_folders(root).map_err(read)? } else { vec![root.clone()] };
+    let roots = paths::folders_of(root).map_err(read)?;
     let mut found = Vec::new();
     for root in &roots {
         let all = walk(root).map_err(|source| IndexError::Read { path: root.clone(), source })?;

@@ -10,8 +10,18 @@ use std::path::{Path, PathBuf};
 /// The longest such file that is read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
 
+/// Whether this is a list of folders by its name.
+pub(super) fn is_list(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml")
+}
+
+/// The folders that are meant: those that a list names, or the folder or file itself.
+pub(super) fn folders_of(root: &Path) -> io::Result<Vec<PathBuf>> {
+    if is_list(root) { model_folders(root) } else { Ok(vec![root.to_owned()]) }
+}
+
 /// The folders that the file names and that exist.
-pub(super) fn model_folders(file: &Path) -> io::Result<Vec<PathBuf>> {
+fn model_folders(file: &Path) -> io::Result<Vec<PathBuf>> {
     if fs::metadata(file)?.len() > MAX_FILE {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "a list of paths has at most 1 MiB"));
     }

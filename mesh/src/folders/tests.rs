@@ -140,3 +140,32 @@ async fn folder_that_is_not_there_is_named() {
     let error = index(&models.store, &missing, CancellationToken::new(), |_| {}).await.expect_err("missing");
     assert!(error.to_string().contains("missing` cannot be read"), "{error}");
 }
+
+#[tokio::test]
+async fn change_of_a_watched_folder_is_found_without_waiting_for_the_next_look() {
+    let models = Models::new().await;
+    models.write("first.safetensors", b"the first");
+    let stop = CancellationToken::new();
+    let roots = vec![models.folder.path().to_owned()];
+    let indexing = tokio::spawn(index_task(models.store.clone(), roots, stop.clone()));
+    let holds = async |blob: BlobRef, expected: bool| {
+        let waiting = async {
+            while models.store.contains(blob.hash) != expected {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(RESCAN / 3, waiting).await.expect("long before the next look");
+    };
+    holds(BlobRef::of(b"the first"), true).await;
+    let path = models.write("new/folder/second.safetensors", b"the second");
+    holds(BlobRef::of(b"the second"), true).await;
+    assert!(models.serves(BlobRef::of(b"the second")).await);
+    fs::write(&path, b"another one").expect("own file");
+    holds(BlobRef::of(b"another one"), true).await;
+    assert!(!models.store.contains(BlobRef::of(b"the second").hash));
+    fs::remove_dir_all(path.parent().expect("it has one")).expect("own folder");
+    holds(BlobRef::of(b"another one"), false).await;
+    holds(BlobRef::of(b"the first"), true).await;
+    stop.cancel();
+    indexing.await.expect("it ends");
+}

@@ -12,6 +12,7 @@ mod deploy_models;
 mod guards;
 mod house;
 mod kills;
+mod mirrors;
 mod namespaces;
 mod openapi;
 mod real_comfyui;

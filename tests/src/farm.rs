@@ -89,9 +89,18 @@ impl Farm {
 
     /// Starts one more node and waits until it offers its slots.
     pub async fn start_node(&mut self, arguments: &[&str]) -> anyhow::Result<()> {
+        self.start_node_with(arguments, &[]).await
+    }
+
+    /// Starts one more node with these variables in its environment, and waits until it offers its slots.
+    pub async fn start_node_with(
+        &mut self,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> anyhow::Result<()> {
         let name = format!("node-{}", self.nodes.len() + 1);
         let data = self.folder.path().join(&name);
-        let process = self.node_process(&data, arguments)?;
+        let process = self.node_process(&data, arguments, environment)?;
         let mut node = NodeHandle { process, peer: String::new(), data };
         let line = node.process.line().await?;
         node.peer = line.split_whitespace().nth(1).context("a node says who it is")?.to_owned();
@@ -103,16 +112,22 @@ impl Farm {
 
     /// Starts a node again in its old data folder.
     pub async fn restart_node(&mut self, index: usize, arguments: &[&str]) -> anyhow::Result<()> {
-        let process = self.node_process(&self.nodes[index].data, arguments)?;
+        let process = self.node_process(&self.nodes[index].data, arguments, &[])?;
         self.nodes[index].process = process;
         self.nodes[index].process.line().await?;
         Ok(())
     }
 
-    fn node_process(&self, data: &Path, arguments: &[&str]) -> anyhow::Result<Process> {
+    fn node_process(
+        &self,
+        data: &Path,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> anyhow::Result<Process> {
         let mut command =
             Process::comfy_farm(self.folder.path(), &["node", "--yes", "--data-listen", "127.0.0.1:0"]);
         command.arg("--data").arg(data).args(["--join", &self.ticket]).args(arguments);
+        command.envs(environment.iter().copied());
         Process::start(command, &data.with_extension("log"))
     }
 

@@ -4,9 +4,11 @@
 //! Not here: what is expected; that is `it/`.
 
 mod farm;
+mod origin;
 mod process;
 mod tools;
 
 pub use farm::{Farm, FarmOptions, NodeHandle, eventually, job_input};
+pub use origin::Origin;
 pub use process::{Process, binary};
 pub use tools::{comfyui_folder, driver_folder, example, facts, is_root, skipped, validator_python};

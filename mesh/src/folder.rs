@@ -2,12 +2,18 @@
 //!
 //! Not here: what is kept in it.
 
+mod passing;
+
+pub use self::passing::PassingFolder;
+
 use std::fs::{File, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 /// The longest name of a holder that is read from a lock file, in bytes.
 const MAX_HOLDER: u64 = 256;
+/// The file that is locked.
+const LOCK: &str = "lock";
 
 /// A data folder that this process has, as long as this lives.
 #[derive(Debug)]
@@ -41,7 +47,7 @@ impl DataFolder {
     /// Makes the folder and takes it for this process, which is `role` to whoever else wants it, such as
     /// `a node`.
     pub fn take(data: &Path, role: &str) -> Result<Self, FolderError> {
-        let path = data.join("lock");
+        let path = data.join(LOCK);
         let error = |path: &Path| {
             let path = path.to_owned();
             move |source| FolderError::Io { path, source }

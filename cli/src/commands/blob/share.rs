@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use indicatif::BinaryBytes;
 use mesh::collection::collect_folder;
+use mesh::folder::PassingFolder;
 use mesh::identity::Identity;
 use mesh::store::BlobStore;
 use protocol::blob_ticket::BlobTicket;
@@ -39,7 +40,7 @@ pub(super) async fn share(arguments: &ShareArguments) -> anyhow::Result<()> {
     };
     // Before the file is read, so that a port that is taken is found at once.
     let listener = Listener::bind(arguments.listen).await?;
-    let folder = tempfile::Builder::new().prefix("comfy-farm-share-").tempdir()?;
+    let folder = PassingFolder::make("comfy-farm-share-", "a `blob share`")?;
     let store = BlobStore::open(folder.path()).await?;
     eprintln!("reading `{file}`");
     let (blob, size) = if is_folder {

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use protocol::{CodeHash, EnvironmentHash, LockfileHash};
 
 pub mod plan;
+pub mod git;
+pub mod code;
 pub mod python;
 pub mod log;
 pub mod prepare;

@@ -49,9 +49,9 @@ pub use id::{
 pub use job::{FailedOp, Fetched, JobState, OutputFile, Phase, Progress, RunError, RunErrorKind};
 pub use lease::{HEARTBEAT, LEASE_DURATION, Lease, LeaseClock, REATTACH_GRACE};
 pub use lockfile::{
-    CustomNode, FileName, GitCommit, GitPin, HttpsUrl, LockedModel, Lockfile, LockfileError, LockfileHash,
-    MAX_LOCKFILE, ModelPath, PackagePin, ParseTextError, Pin, PublisherKey, PublisherSignature, Sha256,
-    SignatureError, Source, Token, WebUrl,
+    CustomNode, FileName, GitCommit, GitPin, GitUrl, HttpsUrl, LockedModel, Lockfile, LockfileError,
+    LockfileHash, MAX_LOCKFILE, ModelPath, PackagePin, ParseTextError, Pin, PublisherKey, PublisherSignature,
+    Sha256, SignatureError, Source, Token, WebUrl,
 };
 pub use offer::{Device, Engine, Offer, SlotOffer};
 pub use origin::{Alias, BlobName, FileRef, ParseBlobNameError, PieceRange};

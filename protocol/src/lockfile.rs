@@ -16,7 +16,7 @@ use crate::blob::BlobHash;
 
 pub(crate) use text::relative_path;
 pub use text::{
-    FileName, GitCommit, HttpsUrl, ModelPath, ParseTextError, PublisherKey, Sha256, Token, WebUrl,
+    FileName, GitCommit, GitUrl, HttpsUrl, ModelPath, ParseTextError, PublisherKey, Sha256, Token, WebUrl,
 };
 
 /// The largest lockfile that is read, in bytes.
@@ -55,7 +55,7 @@ pub struct Lockfile {
 #[serde(deny_unknown_fields)]
 pub struct GitPin {
     /// The repository.
-    pub url: HttpsUrl,
+    pub url: GitUrl,
     /// The commit.
     pub commit: GitCommit,
 }
@@ -67,7 +67,7 @@ pub enum CustomNode {
     /// A repository at one commit.
     Git {
         /// The repository.
-        url: HttpsUrl,
+        url: GitUrl,
         /// The commit.
         commit: GitCommit,
         /// Whether its author had switched it off.

@@ -173,7 +173,7 @@ fn git(pin: &GitPin, path: String) -> Step {
 }
 
 /// The folder that a repository is checked out into, as `git clone` names it.
-fn folder_of(url: &str) -> &str {
+pub(super) fn folder_of(url: &str) -> &str {
     let last = url.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
     last.strip_suffix(".git").unwrap_or(last)
 }

@@ -9,7 +9,8 @@ use serde_json::{Map, Value};
 
 use super::{Repair, packages};
 use crate::lockfile::{
-    CustomNode, GitPin, HttpsUrl, LockedModel, Lockfile, ModelPath, ParseTextError, Sha256, Source, Token,
+    CustomNode, GitPin, GitUrl, HttpsUrl, LockedModel, Lockfile, ModelPath, ParseTextError, Sha256, Source,
+    Token,
 };
 use crate::workflow::kind_of;
 
@@ -212,14 +213,12 @@ fn git_node(
         repairs.add(&node.path, "has no repository: it is left out, and its ops are missing");
         return Ok(None);
     }
-    let ssh = url.strip_prefix("ssh://git@").map(str::to_owned);
-    let ssh = ssh.or_else(|| url.strip_prefix("git@").map(|address| address.replacen(':', "/", 1)));
-    let url: HttpsUrl = match ssh {
-        Some(address) => {
-            repairs.add(&node.path, "needs an ssh key: its repository is taken over https");
-            checked(&node.path, &format!("https://{address}"))?
-        }
-        None => checked(&node.path, url)?,
+    let url = if url.starts_with("ssh://") || url.starts_with("git@") {
+        let url: GitUrl = checked(&node.path, url)?;
+        repairs.add(&node.path, "needs an ssh key: its repository is taken over https");
+        url
+    } else {
+        checked::<HttpsUrl>(&node.path, url)?.into()
     };
     let Some(commit) = commit else {
         repairs.add(&node.path, "has no commit: it is left out, and its ops are missing");

@@ -157,6 +157,58 @@ checked_text!(
     }
 );
 
+checked_text!(
+    /// The address of a git repository: over http or https, or an absolute path as `file:///…`. SSH addresses
+    /// of known forges are read as https ones. Whoever follows it decides which it asks.
+    GitUrl,
+    |text| {
+        if text.starts_with("https://") || text.starts_with("http://") {
+            return text.replace(' ', "%20").parse::<WebUrl>().map(|url| url.0).map_err(|error| error.expected);
+        }
+        if let Some(path) = text.strip_prefix("file:///") {
+            let inside = path.is_empty() || relative_path(path.trim_end_matches('/')).is_ok();
+            return if inside { Ok(text.to_owned()) } else { Err("a path without `..` after `file:///`") };
+        }
+        https_of_ssh(text).ok_or(
+            "an https address of a git repository: SSH addresses are read for github.com, gitlab.com, \
+             bitbucket.org, codeberg.org and huggingface.co; record the https address of others",
+        )
+    }
+);
+
+impl From<HttpsUrl> for GitUrl {
+    fn from(url: HttpsUrl) -> Self {
+        Self(url.0)
+    }
+}
+
+impl GitUrl {
+    /// The host, in lower case and without a port; `localhost` for a path on this machine.
+    pub fn host(&self) -> String {
+        match self.0.split_once("://") {
+            Some(("file", _)) | None => "localhost".to_owned(),
+            Some((_, rest)) => {
+                rest.split(['/', '?', '#', ':']).next().unwrap_or_default().to_ascii_lowercase()
+            }
+        }
+    }
+
+    /// Whether it is an https address of a host that anybody can reach by its name.
+    pub fn is_public(&self) -> bool {
+        self.0.parse::<HttpsUrl>().is_ok()
+    }
+}
+
+/// The https address of `git@HOST:PATH` or `ssh://git@HOST/PATH`, for forges that have both.
+fn https_of_ssh(text: &str) -> Option<String> {
+    const FORGES: [&str; 5] = ["github.com", "gitlab.com", "bitbucket.org", "codeberg.org", "huggingface.co"];
+    let rest = text.strip_prefix("ssh://");
+    let rest = rest.unwrap_or(text).strip_prefix("git@")?;
+    let (host, path) = rest.split_once(['/', ':'])?;
+    let harmless = relative_path(path).is_ok() && !path.contains(' ') && text.len() <= MAX_TEXT;
+    (FORGES.contains(&host) && harmless).then(|| format!("https://{host}/{path}"))
+}
+
 impl HttpsUrl {
     /// The host, in lower case and without a port.
     pub fn host(&self) -> String {
@@ -337,6 +389,33 @@ mod tests {
         for text in ["", "https://", "file:///x", "https://me@example.org/x", "https://example.org/a b"] {
             assert!(text.parse::<WebUrl>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn git_addresses_are_https_http_or_paths_and_ssh_of_forges_becomes_https() {
+        let check = |text: &str, expected: Option<&str>| {
+            let url = text.parse::<GitUrl>();
+            assert_eq!(url.as_ref().ok().map(GitUrl::as_str), expected, "{text}: {url:?}");
+        };
+        check("https://github.com/x/y.git", Some("https://github.com/x/y.git"));
+        check("http://127.0.0.1:8080/y", Some("http://127.0.0.1:8080/y"));
+        check("file:///srv/git/y", Some("file:///srv/git/y"));
+        check("git@github.com:x/y.git", Some("https://github.com/x/y.git"));
+        check("ssh://git@gitlab.com/x/y", Some("https://gitlab.com/x/y"));
+        for text in [
+            "git@git.example.org:x/y",
+            "ext::sh -c x",
+            "file:///srv/../etc",
+            "/srv/y",
+            "-u",
+            "ssh://x@github.com/a",
+        ] {
+            check(text, None);
+        }
+        assert_eq!("HTTPS".parse::<GitUrl>().ok(), None);
+        let url: GitUrl = "https://GitHub.com:443/x".parse().unwrap();
+        assert_eq!((url.host().as_str(), url.is_public()), ("github.com", true));
+        assert!(!"http://127.0.0.1/y".parse::<GitUrl>().unwrap().is_public());
     }
 
     #[test]

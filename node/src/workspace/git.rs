@@ -1,0 +1,131 @@
+//! Repositories at exactly one commit: fetched, laid out, and carried from node to node.
+//!
+//! ```text
+//! GitStore    one bare object store per upstream; each commit is in it with all its files, without its past
+//! fetch       from the upstream, submodules included
+//! checkout    the files of a commit, byte for byte, read-only
+//! pack        a commit as one file, from which another node has it with no way to the upstream
+//! ```
+//!
+//! The only home of git2. Nothing of a repository is executed and no setting of a user changes a file: no
+//! hooks, no filters, no line endings. All of it blocks; whoever is async calls it on a thread that may. Not
+//! here: which commits are wanted, and who else has them.
+
+mod error;
+mod rules;
+mod fetch;
+mod tree;
+mod checkout;
+mod pack;
+#[cfg(test)]
+pub(super) mod tests;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use git2::{ObjectType, Oid, Repository};
+use protocol::{BlobHash, GitCommit, GitPin, GitUrl};
+
+pub use checkout::Checkout;
+pub use error::GitError;
+pub use fetch::Fetching;
+pub use rules::GitRules;
+
+/// How deep submodules may be nested.
+const MAX_DEPTH: usize = 8;
+/// The most repositories that one commit may need.
+const MAX_REPOSITORIES: usize = 256;
+
+/// The object stores of all upstreams.
+#[derive(Debug, Clone)]
+pub struct GitStore {
+    root: PathBuf,
+}
+
+/// A repository that a commit needs: itself, or one of its submodules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Part {
+    /// Where it goes below the folder of the commit; empty for itself.
+    path: String,
+    url: GitUrl,
+    commit: Oid,
+}
+
+impl GitStore {
+    /// The stores in this folder, which is made if need be.
+    pub fn open(root: impl Into<PathBuf>) -> Result<Self, GitError> {
+        let root = root.into();
+        fs::create_dir_all(&root).map_err(|source| GitError::io(&root, source))?;
+        Ok(Self { root })
+    }
+
+    /// Whether a commit is here with all its files and submodules.
+    pub fn holds(&self, pin: &GitPin) -> bool {
+        self.parts(pin).is_ok_and(|(_, missing)| missing.is_none())
+    }
+
+    /// The store of an upstream.
+    fn repository(&self, url: &GitUrl) -> Result<Repository, GitError> {
+        let name = BlobHash::of(canonical(url).as_bytes()).to_string();
+        let path = self.root.join(format!("{}.git", &name[..32]));
+        let opened = Repository::open_bare(&path);
+        opened.or_else(|_| Repository::init_bare(&path)).map_err(|source| GitError::git("open", url, source))
+    }
+
+    /// The repositories that a commit needs, as far as they are here, and the first that is not.
+    fn parts(&self, pin: &GitPin) -> Result<(Vec<Part>, Option<Part>), GitError> {
+        let whole = Part { path: String::new(), url: pin.url.clone(), commit: oid(&pin.commit) };
+        let (mut parts, mut open) = (Vec::new(), vec![(whole, 0)]);
+        while let Some((part, depth)) = open.pop() {
+            let repository = self.repository(&part.url)?;
+            if !has(&repository, part.commit) {
+                return Ok((parts, Some(part)));
+            }
+            if parts.len() >= MAX_REPOSITORIES || depth > MAX_DEPTH {
+                return Err(GitError::TooManySubmodules { url: pin.url.to_string() });
+            }
+            let submodules = tree::submodules(&repository, &part)?;
+            open.extend(submodules.into_iter().map(|submodule| (submodule, depth + 1)));
+            parts.push(part);
+        }
+        Ok((parts, None))
+    }
+}
+
+/// Whether a commit and its tree are in a store. A pack is there as a whole or not at all.
+fn has(repository: &Repository, commit: Oid) -> bool {
+    let odb = repository.odb();
+    let is_there = |id: Oid| odb.as_ref().is_ok_and(|odb| odb.exists(id));
+    is_there(commit) && repository.find_commit(commit).is_ok_and(|commit| is_there(commit.tree_id()))
+}
+
+/// The commit as libgit2 names it; of a repository with SHA-256 names, which it does not read, none that exists.
+fn oid(commit: &GitCommit) -> Oid {
+    Oid::from_str(commit.as_str()).unwrap_or(Oid::ZERO_SHA1)
+}
+
+/// One name for an upstream, however it is written.
+fn canonical(url: &GitUrl) -> String {
+    let text = url.as_str().trim_end_matches('/');
+    text.strip_suffix(".git").unwrap_or(text).to_owned()
+}
+
+/// Makes a folder by filling a hidden one beside it and renaming that.
+pub(super) fn make_folder<T>(
+    into: &Path,
+    fill: impl FnOnce(&Path) -> Result<T, GitError>,
+) -> Result<T, GitError> {
+    let parent = into.parent().unwrap_or(Path::new("."));
+    let fail = |source: io::Error| GitError::io(into, source);
+    fs::create_dir_all(parent).map_err(fail)?;
+    let draft = tempfile::Builder::new().prefix(".").tempdir_in(parent).map_err(fail)?;
+    let filled = draft.path().join("tree");
+    fs::create_dir(&filled).map_err(fail)?;
+    let made = fill(&filled)?;
+    fs::rename(&filled, into).map_err(fail)?;
+    Ok(made)
+}
+
+/// The type of an entry that is a submodule.
+const SUBMODULE: ObjectType = ObjectType::Commit;

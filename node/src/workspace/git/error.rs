@@ -1,0 +1,113 @@
+//! Why a repository is not at its commit, and what to do about it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use protocol::{GitUrl, ParseTextError};
+
+/// Why something with a repository did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum GitError {
+    /// The owner's policy does not let it be asked.
+    #[error("`{url}` is not asked: {reason}")]
+    Refused {
+        /// The repository.
+        url: String,
+        /// Why, and what the owner can do.
+        reason: &'static str,
+    },
+    /// The repository answers, and has no such commit.
+    #[error(
+        "commit `{commit}` is not in `{url}`: it does not exist there, or the history was rewritten since; record a commit that is there, or a fork that still has it"
+    )]
+    NoCommit {
+        /// The repository.
+        url: String,
+        /// The commit.
+        commit: String,
+    },
+    /// git did not do what it was asked.
+    #[error("attempt to {attempt} `{url}` did not succeed")]
+    Git {
+        /// What was attempted.
+        attempt: &'static str,
+        /// The repository.
+        url: String,
+        /// Why.
+        #[source]
+        source: git2::Error,
+    },
+    /// A file or folder here.
+    #[error("`{}` cannot be made", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file of the commit would lie outside its folder, or is none.
+    #[error("entry `{entry}` of `{url}` {fault}")]
+    Entry {
+        /// The repository.
+        url: String,
+        /// The entry.
+        entry: String,
+        /// What is wrong with it.
+        fault: &'static str,
+    },
+    /// A submodule has no address that is followed.
+    #[error("submodule `{path}` of `{url}` cannot be followed")]
+    Submodule {
+        /// The repository.
+        url: String,
+        /// Where the submodule goes.
+        path: String,
+        /// Why.
+        #[source]
+        source: ParseTextError,
+    },
+    /// A submodule is not in `.gitmodules`.
+    #[error("submodule `{path}` of `{url}` has no address in `.gitmodules`")]
+    UnknownSubmodule {
+        /// The repository.
+        url: String,
+        /// Where the submodule goes.
+        path: String,
+    },
+    /// There is no end of submodules.
+    #[error("`{url}` has more submodules, or deeper ones, than are followed")]
+    TooManySubmodules {
+        /// The repository.
+        url: String,
+    },
+    /// The commit was not fetched before.
+    #[error("commit `{commit}` of `{url}` is not here yet")]
+    NotHere {
+        /// The repository.
+        url: String,
+        /// The commit.
+        commit: String,
+    },
+    /// A packed commit is damaged, or another one.
+    #[error("packed commit of `{url}` {fault}")]
+    Pack {
+        /// The repository.
+        url: String,
+        /// What is wrong with it.
+        fault: &'static str,
+    },
+    /// It was broken off as asked.
+    #[error("it was broken off as asked")]
+    Canceled,
+}
+
+impl GitError {
+    pub(super) fn io(path: &Path, source: io::Error) -> Self {
+        Self::Io { path: path.to_owned(), source }
+    }
+
+    pub(super) fn git(attempt: &'static str, url: &GitUrl, source: git2::Error) -> Self {
+        Self::Git { attempt, url: url.to_string(), source }
+    }
+}

@@ -1,0 +1,104 @@
+//! Getting a commit, with its submodules, from its upstream.
+//!
+//! The commit alone is asked for, without its past. A server that gives no single commits is asked for all that
+//! its branches and tags name. A path on this machine is read by opening it.
+
+use git2::{AutotagOption, FetchOptions, Oid, RemoteCallbacks, RemoteRedirect, Repository};
+use protocol::{GitPin, GitUrl};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::pack::copy_commit;
+use super::{GitError, GitRules, GitStore, MAX_REPOSITORIES, has};
+
+/// What a fetch keeps to, and whom it tells.
+pub struct Fetching<'a> {
+    /// Which repositories may be asked.
+    pub rules: &'a GitRules,
+    /// Told how many bytes came so far.
+    pub progress: &'a (dyn Fn(u64) + Sync),
+    /// Breaks it off.
+    pub cancel: &'a CancellationToken,
+}
+
+impl GitStore {
+    /// Fetches a commit and its submodules, unless they are here.
+    pub fn fetch(&self, pin: &GitPin, fetching: &Fetching<'_>) -> Result<(), GitError> {
+        let mut before = 0;
+        for _ in 0..=MAX_REPOSITORIES {
+            let (_, missing) = self.parts(pin)?;
+            let Some(missing) = missing else { return Ok(()) };
+            fetching.rules.check(&missing.url)?;
+            before += self.fetch_one(&missing.url, missing.commit, fetching, before)?;
+        }
+        Err(GitError::TooManySubmodules { url: pin.url.to_string() })
+    }
+
+    /// Fetches one commit, and says how many bytes that took.
+    fn fetch_one(
+        &self,
+        url: &GitUrl,
+        commit: Oid,
+        fetching: &Fetching<'_>,
+        before: u64,
+    ) -> Result<u64, GitError> {
+        let repository = self.repository(url)?;
+        if let Some(path) = url.as_str().strip_prefix("file://") {
+            let upstream = Repository::open(path).map_err(|source| GitError::git("open", url, source))?;
+            if !has(&upstream, commit) {
+                return Err(no_commit(url, commit));
+            }
+            let bytes = copy_commit(&upstream, &repository, commit)
+                .map_err(|source| GitError::git("copy from", url, source))?;
+            (fetching.progress)(before + bytes);
+            return Ok(bytes);
+        }
+        let alone = format!("+{commit}:refs/farm/{commit}");
+        let fetched = ask(&repository, url, &[&alone], Some(1), fetching, before);
+        match fetched {
+            Ok(bytes) if has(&repository, commit) => return Ok(bytes),
+            Ok(_) => {}
+            Err(_) if fetching.cancel.is_cancelled() => return Err(GitError::Canceled),
+            Err(error) => debug!(%url, %error, "a single commit is not given, all branches are asked for"),
+        }
+        let all = ["+refs/heads/*:refs/farm/heads/*", "+refs/tags/*:refs/farm/tags/*"];
+        let fetched = ask(&repository, url, &all, None, fetching, before);
+        match fetched {
+            Ok(bytes) if has(&repository, commit) => Ok(bytes),
+            Ok(_) => Err(no_commit(url, commit)),
+            Err(_) if fetching.cancel.is_cancelled() => Err(GitError::Canceled),
+            Err(source) => Err(GitError::git("fetch from", url, source)),
+        }
+    }
+}
+
+/// Asks an upstream for these, and says how many bytes came.
+fn ask(
+    repository: &Repository,
+    url: &GitUrl,
+    refspecs: &[&str],
+    depth: Option<i32>,
+    fetching: &Fetching<'_>,
+    before: u64,
+) -> Result<u64, git2::Error> {
+    let mut callbacks = RemoteCallbacks::new();
+    callbacks.transfer_progress(|progress| {
+        (fetching.progress)(before + progress.received_bytes() as u64);
+        !fetching.cancel.is_cancelled()
+    });
+    callbacks.sideband_progress(|_| !fetching.cancel.is_cancelled());
+    let mut options = FetchOptions::new();
+    options.remote_callbacks(callbacks).download_tags(AutotagOption::None);
+    // Where a repository has moved, its new address is to be recorded: this one may lead anywhere.
+    options.follow_redirects(RemoteRedirect::None);
+    if let Some(depth) = depth {
+        options.depth(depth);
+    }
+    let mut remote = repository.remote_anonymous(url.as_str())?;
+    remote.fetch(refspecs, Some(&mut options), None)?;
+    Ok(remote.stats().received_bytes() as u64)
+}
+
+fn no_commit(url: &GitUrl, commit: Oid) -> GitError {
+    GitError::NoCommit { url: url.to_string(), commit: commit.to_string() }
+}

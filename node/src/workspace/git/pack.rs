@@ -1,0 +1,146 @@
+//! A commit as one file: a list of its repositories, and a pack of each with the commit's files alone.
+//!
+//! ```text
+//! farm-git/1 LF, length of the list (u32, little endian), the list as JSON, the packs one after another
+//! ```
+//!
+//! Whoever reads one proves it by git's own hashes: a pack is indexed by what its objects hash to, and every
+//! object of the commit must be among them.
+
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use git2::{Oid, Repository};
+use protocol::{GitPin, GitUrl};
+use serde::{Deserialize, Serialize};
+
+use super::tree::{Kind, entries};
+use super::{GitError, GitStore, MAX_REPOSITORIES, Part, has};
+
+const MAGIC: &[u8] = b"farm-git/1\n";
+/// The longest list, in bytes.
+const MAX_LIST: u32 = 1 << 20;
+/// The largest pack of one repository, in bytes.
+const MAX_PACK: u64 = 8 << 30;
+
+/// One repository of the list.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Listed {
+    url: GitUrl,
+    commit: String,
+    size: u64,
+}
+
+impl GitStore {
+    /// Packs a commit that is here, submodules included, into a file; equal for equal commits as long as
+    /// libgit2 packs alike.
+    pub fn pack(&self, pin: &GitPin, file: &mut File) -> Result<(), GitError> {
+        let io = |source| GitError::io(Path::new("pack"), source);
+        let mut list = Vec::new();
+        let mut packs = tempfile::tempfile().map_err(io)?;
+        for part in self.whole(pin)? {
+            let repository = self.repository(&part.url)?;
+            let begun = packs.stream_position().map_err(io)?;
+            write_pack(&repository, part.commit, &mut packs)
+                .map_err(|source| GitError::git("pack", &part.url, source))?;
+            let size = packs.stream_position().map_err(io)? - begun;
+            list.push(Listed { url: part.url, commit: part.commit.to_string(), size });
+        }
+        let list = serde_json::to_vec(&list).expect("only text keys");
+        let mut write = || {
+            packs.seek(SeekFrom::Start(0))?;
+            let mut out = BufWriter::new(&mut *file);
+            out.write_all(MAGIC)?;
+            out.write_all(&(list.len() as u32).to_le_bytes())?;
+            out.write_all(&list)?;
+            io::copy(&mut packs, &mut out)?;
+            out.flush()
+        };
+        write().map_err(io)
+    }
+
+    /// Takes a packed commit in. What is not the commit, or not whole, is refused; nothing of it is believed.
+    pub fn unpack(&self, pin: &GitPin, file: &File) -> Result<(), GitError> {
+        let fault = |fault| GitError::Pack { url: pin.url.to_string(), fault };
+        let mut reader = BufReader::new(file);
+        let mut magic = [0; MAGIC.len()];
+        let mut length = [0; 4];
+        let head = reader.read_exact(&mut magic).and_then(|()| reader.read_exact(&mut length));
+        head.map_err(|_| fault("is cut short"))?;
+        let length = u32::from_le_bytes(length);
+        if magic != *MAGIC || length > MAX_LIST {
+            return Err(fault("is not one, or of a later release"));
+        }
+        let mut list = vec![0; length as usize];
+        reader.read_exact(&mut list).map_err(|_| fault("is cut short"))?;
+        let list: Vec<Listed> =
+            serde_json::from_slice(&list).map_err(|_| fault("has no list that can be read"))?;
+        if list.len() > MAX_REPOSITORIES || list.iter().any(|listed| listed.size > MAX_PACK) {
+            return Err(fault("has more in it than is taken"));
+        }
+        for Listed { url, commit, size } in list {
+            let commit = Oid::from_str(&commit).map_err(|_| fault("names a commit that is none"))?;
+            let repository = self.repository(&url)?;
+            let mut part = (&mut reader).take(size);
+            if has(&repository, commit) {
+                io::copy(&mut part, &mut io::sink()).map_err(|_| fault("is cut short"))?;
+                continue;
+            }
+            read_pack(&repository, &mut part).map_err(|_| fault("is damaged"))?;
+        }
+        match self.parts(pin)? {
+            (parts, None) => parts.iter().try_for_each(|part| self.check_whole(part)),
+            (_, Some(_)) => Err(fault("lacks the commit, or one of its submodules")),
+        }
+    }
+
+    /// Whether every object of a commit is here.
+    fn check_whole(&self, part: &Part) -> Result<(), GitError> {
+        let repository = self.repository(&part.url)?;
+        let odb = repository.odb().map_err(|source| GitError::git("read", &part.url, source))?;
+        let mut files = entries(&repository, part)?.into_iter().filter(|entry| entry.kind != Kind::Submodule);
+        match files.find(|entry| !odb.exists(entry.id)) {
+            Some(_) => Err(GitError::Pack { url: part.url.to_string(), fault: "lacks files of the commit" }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Copies a commit and its files between two stores, and says how many bytes that took.
+pub(super) fn copy_commit(from: &Repository, to: &Repository, commit: Oid) -> Result<u64, git2::Error> {
+    let mut pack = tempfile::tempfile().map_err(to_git)?;
+    write_pack(from, commit, &mut pack)?;
+    let bytes = pack.stream_position().map_err(to_git)?;
+    pack.seek(SeekFrom::Start(0)).map_err(to_git)?;
+    read_pack(to, &mut pack)?;
+    Ok(bytes)
+}
+
+fn write_pack(repository: &Repository, commit: Oid, out: &mut File) -> Result<(), git2::Error> {
+    let mut builder = repository.packbuilder()?;
+    builder.set_threads(1);
+    builder.insert_commit(commit)?;
+    let mut failed = None;
+    builder.foreach(|bytes| match out.write_all(bytes) {
+        Ok(()) => true,
+        Err(error) => {
+            failed = Some(error);
+            false
+        }
+    })?;
+    failed.map_or(Ok(()), |error| Err(to_git(error)))
+}
+
+fn read_pack(repository: &Repository, pack: &mut impl Read) -> Result<(), git2::Error> {
+    let odb = repository.odb()?;
+    let mut writer = odb.packwriter()?;
+    io::copy(pack, &mut writer).map_err(to_git)?;
+    writer.commit()?;
+    Ok(())
+}
+
+fn to_git(error: io::Error) -> git2::Error {
+    git2::Error::from_str(&error.to_string())
+}

@@ -1,0 +1,375 @@
+//! Real repositories on this machine, made by git2.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use git2::{IndexEntry, IndexTime, Oid, Repository, Signature};
+use protocol::GitPin;
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+
+/// A repository that stands for an upstream.
+pub(crate) struct Upstream {
+    folder: TempDir,
+    repository: Repository,
+}
+
+impl Upstream {
+    pub(crate) fn new() -> Self {
+        // Its name becomes that of a custom node's folder.
+        let folder = tempfile::Builder::new().prefix("upstream-").tempdir().expect("a temporary folder");
+        let repository = Repository::init_bare(folder.path()).expect("made");
+        Self { folder, repository }
+    }
+
+    fn url(&self) -> String {
+        format!("file://{}", self.folder.path().display())
+    }
+
+    /// Commits these files on its branch: path, mode, contents; a submodule's contents are its commit.
+    pub(crate) fn commit(&self, files: &[(&str, u32, &str)]) -> GitPin {
+        let mut index = git2::Index::new().expect("an index");
+        for (path, mode, contents) in files {
+            let id = match *mode {
+                0o160000 => Oid::from_str(contents).expect("a commit"),
+                _ => self.repository.blob(contents.as_bytes()).expect("written"),
+            };
+            let time = IndexTime::new(0, 0);
+            index
+                .add(&IndexEntry {
+                    ctime: time,
+                    mtime: time,
+                    dev: 0,
+                    ino: 0,
+                    mode: *mode,
+                    uid: 0,
+                    gid: 0,
+                    file_size: 0,
+                    id,
+                    flags: 0,
+                    flags_extended: 0,
+                    path: path.as_bytes().to_vec(),
+                })
+                .expect("added");
+        }
+        let tree = index.write_tree_to(&self.repository).expect("written");
+        let tree = self.repository.find_tree(tree).expect("is there");
+        let author = Signature::new("a", "a@example.org", &git2::Time::new(0, 0)).expect("a name");
+        let parent = self.repository.head().ok().and_then(|head| head.peel_to_commit().ok());
+        let parents: Vec<_> = parent.iter().collect();
+        let id = self.repository.commit(Some("HEAD"), &author, &author, "x", &tree, &parents);
+        let commit = id.expect("committed").to_string().parse().expect("a commit");
+        GitPin { url: self.url().parse().expect("an address"), commit }
+    }
+}
+
+/// A node's stores, and what it fetched.
+struct Stores {
+    folder: TempDir,
+    store: GitStore,
+    bytes: AtomicU64,
+    cancel: CancellationToken,
+}
+
+impl Stores {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let store = GitStore::open(folder.path().join("git")).expect("opens");
+        Self { folder, store, bytes: AtomicU64::new(0), cancel: CancellationToken::new() }
+    }
+
+    fn fetch_by(&self, pin: &GitPin, rules: &GitRules) -> Result<(), GitError> {
+        let progress = |bytes| self.bytes.store(bytes, Ordering::Relaxed);
+        self.store.fetch(pin, &Fetching { rules, progress: &progress, cancel: &self.cancel })
+    }
+
+    fn fetch(&self, pin: &GitPin) -> Result<(), GitError> {
+        self.fetch_by(pin, &GitRules { private_origins: true, ..GitRules::default() })
+    }
+
+    fn checkout(&self, pin: &GitPin) -> Result<BTreeMap<String, String>, GitError> {
+        let into = self.folder.path().join(format!("tree-{}", pin.commit));
+        self.store.checkout(pin, &into)?;
+        assert_eq!(self.store.differences(pin, &into)?, Vec::<String>::new());
+        Ok(files(&into))
+    }
+}
+
+/// All files below a folder, with their contents.
+fn files(folder: &Path) -> BTreeMap<String, String> {
+    let (mut files, mut open) = (BTreeMap::new(), vec![folder.to_owned()]);
+    while let Some(path) = open.pop() {
+        for entry in fs::read_dir(path).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                open.push(path);
+            } else {
+                let name = path.strip_prefix(folder).expect("below").display().to_string();
+                files.insert(name, fs::read_to_string(&path).expect("text"));
+            }
+        }
+    }
+    files
+}
+
+#[test]
+fn commit_is_laid_out_as_it_was_made_and_a_later_one_beside_it() {
+    let (upstream, stores) = (Upstream::new(), Stores::new());
+    let first = upstream.commit(&[("main.py", 0o100644, "one\r\n"), ("run.sh", 0o100755, "#!/bin/sh\n")]);
+    let second = upstream.commit(&[("main.py", 0o100644, "two\n"), ("a/b.txt", 0o120000, "../main.py")]);
+    stores.fetch(&first).expect("fetched");
+    assert!(stores.store.holds(&first) && !stores.store.holds(&second), "nothing but what was asked for");
+    assert!(stores.bytes.load(Ordering::Relaxed) > 0);
+    let laid_out = stores.checkout(&first).expect("laid out");
+    assert_eq!(laid_out["main.py"], "one\r\n");
+    let script = stores.folder.path().join(format!("tree-{}/run.sh", first.commit));
+    assert_eq!(fs::metadata(script).expect("is there").permissions().mode() & 0o777, 0o555);
+    stores.fetch(&second).expect("fetched");
+    assert_eq!(stores.checkout(&second).expect("laid out")["a/b.txt"], "two\n");
+}
+
+#[test]
+fn changed_and_missing_files_are_found() {
+    let (upstream, stores) = (Upstream::new(), Stores::new());
+    let pin = upstream.commit(&[("a", 0o100644, "a"), ("b", 0o100644, "b"), ("c", 0o100644, "c")]);
+    stores.fetch(&pin).expect("fetched");
+    let into = stores.folder.path().join("tree");
+    stores.store.checkout(&pin, &into).expect("laid out");
+    fs::remove_file(into.join("a")).expect("removed");
+    fs::remove_file(into.join("b")).expect("removed");
+    fs::write(into.join("b"), "x").expect("written");
+    assert_eq!(stores.store.differences(&pin, &into).expect("compared"), ["a", "b"]);
+}
+
+#[test]
+fn submodules_are_in_place_and_travel_in_the_pack() {
+    let (inner, outer, stores) = (Upstream::new(), Upstream::new(), Stores::new());
+    let pinned = inner.commit(&[("lib.py", 0o100644, "inner\n")]);
+    inner.commit(&[("lib.py", 0o100644, "later\n")]);
+    let modules = format!("[submodule \"lib\"]\n\tpath = vendor/lib\n\turl = {}\n", inner.url());
+    let pin = outer.commit(&[
+        (".gitmodules", 0o100644, &modules),
+        ("vendor/lib", 0o160000, pinned.commit.as_str()),
+        ("main.py", 0o100644, "outer\n"),
+    ]);
+    stores.fetch(&pin).expect("fetched");
+    let laid_out = stores.checkout(&pin).expect("laid out");
+    assert_eq!(laid_out["vendor/lib/lib.py"], "inner\n");
+
+    let mut packed = tempfile::tempfile().expect("a file");
+    stores.store.pack(&pin, &mut packed).expect("packed");
+    // Another node, and both upstreams are gone.
+    drop((inner, outer));
+    let other = Stores::new();
+    assert!(other.fetch(&pin).is_err());
+    rewind(&mut packed);
+    other.store.unpack(&pin, &packed).expect("unpacked");
+    assert_eq!(other.checkout(&pin).expect("laid out"), laid_out);
+}
+
+fn rewind(file: &mut File) {
+    use std::io::{Seek, SeekFrom};
+    file.seek(SeekFrom::Start(0)).expect("rewound");
+}
+
+#[test]
+fn damaged_cut_and_other_packs_are_refused() {
+    let (upstream, stores) = (Upstream::new(), Stores::new());
+    let pin = upstream.commit(&[("main.py", 0o100644, &"text\n".repeat(1000))]);
+    let other_pin = Upstream::new().commit(&[("x", 0o100644, "x")]);
+    stores.fetch(&pin).expect("fetched");
+    let mut packed = tempfile::tempfile().expect("a file");
+    stores.store.pack(&pin, &mut packed).expect("packed");
+    rewind(&mut packed);
+    let mut bytes = Vec::new();
+    packed.read_to_end(&mut bytes).expect("read");
+    let unpack = |bytes: &[u8], pin: &GitPin| {
+        let mut file = tempfile::tempfile().expect("a file");
+        file.write_all(bytes).expect("written");
+        rewind(&mut file);
+        Stores::new().store.unpack(pin, &file)
+    };
+    assert!(unpack(&bytes, &pin).is_ok());
+    let is_refused = |result: Result<(), GitError>| matches!(result, Err(GitError::Pack { .. }));
+    assert!(is_refused(unpack(&bytes[..bytes.len() - 30], &pin)));
+    assert!(is_refused(unpack(&bytes[..5], &pin)));
+    assert!(is_refused(unpack(&bytes, &other_pin)));
+    let mut damaged = bytes.clone();
+    let middle = bytes.len() - 60;
+    damaged[middle] ^= 1;
+    assert!(is_refused(unpack(&damaged, &pin)));
+    let mut long = bytes;
+    long[11..15].copy_from_slice(&u32::MAX.to_le_bytes());
+    assert!(is_refused(unpack(&long, &pin)));
+}
+
+#[test]
+fn commit_that_is_not_there_and_one_that_was_rewritten_are_told() {
+    let (upstream, stores) = (Upstream::new(), Stores::new());
+    let pin = upstream.commit(&[("a", 0o100644, "a")]);
+    let missing = GitPin { commit: "1".repeat(40).parse().expect("a commit"), ..pin.clone() };
+    let error = stores.fetch(&missing).expect_err("nobody has it");
+    assert!(matches!(error, GitError::NoCommit { .. }) && error.to_string().contains("rewritten"), "{error}");
+    let error = stores.store.checkout(&pin, &stores.folder.path().join("x")).expect_err("not fetched");
+    assert!(matches!(error, GitError::NotHere { .. }), "{error}");
+    assert!(!stores.folder.path().join("x").exists(), "nothing half-made stays");
+}
+
+#[test]
+fn what_leads_outside_is_refused() {
+    let (upstream, stores) = (Upstream::new(), Stores::new());
+    let pin = upstream.commit(&[("a/link", 0o120000, "../../etc/passwd")]);
+    stores.fetch(&pin).expect("fetched");
+    let error = stores.checkout(&pin).expect_err("it leads outside");
+    assert!(matches!(error, GitError::Entry { .. }), "{error}");
+}
+
+#[test]
+fn only_what_the_owner_allows_is_asked() {
+    let stores = Stores::new();
+    let check = |url: &str, rules: &GitRules, reason: &str| {
+        let pin = GitPin {
+            url: url.parse().expect("an address"),
+            commit: "1".repeat(40).parse().expect("a commit"),
+        };
+        let error = stores.fetch_by(&pin, rules).expect_err("refused");
+        assert!(matches!(&error, GitError::Refused { .. }), "{url}: {error}");
+        assert!(error.to_string().contains(reason), "{error}");
+    };
+    for url in ["http://example.org/x", "https://127.0.0.1/x", "https://nas.local/x", "file:///srv/x"] {
+        check(url, &GitRules::default(), "--allow-private-origins");
+    }
+    let rules = GitRules { hosts: ["git.example.org".to_owned()].into(), private_origins: false };
+    check("https://github.com/x/y", &rules, "--allow-host");
+}
+
+#[test]
+fn store_that_a_killed_process_left_half_made_goes_on() {
+    let (upstream, stores) = (Upstream::new(), Stores::new());
+    let pin = upstream.commit(&[("a", 0o100644, "a")]);
+    let half = stores.store.repository(&pin.url).expect("made");
+    fs::write(half.path().join("objects/pack/pack_abc.tmp"), "half").expect("written");
+    stores.fetch(&pin).expect("fetched");
+    assert!(stores.store.holds(&pin));
+}
+
+/// Serves an upstream as git's own server program does.
+struct Served {
+    url: String,
+    requests: Arc<AtomicU64>,
+}
+
+impl Served {
+    fn start(upstream: &Upstream, allow_single_commits: bool) -> Self {
+        let mut config = upstream.repository.config().expect("a config");
+        config.set_bool("uploadpack.allowAnySHA1InWant", allow_single_commits).expect("set");
+        config.set_bool("http.receivepack", false).expect("set");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let url = format!("http://{}/upstream", listener.local_addr().expect("bound"));
+        let (folder, requests) = (upstream.folder.path().to_owned(), Arc::new(AtomicU64::new(0)));
+        let counted = Arc::clone(&requests);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                counted.fetch_add(1, Ordering::Relaxed);
+                // A client that goes away in the middle is one of the tests.
+                let _ = serve(stream, &folder);
+            }
+        });
+        Self { url, requests }
+    }
+
+    fn pin(&self, pin: &GitPin) -> GitPin {
+        GitPin { url: self.url.parse().expect("an address"), commit: pin.commit.clone() }
+    }
+}
+
+/// Answers one request by `git http-backend`, a CGI program (RFC 3875).
+fn serve(stream: TcpStream, folder: &Path) -> io::Result<()> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut line = String::new();
+    reader.read_line(&mut line)?;
+    let mut words = line.split_whitespace();
+    let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let mut command = Command::new("git");
+    command.arg("http-backend").env_clear();
+    command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command.env("GIT_CONFIG_COUNT", "1").env("GIT_CONFIG_KEY_0", "safe.directory");
+    command.env("GIT_CONFIG_VALUE_0", "*").env("GIT_HTTP_EXPORT_ALL", "1").env("REQUEST_METHOD", method);
+    command.env("PATH_TRANSLATED", format!("{}{}", folder.display(), path.trim_start_matches("/upstream")));
+    command.env("PATH_INFO", path).env("QUERY_STRING", query);
+    let mut length = 0;
+    loop {
+        let mut header = String::new();
+        reader.read_line(&mut header)?;
+        let Some((name, value)) = header.trim_end().split_once(": ") else { break };
+        match name.to_ascii_lowercase().as_str() {
+            "content-length" => length = value.parse().unwrap_or(0),
+            "content-type" => drop(command.env("CONTENT_TYPE", value)),
+            "git-protocol" => drop(command.env("GIT_PROTOCOL", value)),
+            _ => {}
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body)?;
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    child.stdin.take().expect("piped").write_all(&body)?;
+    let output = child.wait_with_output()?;
+    let mut stream = stream;
+    let status = output.stdout.strip_prefix(b"Status: ").map_or("200 OK".to_owned(), |rest| {
+        String::from_utf8_lossy(rest.split(|byte| *byte == b'\r').next().unwrap_or_default()).into_owned()
+    });
+    let head = output.stdout.windows(4).position(|window| window == b"\r\n\r\n").map_or(0, |at| at + 4);
+    let length = output.stdout.len() - head;
+    write!(stream, "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {length}\r\n")?;
+    stream.write_all(&output.stdout)
+}
+
+#[test]
+fn commit_alone_comes_over_http_and_from_a_server_that_gives_none_alone() {
+    let (upstream, stores) = (Upstream::new(), Stores::new());
+    let first = upstream.commit(&[("main.py", 0o100644, &"first\n".repeat(10))]);
+    let second = upstream.commit(&[("main.py", 0o100644, &"second\n".repeat(10))]);
+    let served = Served::start(&upstream, true);
+    let pin = served.pin(&first);
+    stores.fetch(&pin).expect("fetched");
+    assert_eq!(
+        stores.checkout(&pin).expect("laid out"),
+        [("main.py".to_owned(), "first\n".repeat(10))].into()
+    );
+    assert!(!stores.store.holds(&served.pin(&second)), "one commit, and nothing of another");
+    let asked = served.requests.load(Ordering::Relaxed);
+    stores.fetch(&pin).expect("is here");
+    assert_eq!(served.requests.load(Ordering::Relaxed), asked, "nobody is asked for what is here");
+
+    let stubborn = Served::start(&upstream, false);
+    let other = Stores::new();
+    let pin = stubborn.pin(&first);
+    other.fetch(&pin).expect("fetched with the branch that it is on");
+    assert_eq!(other.checkout(&pin).expect("laid out")["main.py"], "first\n".repeat(10));
+    let missing = GitPin { commit: "1".repeat(40).parse().expect("a commit"), ..pin };
+    let error = other.fetch(&missing).expect_err("nobody has it");
+    assert!(matches!(error, GitError::NoCommit { .. }), "{error}");
+}
+
+#[test]
+fn cancelled_fetch_ends_and_a_later_one_brings_the_commit() {
+    let (upstream, stores) = (Upstream::new(), Stores::new());
+    let made = upstream.commit(&[("main.py", 0o100644, "x\n")]);
+    let pin = Served::start(&upstream, true).pin(&made);
+    stores.cancel.cancel();
+    assert!(matches!(stores.fetch(&pin), Err(GitError::Canceled)));
+    assert!(!stores.store.holds(&pin));
+    let later = Stores { cancel: CancellationToken::new(), ..stores };
+    later.fetch(&pin).expect("fetched");
+    assert!(later.store.holds(&pin));
+}

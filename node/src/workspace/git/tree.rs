@@ -1,0 +1,148 @@
+//! What a commit consists of: its files by path, and its submodules.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+
+use git2::{Config, Oid, Repository};
+use protocol::GitUrl;
+
+use super::{GitError, Part, SUBMODULE};
+
+/// One entry of a commit that is no folder.
+pub(super) struct Entry {
+    /// Where it lies, with `/` between the parts.
+    pub(super) path: String,
+    pub(super) id: Oid,
+    pub(super) kind: Kind,
+}
+
+/// What an entry is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    File { executable: bool },
+    Link,
+    Submodule,
+}
+
+/// All entries of a commit, each name checked.
+pub(super) fn entries(repository: &Repository, part: &Part) -> Result<Vec<Entry>, GitError> {
+    let fail = |source| GitError::git("read", &part.url, source);
+    let root = repository.find_commit(part.commit).and_then(|commit| commit.tree()).map_err(fail)?;
+    let (mut entries, mut open) = (Vec::new(), vec![(String::new(), root.id())]);
+    while let Some((folder, id)) = open.pop() {
+        let tree = repository.find_tree(id).map_err(fail)?;
+        for entry in &tree {
+            let name = entry.name().unwrap_or_default();
+            let path = if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
+            let fault = |fault| GitError::Entry { url: part.url.to_string(), entry: path.clone(), fault };
+            let is_plain = !name.is_empty()
+                && !matches!(name, "." | "..")
+                && !name.eq_ignore_ascii_case(".git")
+                && !name.contains(['/', '\\', '\0']);
+            if !is_plain {
+                return Err(fault("has a name that leads elsewhere, or is not text"));
+            }
+            let kind = match entry.filemode() {
+                0o040000 => {
+                    open.push((path, entry.id()));
+                    continue;
+                }
+                0o100755 => Kind::File { executable: true },
+                0o100644 | 0o100664 => Kind::File { executable: false },
+                0o120000 => Kind::Link,
+                0o160000 => Kind::Submodule,
+                _ => return Err(fault("is of a kind that git does not make")),
+            };
+            debug_assert_eq!(kind == Kind::Submodule, entry.kind() == Some(SUBMODULE));
+            entries.push(Entry { path, id: entry.id(), kind });
+        }
+    }
+    Ok(entries)
+}
+
+/// The submodules of a commit, with where each comes from.
+pub(super) fn submodules(repository: &Repository, part: &Part) -> Result<Vec<Part>, GitError> {
+    let entries = entries(repository, part)?;
+    let submodules: Vec<&Entry> = entries.iter().filter(|entry| entry.kind == Kind::Submodule).collect();
+    if submodules.is_empty() {
+        return Ok(Vec::new());
+    }
+    let listed = entries.iter().find(|entry| entry.path == ".gitmodules");
+    let addresses =
+        listed.map(|entry| addresses(repository, part, entry.id)).transpose()?.unwrap_or_default();
+    let to_part = |entry: &&Entry| {
+        let path = entry.path.clone();
+        let unknown = || GitError::UnknownSubmodule { url: part.url.to_string(), path: path.clone() };
+        let address = addresses.get(&entry.path).ok_or_else(unknown)?;
+        let url = resolve(&part.url, address).parse().map_err(|source| GitError::Submodule {
+            url: part.url.to_string(),
+            path: path.clone(),
+            source,
+        })?;
+        let path = if part.path.is_empty() { path } else { format!("{}/{path}", part.path) };
+        Ok(Part { path, url, commit: entry.id })
+    };
+    submodules.iter().map(to_part).collect()
+}
+
+/// The addresses in `.gitmodules`, by the path of the submodule.
+fn addresses(repository: &Repository, part: &Part, id: Oid) -> Result<BTreeMap<String, String>, GitError> {
+    let fail = |source| GitError::git("read the submodules of", &part.url, source);
+    let blob = repository.find_blob(id).map_err(fail)?;
+    // git2 reads settings from files only.
+    let mut file =
+        tempfile::NamedTempFile::new().map_err(|source| GitError::io(repository.path(), source))?;
+    file.write_all(blob.content()).map_err(|source| GitError::io(file.path(), source))?;
+    let config = Config::open(file.path()).map_err(fail)?;
+    let (mut paths, mut urls) = (BTreeMap::new(), BTreeMap::new());
+    let entries = config.entries(Some(r"^submodule\..*\.(path|url)$")).map_err(fail)?;
+    entries
+        .for_each(|entry| {
+            let (Ok(name), Ok(value)) = (entry.name(), entry.value()) else { return };
+            if let Some(module) = name.strip_suffix(".path") {
+                paths.insert(module.to_owned(), value.to_owned());
+            } else if let Some(module) = name.strip_suffix(".url") {
+                urls.insert(module.to_owned(), value.to_owned());
+            }
+        })
+        .map_err(fail)?;
+    Ok(paths.into_iter().filter_map(|(module, path)| Some((path, urls.remove(&module)?))).collect())
+}
+
+/// An address in `.gitmodules`; one that begins with `./` or `../` is relative to the repository's own.
+fn resolve(base: &GitUrl, address: &str) -> String {
+    if !address.starts_with("./") && !address.starts_with("../") {
+        return address.to_owned();
+    }
+    let (mut base, mut rest) = (base.as_str().trim_end_matches('/'), address);
+    loop {
+        if let Some(below) = rest.strip_prefix("./") {
+            rest = below;
+        } else if let Some(beside) = rest.strip_prefix("../") {
+            rest = beside;
+            let (before, _) = base.rsplit_once('/').unwrap_or((base, ""));
+            // The host, and the root of a machine's paths, is left to nobody.
+            base = if before.ends_with('/') { base } else { before };
+        } else {
+            return format!("{base}/{rest}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn relative_addresses_of_submodules_are_beside_their_repository() {
+        let check = |address: &str, expected: &str| {
+            let base = "https://example.org/a/b.git".parse().expect("an address");
+            assert_eq!(resolve(&base, address), expected, "{address}");
+        };
+        check("../c.git", "https://example.org/a/c.git");
+        check("../../c", "https://example.org/c");
+        check("./d", "https://example.org/a/b.git/d");
+        check("https://other.example/x", "https://other.example/x");
+        check("../../../../c", "https://example.org/c");
+    }
+}

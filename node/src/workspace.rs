@@ -12,6 +12,7 @@ pub mod git;
 pub mod code;
 pub mod python;
 pub mod log;
+pub mod assemble;
 pub mod prepare;
 pub mod shelf;
 

@@ -62,7 +62,7 @@ pub struct Steps {
 }
 
 impl Steps {
-    fn new(shelf: Shelf, lockfile: LockfileHash) -> Self {
+    pub(super) fn new(shelf: Shelf, lockfile: LockfileHash) -> Self {
         let steps = Self { shelf, lockfile, step: watch::Sender::new(PrepareStep::Lockfile) };
         steps.enter(PrepareStep::Lockfile);
         steps

@@ -26,7 +26,7 @@ mod verify;
 mod process;
 mod error;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::time::Duration;
 

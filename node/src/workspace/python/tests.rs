@@ -1,6 +1,6 @@
 //! With the real uv and a package index of the test's own.
 
-mod index;
+pub(crate) mod index;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

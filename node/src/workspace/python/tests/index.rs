@@ -17,7 +17,7 @@ use crate::workspace::python::{WheelError, WheelSource};
 
 /// A file of a package.
 #[derive(Clone)]
-pub(super) struct File {
+pub(crate) struct File {
     /// Below which index it is; empty for the usual one.
     index: String,
     package: String,
@@ -27,12 +27,12 @@ pub(super) struct File {
 
 impl File {
     /// The same file in another index.
-    pub(super) fn at(mut self, index: &str) -> Self {
+    pub(crate) fn at(mut self, index: &str) -> Self {
         self.index = format!("/{index}");
         self
     }
 
-    pub(super) fn sha256(&self) -> Sha256 {
+    pub(crate) fn sha256(&self) -> Sha256 {
         Sha256(Hasher::digest(&self.bytes).into())
     }
 }
@@ -47,7 +47,7 @@ fn zipped(files: &[(String, String)]) -> Vec<u8> {
 }
 
 /// A wheel of one module that knows its version.
-pub(super) fn wheel(package: &str, version: &str, requires: &[&str]) -> File {
+pub(crate) fn wheel(package: &str, version: &str, requires: &[&str]) -> File {
     let info = format!("{package}-{version}.dist-info");
     let requires: String = requires.iter().map(|name| format!("Requires-Dist: {name}\n")).collect();
     let metadata = format!("Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n{requires}");
@@ -68,7 +68,7 @@ pub(super) fn wheel(package: &str, version: &str, requires: &[&str]) -> File {
 }
 
 /// A source that builds such a wheel by itself, after this statement.
-pub(super) fn sdist(package: &str, version: &str, statement: &str) -> File {
+pub(crate) fn sdist(package: &str, version: &str, statement: &str) -> File {
     let pyproject = format!(
         "[build-system]\nrequires = []\nbuild-backend = 'backend'\nbackend-path = ['.']\n\
          [project]\nname = '{package}'\nversion = '{version}'\n"
@@ -94,14 +94,14 @@ pub(super) fn sdist(package: &str, version: &str, statement: &str) -> File {
 }
 
 /// An index that serves files until it is stopped.
-pub(super) struct Index {
+pub(crate) struct Index {
     url: String,
     server: tokio::task::JoinHandle<()>,
     requests: Arc<AtomicUsize>,
 }
 
 impl Index {
-    pub(super) async fn serve(files: Vec<File>) -> Self {
+    pub(crate) async fn serve(files: Vec<File>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}/simple", listener.local_addr().expect("an address"));
         let answers = Arc::new(answers(&url, &files));
@@ -116,15 +116,15 @@ impl Index {
         Self { url, server, requests }
     }
 
-    pub(super) fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         self.url.clone()
     }
 
-    pub(super) fn requests(&self) -> usize {
+    pub(crate) fn requests(&self) -> usize {
         self.requests.load(Ordering::Relaxed)
     }
 
-    pub(super) fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.server.abort();
     }
 }
@@ -185,23 +185,23 @@ async fn answer(mut stream: TcpStream, answers: Arc<Answers>) {
 }
 
 /// Files that were downloaded once, and stay.
-pub(super) struct Downloads {
+pub(crate) struct Downloads {
     folder: PathBuf,
     count: AtomicUsize,
 }
 
 impl Downloads {
-    pub(super) fn new(folder: PathBuf) -> Self {
+    pub(crate) fn new(folder: PathBuf) -> Self {
         std::fs::create_dir_all(&folder).expect("a folder");
         Self { folder, count: AtomicUsize::new(0) }
     }
 
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.count.load(Ordering::Relaxed)
     }
 
     /// Takes a file in as a peer would give it.
-    pub(super) fn add(&self, file: &LockedFile, path: &Path) {
+    pub(crate) fn add(&self, file: &LockedFile, path: &Path) {
         std::fs::copy(path, self.folder.join(file.sha256.to_string())).expect("it is copied");
     }
 }

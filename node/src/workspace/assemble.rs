@@ -1,0 +1,214 @@
+//! From a signed lockfile to a workspace on disk: checked, then code, Python and models, in this order.
+//!
+//! Each part is found where it is here already, so an assembly that was broken off goes on where it stopped. Not
+//! here: whether ComfyUI comes up in it, and how each part is made.
+
+mod files;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+
+use mesh::control::Reach;
+use mesh::store::BlobHold;
+use protocol::{
+    Accelerator, BlobHash, CodeSpec, EnvironmentLock, EnvironmentSpec, Lockfile, MAX_LOCKFILE, PrepareStep,
+    PublisherKey, WantedWorkspace, error_chain,
+};
+use tokio_util::sync::CancellationToken;
+
+use self::files::Files;
+use super::Workspace;
+use super::code::{CodeTree, CodeTrees};
+use super::git::{Fetching, GitRules, GitStore};
+use super::log::PrepareLog;
+use super::prepare::{BuildError, Steps};
+use super::python::{Ask, Environment, Environments, Limits, Private, Resolver, Uv, UvConfig};
+use crate::policy::{Policy, TrustedPublishers};
+
+/// Makes workspaces on this machine.
+pub struct Assembler {
+    /// The node's data folder, in which the owner's trusted publishers are.
+    pub data: PathBuf,
+    /// Where everything of workspaces is kept.
+    pub root: PathBuf,
+    /// What the owner allows.
+    pub policy: Policy,
+    /// The way to the farm's blobs and to the internet.
+    pub reach: Reach,
+    /// How uv is had.
+    pub uv: UvConfig,
+    /// What torch computes on here.
+    pub accelerator: Accelerator,
+}
+
+/// A cause, in words, for whoever waits for the workspace.
+fn failed(error: impl std::error::Error) -> BuildError {
+    BuildError::Failed(error_chain(&error))
+}
+
+impl Assembler {
+    /// Makes the workspace that is wanted; `farm` is the key with which the farm signs. What it returns beside
+    /// the workspace keeps its models from being evicted.
+    pub async fn assemble(
+        &self,
+        wanted: &WantedWorkspace,
+        farm: PublisherKey,
+        steps: &Steps,
+        cancel: &CancellationToken,
+    ) -> Result<(Workspace, Vec<BlobHold>), BuildError> {
+        let logs = self.root.join("logs");
+        std::fs::create_dir_all(&logs).map_err(failed)?;
+        let log = PrepareLog::create(&logs.join(format!("{}.log", wanted.lockfile))).map_err(failed)?;
+        let assembled = self.assemble_logged(wanted, farm, steps, &log, cancel).await;
+        match &assembled {
+            Err(_) if cancel.is_cancelled() => Err(BuildError::Canceled),
+            Err(BuildError::Failed(reason) | BuildError::Refused(reason)) => {
+                log.line(reason);
+                assembled
+            }
+            _ => assembled,
+        }
+    }
+
+    async fn assemble_logged(
+        &self,
+        wanted: &WantedWorkspace,
+        farm: PublisherKey,
+        steps: &Steps,
+        log: &PrepareLog,
+        cancel: &CancellationToken,
+    ) -> Result<(Workspace, Vec<BlobHold>), BuildError> {
+        let files = Files { reach: &self.reach, providers: &wanted.providers, cancel };
+        let lockfile = self.lockfile(wanted, farm, &files).await?;
+        steps.enter(PrepareStep::Code);
+        let tree = self.code(&lockfile, steps, cancel).await?;
+        steps.enter(PrepareStep::Python);
+        let environment = self.python(&lockfile, &tree, &files, log, cancel).await?;
+        steps.enter(PrepareStep::Models);
+        let models = self.root.join("ready").join(wanted.lockfile.to_string()).join("models");
+        let holds = files.models(&lockfile, &models, steps).await?;
+        let workspace = Workspace {
+            lockfile: wanted.lockfile,
+            environment: environment.lock.environment,
+            code: tree.hash,
+            python: environment.python,
+            comfyui: tree.comfyui,
+            models,
+            classes: wanted.classes.clone(),
+            model_names: wanted.models.clone(),
+        };
+        Ok((workspace, holds))
+    }
+
+    /// The lockfile, which is the one that is meant, and which the owner lets be rebuilt.
+    async fn lockfile(
+        &self,
+        wanted: &WantedWorkspace,
+        farm: PublisherKey,
+        files: &Files<'_>,
+    ) -> Result<Lockfile, BuildError> {
+        let document = wanted.document;
+        if document.size > MAX_LOCKFILE as u64 {
+            return Err(BuildError::Failed(format!(
+                "lockfile of {} bytes: at most {MAX_LOCKFILE} are read",
+                document.size
+            )));
+        }
+        let _held = files.blob(document).await?;
+        let store = self.reach.exchange.store();
+        let bytes = store.read_all(document.hash, document.size).await.map_err(failed)?;
+        let lockfile = Lockfile::parse(&bytes).map_err(failed)?;
+        if lockfile.hash() != wanted.lockfile {
+            return Err(BuildError::Failed("the lockfile that came is another one".to_owned()));
+        }
+        let trusted = TrustedPublishers::load(&self.data).map_err(failed)?;
+        let judged = self.policy.judge(&lockfile, farm, &trusted);
+        judged.map_err(|refusal| BuildError::Refused(error_chain(&refusal)))?;
+        Ok(lockfile)
+    }
+
+    async fn code(
+        &self,
+        lockfile: &Lockfile,
+        steps: &Steps,
+        cancel: &CancellationToken,
+    ) -> Result<CodeTree, BuildError> {
+        let spec = CodeSpec::of(lockfile);
+        let git = GitStore::open(self.root.join("git")).map_err(failed)?;
+        let trees = CodeTrees::new(self.root.join("code"), git);
+        let rules = GitRules::from(&self.policy);
+        let (steps, cancel) = (steps.clone(), cancel.clone());
+        let building = tokio::task::spawn_blocking(move || {
+            let progress = |bytes| steps.tell(bytes, 0);
+            trees.build(&spec, &Fetching { rules: &rules, progress: &progress, cancel: &cancel })
+        });
+        match building.await {
+            Ok(built) => built.map_err(failed),
+            Err(error) => Err(BuildError::Failed(format!("laying out the code broke off by a bug: {error}"))),
+        }
+    }
+
+    async fn python(
+        &self,
+        lockfile: &Lockfile,
+        tree: &CodeTree,
+        files: &Files<'_>,
+        log: &PrepareLog,
+        cancel: &CancellationToken,
+    ) -> Result<Environment, BuildError> {
+        let uv = Uv::find(self.uv.clone(), log, cancel).await.map_err(failed)?;
+        let spec = EnvironmentSpec::of(lockfile, &crate::platform(), self.accelerator);
+        let asks = asks(tree).map_err(failed)?;
+        let kept = self.root.join("locks").join(format!("{}.json", lock_name(&spec, &asks)));
+        let lock = match read_lock(&kept) {
+            Some(lock) => lock,
+            None => {
+                // Building a source runs its code, as an install script does.
+                let build_sources = self.policy.install_scripts;
+                let resolver = Resolver { uv: uv.clone(), limits: Limits::default(), build_sources };
+                let lock = resolver.resolve(&spec, &asks, files, log, cancel).await.map_err(failed)?;
+                keep_lock(&kept, &lock).map_err(failed)?;
+                lock
+            }
+        };
+        let scripts = tree.custom_nodes.iter().filter(|node| node.join("install.py").is_file());
+        let scripts: Vec<PathBuf> = scripts.filter(|_| self.policy.install_scripts).cloned().collect();
+        let private = (!scripts.is_empty()).then(|| Private { lockfile: lockfile.hash(), scripts });
+        let environments =
+            Environments { uv, folder: self.root.join("environments"), limits: Limits::default() };
+        environments.build(&lock, private.as_ref(), files, log, cancel).await.map_err(failed)
+    }
+}
+
+/// What the parts of a code tree ask of Python.
+fn asks(tree: &CodeTree) -> std::io::Result<Vec<Ask>> {
+    let parent = tree.comfyui.parent().unwrap_or(&tree.comfyui);
+    let ask = |path: PathBuf| {
+        let from = path.strip_prefix(parent).unwrap_or(&path).display().to_string();
+        let text = String::from_utf8_lossy(&std::fs::read(&path)?).into_owned();
+        Ok(Ask { from, text })
+    };
+    tree.requirements().into_iter().map(ask).collect()
+}
+
+/// Names what was asked for, so that it is resolved once.
+fn lock_name(spec: &EnvironmentSpec, asks: &[Ask]) -> BlobHash {
+    let mut named = spec.hash().to_string();
+    for ask in asks {
+        named.push_str(&BlobHash::of(ask.text.as_bytes()).to_string());
+    }
+    BlobHash::of(named.as_bytes())
+}
+
+fn read_lock(path: &Path) -> Option<EnvironmentLock> {
+    EnvironmentLock::parse(&std::fs::read(path).ok()?).ok()
+}
+
+fn keep_lock(path: &Path, lock: &EnvironmentLock) -> std::io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder)?;
+    let file = tempfile::NamedTempFile::new_in(folder)?;
+    std::fs::write(file.path(), lock.to_canonical_json())?;
+    file.persist(path).map_err(|error| error.error).map(|_| ())
+}

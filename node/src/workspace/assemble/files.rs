@@ -1,0 +1,162 @@
+//! The files of a workspace: blobs of this node, of peers, and of the internet.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use mesh::control::Reach;
+use mesh::fetch::{FetchFileError, OriginFile, OriginSizeError};
+use mesh::store::BlobHold;
+use protocol::message::Provider;
+use protocol::{BlobName, BlobRef, FileRef, LockedFile, LockedModel, Lockfile, WebUrl, error_chain};
+use tokio_util::sync::CancellationToken;
+
+use super::failed;
+use crate::workspace::prepare::{BuildError, Steps};
+use crate::workspace::python::{WheelError, WheelSource};
+
+/// Where files of one workspace come from.
+pub(super) struct Files<'a> {
+    pub(super) reach: &'a Reach,
+    /// Who holds them for sure.
+    pub(super) providers: &'a [Provider],
+    pub(super) cancel: &'a CancellationToken,
+}
+
+impl Files<'_> {
+    /// Has a blob here, from whoever holds it, and keeps it as long as the answer lives.
+    pub(super) async fn blob(&self, blob: BlobRef) -> Result<BlobHold, BuildError> {
+        let exchange = &self.reach.exchange;
+        let hold = exchange.store().hold(blob.hash);
+        if exchange.store().check(blob.hash).await.map_err(failed)? != Some(blob) {
+            let found = self.reach.finder.locate(&BlobName::Blake3(blob.hash)).await.unwrap_or_default();
+            let is_new =
+                |provider: &Provider| !self.providers.iter().any(|known| known.peer == provider.peer);
+            let found: Vec<Provider> = found.providers.into_iter().filter(is_new).collect();
+            let providers = [&found, self.providers].concat();
+            let fetching = exchange.fetch(blob, &providers, None);
+            let fetched = self.cancel.run_until_cancelled(fetching).await;
+            fetched.ok_or(BuildError::Canceled)?.map_err(failed)?;
+        }
+        Ok(hold)
+    }
+
+    /// Has every model of a lockfile here, and at its place below a folder.
+    pub(super) async fn models(
+        &self,
+        lockfile: &Lockfile,
+        folder: &Path,
+        steps: &Steps,
+    ) -> Result<Vec<BlobHold>, BuildError> {
+        std::fs::create_dir_all(folder).map_err(failed)?;
+        let models: Vec<&LockedModel> = lockfile.models.iter().filter(|model| !model.disabled).collect();
+        let total = models.iter().fold(0_u64, |total, model| total.saturating_add(model.size));
+        let (mut holds, mut done) = (Vec::new(), 0);
+        for model in models {
+            steps.tell(done, total);
+            let (blob, hold) = self.model(model).await?;
+            holds.push(hold);
+            let store = self.reach.exchange.store();
+            let target = store.path_of(blob.hash);
+            let target = target
+                .ok_or_else(|| BuildError::Failed(format!("model `{}` was removed meanwhile", model.path)))?;
+            let below = model.path.as_str().strip_prefix("models/").unwrap_or(model.path.as_str());
+            link(&target, &folder.join(below)).map_err(|source| {
+                BuildError::Failed(format!("model `{}` cannot be put at its place: {source}", model.path))
+            })?;
+            done += model.size;
+        }
+        steps.tell(done, total);
+        Ok(holds)
+    }
+
+    async fn model(&self, model: &LockedModel) -> Result<(BlobRef, BlobHold), BuildError> {
+        let named = model.blob.map(|hash| BlobRef { hash, size: model.size });
+        let fail = |error: &dyn std::error::Error| {
+            BuildError::Failed(format!("model `{}` did not come: {}", model.path, error_chain(error)))
+        };
+        if !model.share {
+            let reason = "it is marked not to be shared, and what this node fetches it would serve";
+            return Err(BuildError::Failed(format!("model `{}`: {reason}", model.path)));
+        }
+        let Some(sha256) = model.sha256 else {
+            let Some(blob) = named else {
+                let reason = "it has no hash, so nothing would prove it";
+                return Err(BuildError::Failed(format!("model `{}`: {reason}", model.path)));
+            };
+            let hold = self.blob(blob).await.map_err(|error| match error {
+                BuildError::Failed(reason) => {
+                    BuildError::Failed(format!("model `{}` did not come: {reason}", model.path))
+                }
+                error => error,
+            })?;
+            return Ok((blob, hold));
+        };
+        let wanted = OriginFile {
+            file: FileRef { sha256, size: model.size },
+            blob: model.blob,
+            // The publisher signed both names.
+            trusted_blake3: model.blob.is_some(),
+            urls: model.sources.iter().map(|source| source.url.to_string()).collect(),
+        };
+        let exchange = &self.reach.exchange;
+        // Under this name until the other one is known.
+        let _held = exchange.store().hold(sha256);
+        let fetching = exchange.fetch_file(&wanted, &[], None);
+        let fetched = self.cancel.run_until_cancelled(fetching).await.ok_or(BuildError::Canceled)?;
+        let blob = fetched.map_err(|error| fail(&error))?.blob;
+        Ok((blob, exchange.store().hold(blob.hash)))
+    }
+}
+
+/// Links a file at its place, unless it is linked there already.
+fn link(target: &Path, place: &Path) -> io::Result<()> {
+    if std::fs::read_link(place).is_ok_and(|linked| linked == target) {
+        return Ok(());
+    }
+    let folder = place.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder)?;
+    let temporary = tempfile::Builder::new().prefix(".").tempdir_in(folder)?;
+    let linked = temporary.path().join("link");
+    std::os::unix::fs::symlink(target, &linked)?;
+    std::fs::rename(&linked, place)
+}
+
+#[async_trait]
+impl WheelSource for Files<'_> {
+    async fn file(&self, file: &LockedFile) -> Result<PathBuf, WheelError> {
+        let file_name = file.file_name.to_string();
+        let wanted = OriginFile {
+            file: FileRef { sha256: file.sha256, size: file.size },
+            blob: file.blob,
+            trusted_blake3: false,
+            urls: file.urls.iter().map(ToString::to_string).collect(),
+        };
+        let store = self.reach.exchange.store();
+        let fetched = self.reach.exchange.fetch_file(&wanted, &[], None).await;
+        let blob = match fetched {
+            Ok(fetched) => fetched.blob,
+            Err(FetchFileError::NoSource { tried, .. }) => {
+                let tried = tried.into_iter().map(|(who, why)| format!("{who}: {why}")).collect();
+                return Err(WheelError::NoSource { file_name, tried });
+            }
+            Err(FetchFileError::WrongSha256 { found, from, .. }) => {
+                let (expected, from) = (file.sha256, from.join(", "));
+                return Err(WheelError::WrongHash { file_name, expected, found, from });
+            }
+            Err(error) => return Err(WheelError::Store { file_name, source: Box::new(error) }),
+        };
+        let gone = || io::Error::from(io::ErrorKind::NotFound);
+        let path = store.path_of(blob.hash);
+        path.ok_or_else(|| WheelError::Store { file_name, source: Box::new(gone()) })
+    }
+
+    async fn size(&self, urls: &[WebUrl]) -> Result<u64, WheelError> {
+        let urls: Vec<String> = urls.iter().map(ToString::to_string).collect();
+        let size = self.reach.exchange.origin_size(&urls).await;
+        size.map_err(|error: OriginSizeError| WheelError::NoSource {
+            file_name: urls.first().cloned().unwrap_or_default(),
+            tried: vec![error_chain(&error)],
+        })
+    }
+}

@@ -1,0 +1,182 @@
+//! Two nodes of one farm, real git, real uv, and a package index of the test's own.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use mesh::control::Reach;
+use mesh::fetch::Exchange;
+use mesh::finder::{FindError, Finder, Found};
+use mesh::origin::{OriginConfig, OriginReader};
+use protocol::message::{OriginLease, Provider};
+use protocol::{
+    Accelerator, BlobName, FileRef, LockedModel, Lockfile, PieceRange, PublisherKey, WantedWorkspace,
+    WorkflowVersion,
+};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::testing::{Farm, key};
+use crate::workspace::git::tests::Upstream;
+use crate::workspace::python::Indexes;
+use crate::workspace::python::tests::index::{Index, wheel};
+use crate::workspace::shelf::Shelf;
+
+/// Knows that this peer holds everything, under either name.
+struct Everything {
+    peer: Provider,
+    exchange: Exchange,
+}
+
+#[async_trait::async_trait]
+impl Finder for Everything {
+    async fn locate(&self, name: &BlobName) -> Result<Found, FindError> {
+        let blob = self.exchange.store().find_shared(name);
+        Ok(Found { blob, providers: blob.map(|_| self.peer.clone()).into_iter().collect(), readers: vec![] })
+    }
+
+    async fn read_origin(
+        &self,
+        _file: &FileRef,
+        _held: Vec<PieceRange>,
+        _wanted: u64,
+    ) -> Result<OriginLease, FindError> {
+        Err(FindError::Offline)
+    }
+}
+
+/// A node that assembles.
+struct Node {
+    assembler: Assembler,
+    exchange: Exchange,
+    provider: Provider,
+    _folder: tempfile::TempDir,
+}
+
+impl Node {
+    /// Beside another node that may hold everything. `None` where there is no uv to test with.
+    async fn start(farm: &Farm, index: &Index, other: Option<&Node>) -> Option<Self> {
+        let Some(program) = std::env::var_os("COMFY_FARM_TEST_UV").filter(|value| !value.is_empty()) else {
+            eprintln!("skipped: COMFY_FARM_TEST_UV is not set; `tests/run` sets it");
+            return None;
+        };
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (peer, exchange) = farm.exchange(&folder.path().join("blobs")).await;
+        let origins = OriginConfig { allow_http: true, allow_private: true, ..OriginConfig::default() };
+        exchange.set_origins(OriginReader::new(origins).expect("a reader"));
+        let provider = Provider { peer, addresses: exchange.addresses() };
+        let knows = other.map_or((&provider, &exchange), |other| (&other.provider, &other.exchange));
+        let finder = Arc::new(Everything { peer: knows.0.clone(), exchange: knows.1.clone() });
+        exchange.set_finder(finder.clone());
+        let mut uv = UvConfig::new(folder.path().join("uv"));
+        uv.program = Some(program.into());
+        uv.indexes = Indexes { packages: index.url(), torch: Some(format!("{}/torch", index.url())) };
+        uv.download_python = false;
+        let assembler = Assembler {
+            data: folder.path().to_owned(),
+            root: folder.path().join("workspaces"),
+            policy: Policy { private_origins: true, ..Policy::default() },
+            reach: Reach { exchange: exchange.clone(), finder },
+            uv,
+            accelerator: Accelerator::Cpu,
+        };
+        Some(Self { assembler, exchange, provider, _folder: folder })
+    }
+
+    async fn assemble(&self, wanted: &WantedWorkspace, farm: PublisherKey) -> Result<Workspace, BuildError> {
+        let shelf = Shelf::new(self.assembler.root.join("ready"));
+        let steps = Steps::new(shelf, wanted.lockfile);
+        let assembled = self.assembler.assemble(wanted, farm, &steps, &CancellationToken::new()).await;
+        assembled.map(|(workspace, _)| workspace)
+    }
+}
+
+fn wanted(lockfile: &Lockfile, document: protocol::BlobRef, holder: &Node) -> WantedWorkspace {
+    WantedWorkspace {
+        workflow: WorkflowVersion { name: "pixel-art".parse().expect("a name"), version: 1 },
+        lockfile: lockfile.hash(),
+        document,
+        classes: ["KSampler".to_owned()].into(),
+        models: ["vae/tiny.safetensors".to_owned()].into(),
+        providers: vec![holder.provider.clone()],
+    }
+}
+
+#[tokio::test]
+async fn workspace_comes_from_its_origins_and_its_files_from_a_peer_once_there_is_one() {
+    let (comfyui, nodes) = (Upstream::new(), Upstream::new());
+    let main = comfyui.commit(&[("main.py", 0o100644, "run\n"), ("requirements.txt", 0o100644, "lib\n")]);
+    let node = nodes.commit(&[("__init__.py", 0o100644, "\n"), ("requirements.txt", 0o100644, "extra\n")]);
+    let index =
+        Index::serve(vec![wheel("lib", "1.0", &[]), wheel("lib", "2.0", &[]), wheel("extra", "3", &[])])
+            .await;
+    let farm = Farm::new();
+    let Some(first) = Node::start(&farm, &index, None).await else { return };
+    let model = first.exchange.store().import_bytes(b"a tiny model").await.expect("there is room");
+    let (publisher, stranger) = (key(), key());
+    let mut lockfile = Lockfile::parse(
+        json!({
+            "format": 1, "python": "3.11", "comfyui": main,
+            "custom_nodes": [{ "from": "git", "url": node.url, "commit": node.commit, "disabled": false }],
+            "packages": [{ "name": "lib", "version": "1.0" }],
+            "models": [{ "path": "models/vae/tiny.safetensors", "size": model.size, "blob": model.hash, "disabled": false }],
+        })
+        .to_string()
+        .as_bytes(),
+    )
+    .expect("a lockfile");
+    lockfile.sign(publisher.signing_key());
+    let document =
+        first.exchange.store().import_bytes(&lockfile.to_canonical_json()).await.expect("there is room");
+    let farm_key = PublisherKey(publisher.peer().0);
+    let want = wanted(&lockfile, document, &first);
+
+    let workspace = first.assemble(&want, farm_key).await.expect("assembled");
+    assert!(workspace.comfyui.join("main.py").is_file());
+    let imported = std::process::Command::new(&workspace.python)
+        .args(["-c", "import lib, extra; print(lib.VERSION)"])
+        .output()
+        .expect("it starts");
+    assert_eq!(String::from_utf8_lossy(&imported.stdout).trim(), "1.0", "{imported:?}");
+    let place: PathBuf = workspace.models.join("vae/tiny.safetensors");
+    assert_eq!(std::fs::read(&place).expect("linked"), b"a tiny model");
+    let asked = index.requests();
+    assert_eq!(first.assemble(&want, farm_key).await.expect("found"), workspace);
+    assert_eq!(index.requests(), asked, "what is here is asked of nobody");
+
+    // The other node has the model and the lockfile from the first alone.
+    let second = Node::start(&farm, &index, Some(&first)).await.expect("there is a uv");
+    let same = second.assemble(&want, farm_key).await.expect("assembled");
+    assert_eq!((same.code, same.environment), (workspace.code, workspace.environment));
+    assert_eq!(std::fs::read(same.models.join("vae/tiny.safetensors")).expect("linked"), b"a tiny model");
+
+    let refused = second.assemble(&want, PublisherKey(stranger.peer().0)).await.expect_err("another farm");
+    let BuildError::Refused(reason) = refused else { panic!("{refused:?}") };
+    assert!(reason.contains("does not trust"), "{reason}");
+}
+
+#[tokio::test]
+async fn model_that_nobody_has_is_named_with_what_was_tried() {
+    let comfyui = Upstream::new();
+    let main = comfyui.commit(&[("main.py", 0o100644, "run\n")]);
+    let index = Index::serve(vec![]).await;
+    let farm = Farm::new();
+    let Some(node) = Node::start(&farm, &index, None).await else { return };
+    let publisher = key();
+    let mut lockfile =
+        Lockfile::parse(json!({ "format": 1, "python": "3.11", "comfyui": main }).to_string().as_bytes())
+            .expect("a lockfile");
+    let model = json!({
+        "path": "models/vae/gone.safetensors", "size": 3, "sha256": "1".repeat(64), "disabled": false,
+    });
+    lockfile.models.push(serde_json::from_value::<LockedModel>(model).expect("a model"));
+    lockfile.sign(publisher.signing_key());
+    let document =
+        node.exchange.store().import_bytes(&lockfile.to_canonical_json()).await.expect("there is room");
+    let want = wanted(&lockfile, document, &node);
+    let failed = node.assemble(&want, PublisherKey(publisher.peer().0)).await.expect_err("nobody has it");
+    let BuildError::Failed(reason) = failed else { panic!("{failed:?}") };
+    assert!(reason.contains("`models/vae/gone.safetensors` did not come"), "{reason}");
+    let log = node.assembler.root.join("logs").join(format!("{}.log", lockfile.hash()));
+    assert!(std::fs::read_to_string(log).expect("a log").contains("gone.safetensors"));
+}

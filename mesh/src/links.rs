@@ -343,6 +343,7 @@ impl Links {
             tokio::select! {
                 () = self.stop.cancelled() => break,
                 () = &mut expired => break,
+                () = serving.broken() => break,
                 channel = link.accept() => match channel {
                     Some(channel) if !self.credentials.is_revoked(link.peer()) => {
                         let asker = serve::Asker { peer: link.peer(), askers: Arc::clone(&self.askers) };

@@ -13,8 +13,10 @@ use std::io;
 use std::io::Read;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use protocol::codec::CodecError;
 use protocol::wire::{
     Bad, BlobAnswer, BlobRequest, Busy, Gained, Get, Have, MAX_BLOB_FRAME, MAX_RANGE, NotFound, Outboard,
     Peers, Piece,
@@ -23,6 +25,7 @@ use protocol::{BlobName, BlobRef, FileRef, GROUP_SIZE, PIECE_SIZE, PeerId};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use self::news::News;
@@ -34,6 +37,8 @@ use crate::tree::outboard_size;
 
 /// How many conversations one link may have at once.
 const MAX_CONVERSATIONS: usize = 32;
+/// How many more a link may ask for in a row before it is closed; whoever is told that we are busy waits.
+const MAX_REFUSED: usize = 256;
 /// How many blobs are read again at once because an asker could not verify them, on all links together:
 /// an asker that lies must not keep the disk busy.
 const MAX_CHECKS: usize = 1;
@@ -52,6 +57,10 @@ const OUTBOARD_PART: usize = 256 << 10;
 #[derive(Clone)]
 pub(crate) struct Bounds {
     conversations: Arc<Semaphore>,
+    /// How many conversations were refused since one was let in.
+    refused: Arc<AtomicUsize>,
+    /// Cancelled when the peer broke the protocol.
+    broken: CancellationToken,
     checks: Arc<Semaphore>,
     throttle: Arc<Throttle>,
 }
@@ -59,12 +68,33 @@ pub(crate) struct Bounds {
 impl Bounds {
     pub(crate) fn new(throttle: Arc<Throttle>) -> Self {
         let semaphore = |permits| Arc::new(Semaphore::new(permits));
-        Self { conversations: semaphore(MAX_CONVERSATIONS), checks: semaphore(MAX_CHECKS), throttle }
+        Self {
+            conversations: semaphore(MAX_CONVERSATIONS),
+            refused: Arc::default(),
+            broken: CancellationToken::new(),
+            checks: semaphore(MAX_CHECKS),
+            throttle,
+        }
     }
 
     /// Those of one more link.
     pub(crate) fn for_link(&self) -> Self {
         Self { checks: Arc::clone(&self.checks), ..Self::new(Arc::clone(&self.throttle)) }
+    }
+}
+
+impl Bounds {
+    /// Waits until the peer of this link did what no honest one does.
+    pub(crate) async fn broken(&self) {
+        self.broken.cancelled().await;
+    }
+
+    /// The link is to be closed. It is logged once, however much still comes on it.
+    fn blame(&self, reason: &'static str) {
+        if !self.broken.is_cancelled() {
+            self.broken.cancel();
+            warn!(reason, "peer broke the protocol, its link is closed");
+        }
     }
 }
 
@@ -93,16 +123,23 @@ pub(crate) struct Asker {
 pub(crate) async fn serve_task(channel: Channel, store: BlobStore, bounds: Bounds, asker: Asker) {
     let mut answers = FrameSender::with_limit(channel.writer, MAX_BLOB_FRAME);
     let Ok(permit) = bounds.conversations.try_acquire() else {
+        if bounds.refused.fetch_add(1, Ordering::Relaxed) >= MAX_REFUSED {
+            bounds.blame("it opens channels without end");
+        }
         // The asker may be gone already.
         let _ = answers.send(&BlobAnswer::Busy(Busy)).await;
         return;
     };
+    bounds.refused.store(0, Ordering::Relaxed);
     let requests = FrameReceiver::with_limit(channel.reader, MAX_BLOB_FRAME);
     let throttle = Arc::clone(&bounds.throttle);
     let mut conversation = Conversation { requests, answers, asker, throttle };
     match conversation.run(&store, &bounds).await {
         Ok(()) => {}
         Err(ServeError::Frame(FrameError::Io(_) | FrameError::Cut)) => debug!("asker left"),
+        Err(ServeError::Frame(FrameError::Codec(CodecError::TooLarge { .. }))) => {
+            bounds.blame("it announced more than a request may hold");
+        }
         Err(error @ (ServeError::Read(_) | ServeError::Store(_))) => warn!(%error, "blob not served"),
         Err(error) => debug!(%error, "conversation ended early"),
     }

@@ -1,5 +1,6 @@
 //! The mesh over real sockets on the loopback: joining, sessions, links and blobs.
 
+mod askers;
 mod collections;
 mod cut;
 mod discovery;

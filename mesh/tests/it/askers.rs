@@ -1,0 +1,70 @@
+//! Members that ask for too much: their link is closed, and nobody else notices.
+
+use std::sync::Arc;
+
+use mesh::gate::{Side, exchange_hellos};
+use mesh::plane::{Channel, Link, Plane, TlsPlane};
+use protocol::BlobRef;
+use protocol::codec::encode;
+use protocol::wire::{BlobRequest, MAX_BLOB_FRAME};
+use tokio::io::AsyncWriteExt;
+use tokio::time::timeout;
+
+use crate::farm::{Farm, PATIENCE, Peer, key, loopback};
+
+/// A member that has passed the gate, and does on its link whatever its test does.
+async fn asker(farm: &Farm, holder: &Peer) -> (TlsPlane, Arc<dyn Link>) {
+    let identity = key();
+    let plane = TlsPlane::bind(&identity, loopback()).await.expect("a plane");
+    let address = holder.provider().addresses[0];
+    let link = plane.dial(holder.id, address).await.expect("it listens");
+    let Channel { reader, writer } = link.open().await.expect("the link is open");
+    let credentials = farm.credentials(identity.peer());
+    let passed = exchange_hellos(reader, writer, &credentials, holder.id, Side::Dialled).await;
+    assert!(passed.is_ok(), "it is a member");
+    link.admit();
+    (plane, link)
+}
+
+async fn still_serves(farm: &Farm, holder: &Peer, blob: BlobRef) {
+    let other = farm.peer().await;
+    let fetching = other.exchange.fetch(blob, &[holder.provider()], None).await;
+    fetching.expect("an honest member is served");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn asker_with_a_thousand_channels_is_dropped() {
+    let farm = Farm::new();
+    let holder = farm.peer().await;
+    let blob = holder.store.import_bytes(b"a model").await.expect("there is room");
+    let (_plane, link) = asker(&farm, &holder).await;
+    let open = encode(&BlobRequest::Open(blob), MAX_BLOB_FRAME).expect("it is small");
+    let mut channels = Vec::new();
+    let opening = async {
+        for _ in 0..1000 {
+            let Ok(Channel { reader, mut writer }) = link.open().await else { break };
+            // A channel that was refused takes nothing, which is no reason to stop.
+            let _ = writer.write_all(&open).await;
+            let _ = writer.flush().await;
+            channels.push((reader, writer));
+        }
+        link.closed().await;
+    };
+    timeout(PATIENCE, opening).await.expect("the link is closed soon");
+    still_serves(&farm, &holder, blob).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn asker_that_sends_without_end_is_dropped() {
+    let farm = Farm::new();
+    let holder = farm.peer().await;
+    let blob = holder.store.import_bytes(b"a model").await.expect("there is room");
+    let (_plane, link) = asker(&farm, &holder).await;
+    let Channel { reader: _reader, mut writer } = link.open().await.expect("the link is open");
+    let sending = async {
+        while writer.write_all(&[0xff; 64 << 10]).await.is_ok() {}
+        link.closed().await;
+    };
+    timeout(PATIENCE, sending).await.expect("the link is closed soon");
+    still_serves(&farm, &holder, blob).await;
+}

@@ -19,8 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::files::Files;
 use super::Workspace;
-use super::code::{CodeTree, CodeTrees};
-use super::git::{Fetching, GitRules, GitStore};
+use super::code::{CodeError, CodeTree, CodeTrees};
+use super::git::{Fetching, GitError, GitRules, GitStore};
 use super::log::PrepareLog;
 use super::prepare::{BuildError, Steps};
 use super::python::{Ask, Environment, Environments, Limits, Private, Resolver, Uv, UvConfig};
@@ -144,6 +144,9 @@ impl Assembler {
             trees.build(&spec, &Fetching { rules: &rules, progress: &progress, cancel: &cancel })
         });
         match building.await {
+            Ok(Err(CodeError::Git(refused @ GitError::Refused { .. }))) => {
+                Err(BuildError::Refused(error_chain(&refused)))
+            }
             Ok(built) => built.map_err(failed),
             Err(error) => Err(BuildError::Failed(format!("laying out the code broke off by a bug: {error}"))),
         }

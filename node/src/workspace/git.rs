@@ -93,11 +93,31 @@ impl GitStore {
     }
 }
 
-/// Whether a commit and its tree are in a store. A pack is there as a whole or not at all.
+/// Whether a commit was seen to be whole in a store.
 fn has(repository: &Repository, commit: Oid) -> bool {
-    let odb = repository.odb();
-    let is_there = |id: Oid| odb.as_ref().is_ok_and(|odb| odb.exists(id));
-    is_there(commit) && repository.find_commit(commit).is_ok_and(|commit| is_there(commit.tree_id()))
+    repository.find_reference(&whole_mark(commit)).is_ok()
+}
+
+/// The reference that marks a commit of which every file is there.
+fn whole_mark(commit: Oid) -> String {
+    format!("refs/whole/{commit}")
+}
+
+/// Sees whether every file of a commit is in a store, and marks it if so.
+fn mark_whole(repository: &Repository, part: &Part) -> Result<bool, GitError> {
+    let read = |source| GitError::git("read", &part.url, source);
+    let odb = repository.odb().map_err(read)?;
+    if !odb.exists(part.commit) {
+        return Ok(false);
+    }
+    // A tree that is not there ends the walk.
+    let Ok(entries) = tree::entries(repository, part) else { return Ok(false) };
+    let is_there = |entry: &tree::Entry| entry.kind == tree::Kind::Submodule || odb.exists(entry.id);
+    if !entries.iter().all(is_there) {
+        return Ok(false);
+    }
+    let mark = repository.reference(&whole_mark(part.commit), part.commit, true, "whole");
+    mark.map(|_| true).map_err(read)
 }
 
 /// The commit as libgit2 names it; of a repository with SHA-256 names, which it does not read, none that exists.

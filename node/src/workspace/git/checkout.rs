@@ -1,9 +1,10 @@
 //! The files of a commit as they are in it, and whether a folder still has them.
 
+use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use git2::{ObjectType, Oid, Repository};
 use protocol::GitPin;
@@ -29,11 +30,17 @@ impl GitStore {
     /// Lays a commit out in a folder that does not exist yet: byte for byte, read-only, without `.git`.
     pub fn checkout(&self, pin: &GitPin, into: &Path) -> Result<Checkout, GitError> {
         make_folder(into, |folder| {
-            let mut made = Checkout::default();
+            let mut laid_out = Vec::new();
             for part in self.whole(pin)? {
                 let repository = self.repository(&part.url)?;
-                for entry in entries(&repository, &part)? {
-                    lay_out(&repository, &part, &entry, folder, &mut made)?;
+                let entries = entries(&repository, &part)?;
+                laid_out.push((part, repository, entries));
+            }
+            let links = links(laid_out.iter().map(|(part, _, entries)| (part, entries.as_slice())))?;
+            let mut made = Checkout::default();
+            for (part, repository, entries) in &laid_out {
+                for entry in entries {
+                    lay_out(repository, part, entry, folder, &links, &mut made)?;
                 }
             }
             Ok(made)
@@ -77,6 +84,7 @@ fn lay_out(
     part: &Part,
     entry: &Entry,
     folder: &Path,
+    links: &BTreeSet<PathBuf>,
     made: &mut Checkout,
 ) -> Result<(), GitError> {
     let path = place(folder, part, entry);
@@ -91,9 +99,13 @@ fn lay_out(
         Kind::Link => {
             let target = Path::new(std::ffi::OsStr::from_bytes(blob.content()));
             let inside = Path::new(&part.path).join(&entry.path);
-            if !stays_inside(&inside, target) {
+            if !stays_inside(&inside, target, links) {
                 let (url, entry) = (part.url.to_string(), entry.path.clone());
-                return Err(GitError::Entry { url, entry, fault: "is a link that leads outside" });
+                return Err(GitError::Entry {
+                    url,
+                    entry,
+                    fault: "is a link that leads outside, or through another link",
+                });
             }
             symlink(target, &path).map_err(fail)?;
         }
@@ -112,16 +124,55 @@ fn lay_out(
     Ok(())
 }
 
-/// Whether a link at this path, relative to the folder, leads to somewhere in the folder.
-fn stays_inside(link: &Path, target: &Path) -> bool {
-    use std::path::Component;
-    let mut depth = link.components().count().saturating_sub(1);
-    for component in target.components() {
+/// All links, by their path below the folder. No name may be there twice, or be a file and a folder: the
+/// one would then be written through the other.
+fn links<'a>(parts: impl Iterator<Item = (&'a Part, &'a [Entry])>) -> Result<BTreeSet<PathBuf>, GitError> {
+    let (mut links, mut leaves, mut all) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
+    for (part, entries) in parts {
+        for entry in entries {
+            let path = Path::new(&part.path).join(&entry.path);
+            let is_new = entry.kind == Kind::Submodule || leaves.insert(path.clone());
+            if !is_new {
+                return Err(twice(part, entry));
+            }
+            if entry.kind == Kind::Link {
+                links.insert(path.clone());
+            }
+            all.push((part, entry, path));
+        }
+    }
+    let is_in_a_leaf = |entry: &Entry, path: &Path| {
+        path.ancestors().skip(usize::from(entry.kind != Kind::Submodule)).any(|above| leaves.contains(above))
+    };
+    match all.iter().find(|(_, entry, path)| is_in_a_leaf(entry, path)) {
+        Some((part, entry, _)) => Err(twice(part, entry)),
+        None => Ok(links),
+    }
+}
+
+fn twice(part: &Part, entry: &Entry) -> GitError {
+    let (url, entry) = (part.url.to_string(), entry.path.clone());
+    GitError::Entry { url, entry, fault: "is there twice, or both a file and a folder" }
+}
+
+/// Whether a link at this path leads to somewhere in the folder, and on its way through no other link, whose
+/// own target would have to be followed to know.
+fn stays_inside(link: &Path, target: &Path, links: &BTreeSet<PathBuf>) -> bool {
+    let mut at = link.parent().map(Path::to_owned).unwrap_or_default();
+    let mut components = target.components().peekable();
+    while let Some(component) = components.next() {
         match component {
-            Component::Normal(_) => depth += 1,
+            Component::Normal(name) => at.push(name),
             Component::CurDir => {}
-            Component::ParentDir if depth > 0 => depth -= 1,
-            _ => return false,
+            Component::ParentDir => {
+                if !at.pop() {
+                    return false;
+                }
+            }
+            Component::RootDir | Component::Prefix(_) => return false,
+        }
+        if components.peek().is_some() && links.contains(&at) {
+            return false;
         }
     }
     true
@@ -145,12 +196,19 @@ mod tests {
     #[test]
     fn links_may_lead_anywhere_inside_and_nowhere_outside() {
         let check = |link: &str, target: &str, inside: bool| {
-            assert_eq!(stays_inside(Path::new(link), Path::new(target)), inside, "{link} -> {target}");
+            let links = [PathBuf::from("a/b/x")].into();
+            assert_eq!(
+                stays_inside(Path::new(link), Path::new(target), &links),
+                inside,
+                "{link} -> {target}"
+            );
         };
         check("a/b", "../c", true);
         check("a/b", "../../c", false);
         check("a", "b/../c", true);
         check("a", "/etc/passwd", false);
         check("a/b/c", "../../../d", false);
+        check("a/b/y", "x/../foo", false);
+        check("a/b/y", "x", true);
     }
 }

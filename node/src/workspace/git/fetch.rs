@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::pack::copy_commit;
-use super::{GitError, GitRules, GitStore, MAX_REPOSITORIES, has};
+use super::{GitError, GitRules, GitStore, MAX_REPOSITORIES, Part, mark_whole};
 
 /// What a fetch keeps to, and whom it tells.
 pub struct Fetching<'a> {
@@ -29,34 +29,30 @@ impl GitStore {
             let (_, missing) = self.parts(pin)?;
             let Some(missing) = missing else { return Ok(()) };
             fetching.rules.check(&missing.url)?;
-            before += self.fetch_one(&missing.url, missing.commit, fetching, before)?;
+            before += self.fetch_one(&missing, fetching, before)?;
         }
         Err(GitError::TooManySubmodules { url: pin.url.to_string() })
     }
 
     /// Fetches one commit, and says how many bytes that took.
-    fn fetch_one(
-        &self,
-        url: &GitUrl,
-        commit: Oid,
-        fetching: &Fetching<'_>,
-        before: u64,
-    ) -> Result<u64, GitError> {
+    fn fetch_one(&self, part: &Part, fetching: &Fetching<'_>, before: u64) -> Result<u64, GitError> {
+        let Part { url, commit, .. } = part;
+        let commit = *commit;
         let repository = self.repository(url)?;
         if let Some(path) = url.as_str().strip_prefix("file://") {
             let upstream = Repository::open(path).map_err(|source| GitError::git("open", url, source))?;
-            if !has(&upstream, commit) {
+            if !upstream.odb().is_ok_and(|odb| odb.exists(commit)) {
                 return Err(no_commit(url, commit));
             }
             let bytes = copy_commit(&upstream, &repository, commit)
                 .map_err(|source| GitError::git("copy from", url, source))?;
             (fetching.progress)(before + bytes);
-            return Ok(bytes);
+            return if mark_whole(&repository, part)? { Ok(bytes) } else { Err(no_commit(url, commit)) };
         }
         let alone = format!("+{commit}:refs/farm/{commit}");
         let fetched = ask(&repository, url, &[&alone], Some(1), fetching, before);
         match fetched {
-            Ok(bytes) if has(&repository, commit) => return Ok(bytes),
+            Ok(bytes) if mark_whole(&repository, part)? => return Ok(bytes),
             Ok(_) => {}
             Err(_) if fetching.cancel.is_cancelled() => return Err(GitError::Canceled),
             Err(error) => debug!(%url, %error, "a single commit is not given, all branches are asked for"),
@@ -64,7 +60,7 @@ impl GitStore {
         let all = ["+refs/heads/*:refs/farm/heads/*", "+refs/tags/*:refs/farm/tags/*"];
         let fetched = ask(&repository, url, &all, None, fetching, before);
         match fetched {
-            Ok(bytes) if has(&repository, commit) => Ok(bytes),
+            Ok(bytes) if mark_whole(&repository, part)? => Ok(bytes),
             Ok(_) => Err(no_commit(url, commit)),
             Err(_) if fetching.cancel.is_cancelled() => Err(GitError::Canceled),
             Err(source) => Err(GitError::git("fetch from", url, source)),

@@ -15,8 +15,7 @@ use git2::{Oid, Repository};
 use protocol::{GitPin, GitUrl};
 use serde::{Deserialize, Serialize};
 
-use super::tree::{Kind, entries};
-use super::{GitError, GitStore, MAX_REPOSITORIES, Part, has};
+use super::{GitError, GitStore, MAX_REPOSITORIES, Part, mark_whole};
 
 const MAGIC: &[u8] = b"farm-git/1\n";
 /// The longest list, in bytes.
@@ -61,7 +60,7 @@ impl GitStore {
         write().map_err(io)
     }
 
-    /// Takes a packed commit in. What is not the commit, or not whole, is refused; nothing of it is believed.
+    /// Takes a packed commit in. What is not the commit, or not whole, is refused, and nothing of it stays.
     pub fn unpack(&self, pin: &GitPin, file: &File) -> Result<(), GitError> {
         let fault = |fault| GitError::Pack { url: pin.url.to_string(), fault };
         let mut reader = BufReader::new(file);
@@ -80,31 +79,29 @@ impl GitStore {
         if list.len() > MAX_REPOSITORIES || list.iter().any(|listed| listed.size > MAX_PACK) {
             return Err(fault("has more in it than is taken"));
         }
+        // Beside the stores until it is proven: what is refused must not look fetched later.
+        let scratch = tempfile::Builder::new().prefix(".unpack-").tempdir_in(&self.root);
+        let scratch = scratch.map_err(|source| GitError::io(&self.root, source))?;
+        let proving = GitStore::open(scratch.path())?;
         for Listed { url, commit, size } in list {
             let commit = Oid::from_str(&commit).map_err(|_| fault("names a commit that is none"))?;
-            let repository = self.repository(&url)?;
-            let mut part = (&mut reader).take(size);
-            if has(&repository, commit) {
-                io::copy(&mut part, &mut io::sink()).map_err(|_| fault("is cut short"))?;
-                continue;
+            let repository = proving.repository(&url)?;
+            read_pack(&repository, &mut (&mut reader).take(size)).map_err(|_| fault("is damaged"))?;
+            let part = Part { path: String::new(), url, commit };
+            if !mark_whole(&repository, &part)? {
+                return Err(fault("lacks files of a commit"));
             }
-            read_pack(&repository, &mut part).map_err(|_| fault("is damaged"))?;
         }
-        match self.parts(pin)? {
-            (parts, None) => parts.iter().try_for_each(|part| self.check_whole(part)),
-            (_, Some(_)) => Err(fault("lacks the commit, or one of its submodules")),
+        let (parts, None) = proving.parts(pin)? else {
+            return Err(fault("lacks the commit, or one of its submodules"));
+        };
+        for part in parts {
+            let (from, to) = (proving.repository(&part.url)?, self.repository(&part.url)?);
+            let copied = copy_commit(&from, &to, part.commit);
+            copied.map_err(|source| GitError::git("take in", &part.url, source))?;
+            mark_whole(&to, &part)?;
         }
-    }
-
-    /// Whether every object of a commit is here.
-    fn check_whole(&self, part: &Part) -> Result<(), GitError> {
-        let repository = self.repository(&part.url)?;
-        let odb = repository.odb().map_err(|source| GitError::git("read", &part.url, source))?;
-        let mut files = entries(&repository, part)?.into_iter().filter(|entry| entry.kind != Kind::Submodule);
-        match files.find(|entry| !odb.exists(entry.id)) {
-            Some(_) => Err(GitError::Pack { url: part.url.to_string(), fault: "lacks files of the commit" }),
-            None => Ok(()),
-        }
+        Ok(())
     }
 }
 

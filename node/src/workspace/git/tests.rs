@@ -234,6 +234,41 @@ fn what_leads_outside_is_refused() {
 }
 
 #[test]
+fn link_that_leads_outside_by_way_of_another_is_refused() {
+    let (upstream, stores) = (Upstream::new(), Stores::new());
+    let links = [("a/b/x", 0o120000, "../.."), ("a/b/y", 0o120000, "x/../foo"), ("c", 0o100644, "c")];
+    let pin = upstream.commit(&links);
+    stores.fetch(&pin).expect("fetched");
+    let error = stores.checkout(&pin).expect_err("it leads outside");
+    assert!(error.to_string().contains("through another link"), "{error}");
+}
+
+#[test]
+fn refused_pack_leaves_nothing_that_looks_fetched() {
+    use std::io::{Seek, SeekFrom};
+    let (upstream, stores) = (Upstream::new(), Stores::new());
+    let pin = upstream.commit(&[("a/main.py", 0o100644, "text\n")]);
+    // A pack with the commit alone, without its files.
+    let mut pack = git2::Buf::new();
+    let mut builder = upstream.repository.packbuilder().expect("a builder");
+    let commit = Oid::from_str(pin.commit.as_str()).expect("a commit");
+    builder.insert_object(commit, None).expect("inserted");
+    let root = upstream.repository.find_commit(commit).expect("is there").tree_id();
+    builder.insert_object(root, None).expect("inserted");
+    builder.write_buf(&mut pack).expect("packed");
+    let list = serde_json::json!([{"url": pin.url, "commit": pin.commit, "size": pack.len()}]).to_string();
+    let mut file = tempfile::tempfile().expect("a file");
+    let head = [&b"farm-git/1\n"[..], &(list.len() as u32).to_le_bytes(), list.as_bytes()].concat();
+    file.write_all(&[&head, &pack[..]].concat()).expect("written");
+    file.seek(SeekFrom::Start(0)).expect("rewound");
+    let error = stores.store.unpack(&pin, &file).expect_err("it lacks a folder");
+    assert!(matches!(error, GitError::Pack { .. }), "{error}");
+    assert!(!stores.store.holds(&pin));
+    stores.fetch(&pin).expect("its upstream is asked");
+    assert_eq!(stores.checkout(&pin).expect("laid out")["a/main.py"], "text\n");
+}
+
+#[test]
 fn only_what_the_owner_allows_is_asked() {
     let stores = Stores::new();
     let check = |url: &str, rules: &GitRules, reason: &str| {

@@ -91,7 +91,7 @@ impl Policy {
             return Err(PolicyRefusal::Publisher(publisher));
         }
         for host in code_hosts(lockfile) {
-            if !self.hosts.is_empty() && !self.hosts.contains(&host) {
+            if !self.allows_host(&host) {
                 return Err(PolicyRefusal::Host { host, allowed: self.hosts.iter().cloned().collect() });
             }
         }
@@ -104,6 +104,11 @@ impl Policy {
             Some(path) => Err(PolicyRefusal::Pickle(path.to_owned())),
             None => Ok(()),
         }
+    }
+
+    /// Whether code may come from this host.
+    pub fn allows_host(&self, host: &str) -> bool {
+        self.hosts.is_empty() || self.hosts.contains(host)
     }
 }
 

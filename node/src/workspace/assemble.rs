@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use self::files::Files;
 use super::Workspace;
 use super::code::{CodeError, CodeTree, CodeTrees};
-use super::git::{Fetching, GitError, GitRules, GitStore};
+use super::git::{Fetching, GitError, GitStore};
 use super::log::PrepareLog;
 use super::prepare::{BuildError, Steps};
 use super::python::{Ask, Environment, Environments, Limits, Private, Resolver, Uv, UvConfig};
@@ -137,11 +137,10 @@ impl Assembler {
         let spec = CodeSpec::of(lockfile);
         let git = GitStore::open(self.root.join("git")).map_err(failed)?;
         let trees = CodeTrees::new(self.root.join("code"), git);
-        let rules = GitRules::from(&self.policy);
-        let (steps, cancel) = (steps.clone(), cancel.clone());
+        let (policy, steps, cancel) = (self.policy.clone(), steps.clone(), cancel.clone());
         let building = tokio::task::spawn_blocking(move || {
             let progress = |bytes| steps.tell(bytes, 0);
-            trees.build(&spec, &Fetching { rules: &rules, progress: &progress, cancel: &cancel })
+            trees.build(&spec, &Fetching { policy: &policy, progress: &progress, cancel: &cancel })
         });
         match building.await {
             Ok(Err(CodeError::Git(refused @ GitError::Refused { .. }))) => {

@@ -150,7 +150,7 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::workspace::git::GitRules;
+    use crate::policy::Policy;
     use crate::workspace::git::tests::Upstream;
 
     fn node(pin: &GitPin) -> CustomNode {
@@ -167,9 +167,9 @@ mod tests {
         let name = folder_of(nice.url.as_str()).to_owned();
         let git = GitStore::open(folder.path().join("git")).expect("opens");
         let trees = CodeTrees::new(folder.path().join("code"), git);
-        let rules = GitRules { private_origins: true, ..GitRules::default() };
+        let policy = Policy { private_origins: true, ..Policy::default() };
         let cancel = CancellationToken::new();
-        let fetching = Fetching { rules: &rules, progress: &|_| {}, cancel: &cancel };
+        let fetching = Fetching { policy: &policy, progress: &|_| {}, cancel: &cancel };
         let spec = CodeSpec { comfyui: Some(main), custom_nodes: vec![node(&nice)] };
         let tree = trees.build(&spec, &fetching).expect("built");
         assert_eq!(fs::read_to_string(tree.comfyui.join("main.py")).expect("there"), "run\n");
@@ -196,8 +196,8 @@ mod tests {
             commit: "1".repeat(40).parse().expect("a commit"),
         };
         let check = |comfyui: Option<GitPin>, custom_nodes: Vec<CustomNode>, expected: &str| {
-            let (rules, cancel) = (GitRules::default(), CancellationToken::new());
-            let fetching = Fetching { rules: &rules, progress: &|_| {}, cancel: &cancel };
+            let (policy, cancel) = (Policy::default(), CancellationToken::new());
+            let fetching = Fetching { policy: &policy, progress: &|_| {}, cancel: &cancel };
             let error = trees.build(&CodeSpec { comfyui, custom_nodes }, &fetching).expect_err(expected);
             assert!(error.to_string().contains(expected), "{error}");
         };

@@ -12,7 +12,6 @@
 //! here: which commits are wanted, and who else has them.
 
 mod error;
-mod rules;
 mod fetch;
 mod tree;
 mod checkout;
@@ -24,13 +23,14 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use git2::{ObjectType, Oid, Repository};
+use git2::{Oid, Repository};
 use protocol::{BlobHash, GitCommit, GitPin, GitUrl};
+
+use self::tree::{Entry, Kind};
 
 pub use checkout::Checkout;
 pub use error::GitError;
 pub use fetch::Fetching;
-pub use rules::GitRules;
 
 /// How deep submodules may be nested.
 const MAX_DEPTH: usize = 8;
@@ -50,6 +50,13 @@ struct Part {
     path: String,
     url: GitUrl,
     commit: Oid,
+}
+
+/// A repository that is here at its commit, and what the commit has in it.
+struct Held {
+    part: Part,
+    repository: Repository,
+    entries: Vec<Entry>,
 }
 
 impl GitStore {
@@ -74,7 +81,7 @@ impl GitStore {
     }
 
     /// The repositories that a commit needs, as far as they are here, and the first that is not.
-    fn parts(&self, pin: &GitPin) -> Result<(Vec<Part>, Option<Part>), GitError> {
+    fn parts(&self, pin: &GitPin) -> Result<(Vec<Held>, Option<Part>), GitError> {
         let whole = Part { path: String::new(), url: pin.url.clone(), commit: oid(&pin.commit) };
         let (mut parts, mut open) = (Vec::new(), vec![(whole, 0)]);
         while let Some((part, depth)) = open.pop() {
@@ -85,11 +92,22 @@ impl GitStore {
             if parts.len() >= MAX_REPOSITORIES || depth > MAX_DEPTH {
                 return Err(GitError::TooManySubmodules { url: pin.url.to_string() });
             }
-            let submodules = tree::submodules(&repository, &part)?;
+            let entries = tree::entries(&repository, &part)?;
+            let submodules = tree::submodules(&repository, &part, &entries)?;
             open.extend(submodules.into_iter().map(|submodule| (submodule, depth + 1)));
-            parts.push(part);
+            parts.push(Held { part, repository, entries });
         }
         Ok((parts, None))
+    }
+
+    /// All repositories of a commit, each before its submodules.
+    fn whole(&self, pin: &GitPin) -> Result<Vec<Held>, GitError> {
+        match self.parts(pin)? {
+            (parts, None) => Ok(parts),
+            (_, Some(Part { url, commit, .. })) => {
+                Err(GitError::NotHere { url: url.to_string(), commit: commit.to_string() })
+            }
+        }
     }
 }
 
@@ -110,9 +128,13 @@ fn mark_whole(repository: &Repository, part: &Part) -> Result<bool, GitError> {
     if !odb.exists(part.commit) {
         return Ok(false);
     }
-    // A tree that is not there ends the walk.
-    let Ok(entries) = tree::entries(repository, part) else { return Ok(false) };
-    let is_there = |entry: &tree::Entry| entry.kind == tree::Kind::Submodule || odb.exists(entry.id);
+    let entries = match tree::entries(repository, part) {
+        Ok(entries) => entries,
+        // A folder that is not there ends the walk.
+        Err(GitError::Git { .. }) => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let is_there = |entry: &Entry| entry.kind == Kind::Submodule || odb.exists(entry.id);
     if !entries.iter().all(is_there) {
         return Ok(false);
     }
@@ -146,6 +168,3 @@ pub(super) fn make_folder<T>(
     fs::rename(&filled, into).map_err(fail)?;
     Ok(made)
 }
-
-/// The type of an entry that is a submodule.
-const SUBMODULE: ObjectType = ObjectType::Commit;

@@ -6,11 +6,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
 
-use git2::{ObjectType, Oid, Repository};
+use git2::{ObjectType, Oid};
 use protocol::GitPin;
 
-use super::tree::{Entry, Kind, entries};
-use super::{GitError, GitStore, Part, make_folder, oid};
+use super::tree::{Entry, Kind};
+use super::{GitError, GitStore, Held, Part, make_folder};
 
 /// How a file begins that git-lfs keeps elsewhere.
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
@@ -30,17 +30,12 @@ impl GitStore {
     /// Lays a commit out in a folder that does not exist yet: byte for byte, read-only, without `.git`.
     pub fn checkout(&self, pin: &GitPin, into: &Path) -> Result<Checkout, GitError> {
         make_folder(into, |folder| {
-            let mut laid_out = Vec::new();
-            for part in self.whole(pin)? {
-                let repository = self.repository(&part.url)?;
-                let entries = entries(&repository, &part)?;
-                laid_out.push((part, repository, entries));
-            }
-            let links = links(laid_out.iter().map(|(part, _, entries)| (part, entries.as_slice())))?;
+            let parts = self.whole(pin)?;
+            let links = links(&parts)?;
             let mut made = Checkout::default();
-            for (part, repository, entries) in &laid_out {
-                for entry in entries {
-                    lay_out(repository, part, entry, folder, &links, &mut made)?;
+            for held in &parts {
+                for entry in &held.entries {
+                    lay_out(held, entry, folder, &links, &mut made)?;
                 }
             }
             Ok(made)
@@ -50,44 +45,32 @@ impl GitStore {
     /// The files of a commit that are not in a folder as they are in the commit.
     pub fn differences(&self, pin: &GitPin, folder: &Path) -> Result<Vec<String>, GitError> {
         let mut differing = Vec::new();
-        for part in self.whole(pin)? {
-            let repository = self.repository(&part.url)?;
-            let files =
-                entries(&repository, &part)?.into_iter().filter(|entry| entry.kind != Kind::Submodule);
-            differing.extend(files.filter(|entry| !is_as(entry, &place(folder, &part, entry))).map(
-                |entry| {
-                    if part.path.is_empty() { entry.path } else { format!("{}/{}", part.path, entry.path) }
-                },
-            ));
+        for Held { part, entries, .. } in self.whole(pin)? {
+            for entry in entries.iter().filter(|entry| entry.kind != Kind::Submodule) {
+                let path = place(&part, entry);
+                if !is_as(entry, &folder.join(&path)) {
+                    differing.push(path.display().to_string());
+                }
+            }
         }
         Ok(differing)
     }
-
-    /// All repositories of a commit, parents first.
-    pub(super) fn whole(&self, pin: &GitPin) -> Result<Vec<Part>, GitError> {
-        match self.parts(pin)? {
-            (parts, None) => Ok(parts),
-            (_, Some(missing)) => Err(GitError::NotHere {
-                url: missing.url.to_string(),
-                commit: if missing.path.is_empty() { oid(&pin.commit) } else { missing.commit }.to_string(),
-            }),
-        }
-    }
 }
 
-fn place(folder: &Path, part: &Part, entry: &Entry) -> PathBuf {
-    folder.join(&part.path).join(&entry.path)
+/// Where an entry lies below the folder of the whole commit.
+fn place(part: &Part, entry: &Entry) -> PathBuf {
+    Path::new(&part.path).join(&entry.path)
 }
 
 fn lay_out(
-    repository: &Repository,
-    part: &Part,
+    Held { part, repository, .. }: &Held,
     entry: &Entry,
     folder: &Path,
     links: &BTreeSet<PathBuf>,
     made: &mut Checkout,
 ) -> Result<(), GitError> {
-    let path = place(folder, part, entry);
+    let below = place(part, entry);
+    let path = folder.join(&below);
     let fail = |source| GitError::io(&path, source);
     if entry.kind == Kind::Submodule {
         return fs::create_dir_all(&path).map_err(fail);
@@ -98,8 +81,7 @@ fn lay_out(
     match entry.kind {
         Kind::Link => {
             let target = Path::new(std::ffi::OsStr::from_bytes(blob.content()));
-            let inside = Path::new(&part.path).join(&entry.path);
-            if !stays_inside(&inside, target, links) {
+            if !stays_inside(&below, target, links) {
                 let (url, entry) = (part.url.to_string(), entry.path.clone());
                 return Err(GitError::Entry {
                     url,
@@ -126,11 +108,11 @@ fn lay_out(
 
 /// All links, by their path below the folder. No name may be there twice, or be a file and a folder: the
 /// one would then be written through the other.
-fn links<'a>(parts: impl Iterator<Item = (&'a Part, &'a [Entry])>) -> Result<BTreeSet<PathBuf>, GitError> {
+fn links(parts: &[Held]) -> Result<BTreeSet<PathBuf>, GitError> {
     let (mut links, mut leaves, mut all) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
-    for (part, entries) in parts {
+    for Held { part, entries, .. } in parts {
         for entry in entries {
-            let path = Path::new(&part.path).join(&entry.path);
+            let path = place(part, entry);
             let is_new = entry.kind == Kind::Submodule || leaves.insert(path.clone());
             if !is_new {
                 return Err(twice(part, entry));
@@ -142,7 +124,9 @@ fn links<'a>(parts: impl Iterator<Item = (&'a Part, &'a [Entry])>) -> Result<BTr
         }
     }
     let is_in_a_leaf = |entry: &Entry, path: &Path| {
-        path.ancestors().skip(usize::from(entry.kind != Kind::Submodule)).any(|above| leaves.contains(above))
+        let is_leaf = |path: &Path| leaves.contains(path);
+        let folders = path.parent().into_iter().flat_map(Path::ancestors);
+        entry.kind == Kind::Submodule && is_leaf(path) || folders.into_iter().any(is_leaf)
     };
     match all.iter().find(|(_, entry, path)| is_in_a_leaf(entry, path)) {
         Some((part, entry, _)) => Err(twice(part, entry)),

@@ -9,12 +9,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::pack::copy_commit;
-use super::{GitError, GitRules, GitStore, MAX_REPOSITORIES, Part, mark_whole};
+use super::{GitError, GitStore, MAX_REPOSITORIES, Part, mark_whole};
+use crate::policy::Policy;
 
 /// What a fetch keeps to, and whom it tells.
 pub struct Fetching<'a> {
-    /// Which repositories may be asked.
-    pub rules: &'a GitRules,
+    /// What the owner allows: which repositories may be asked.
+    pub policy: &'a Policy,
     /// Told how many bytes came so far.
     pub progress: &'a (dyn Fn(u64) + Sync),
     /// Breaks it off.
@@ -28,7 +29,7 @@ impl GitStore {
         for _ in 0..=MAX_REPOSITORIES {
             let (_, missing) = self.parts(pin)?;
             let Some(missing) = missing else { return Ok(()) };
-            fetching.rules.check(&missing.url)?;
+            check(fetching.policy, &missing.url)?;
             before += self.fetch_one(&missing, fetching, before)?;
         }
         Err(GitError::TooManySubmodules { url: pin.url.to_string() })
@@ -50,22 +51,35 @@ impl GitStore {
             return if mark_whole(&repository, part)? { Ok(bytes) } else { Err(no_commit(url, commit)) };
         }
         let alone = format!("+{commit}:refs/farm/{commit}");
-        let fetched = ask(&repository, url, &[&alone], Some(1), fetching, before);
-        match fetched {
-            Ok(bytes) if mark_whole(&repository, part)? => return Ok(bytes),
-            Ok(_) => {}
-            Err(_) if fetching.cancel.is_cancelled() => return Err(GitError::Canceled),
-            Err(error) => debug!(%url, %error, "a single commit is not given, all branches are asked for"),
+        let (alone, all) =
+            ([alone.as_str()], ["+refs/heads/*:refs/farm/heads/*", "+refs/tags/*:refs/farm/tags/*"]);
+        let attempts: [(&[&str], _); 2] = [(&alone, Some(1)), (&all, None)];
+        let mut failed = None;
+        for (refspecs, depth) in attempts {
+            failed = match ask(&repository, url, refspecs, depth, fetching, before) {
+                Ok(bytes) if mark_whole(&repository, part)? => return Ok(bytes),
+                Ok(_) => None,
+                Err(_) if fetching.cancel.is_cancelled() => return Err(GitError::Canceled),
+                Err(error) => Some(error),
+            };
+            debug!(%url, ?refspecs, error = ?failed, "the commit did not come with these");
         }
-        let all = ["+refs/heads/*:refs/farm/heads/*", "+refs/tags/*:refs/farm/tags/*"];
-        let fetched = ask(&repository, url, &all, None, fetching, before);
-        match fetched {
-            Ok(bytes) if mark_whole(&repository, part)? => Ok(bytes),
-            Ok(_) => Err(no_commit(url, commit)),
-            Err(_) if fetching.cancel.is_cancelled() => Err(GitError::Canceled),
-            Err(source) => Err(GitError::git("fetch from", url, source)),
-        }
+        Err(failed.map_or_else(|| no_commit(url, commit), |source| GitError::git("fetch from", url, source)))
     }
+}
+
+/// Whether the owner lets a repository be asked.
+fn check(policy: &Policy, url: &GitUrl) -> Result<(), GitError> {
+    let refused = |reason| Err(GitError::Refused { url: url.to_string(), reason });
+    if !policy.allows_host(&url.host()) {
+        return refused("its host is not among those that this node's owner allows (`--allow-host`)");
+    }
+    if !policy.private_origins && !url.is_public() {
+        return refused(
+            "only https addresses of public hosts are, unless the node's owner says `--allow-private-origins`",
+        );
+    }
+    Ok(())
 }
 
 /// Asks an upstream for these, and says how many bytes came.

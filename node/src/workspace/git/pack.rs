@@ -15,7 +15,7 @@ use git2::{Oid, Repository};
 use protocol::{GitPin, GitUrl};
 use serde::{Deserialize, Serialize};
 
-use super::{GitError, GitStore, MAX_REPOSITORIES, Part, mark_whole};
+use super::{GitError, GitStore, Held, MAX_REPOSITORIES, Part, mark_whole};
 
 const MAGIC: &[u8] = b"farm-git/1\n";
 /// The longest list, in bytes.
@@ -39,8 +39,7 @@ impl GitStore {
         let io = |source| GitError::io(Path::new("pack"), source);
         let mut list = Vec::new();
         let mut packs = tempfile::tempfile().map_err(io)?;
-        for part in self.whole(pin)? {
-            let repository = self.repository(&part.url)?;
+        for Held { part, repository, .. } in self.whole(pin)? {
             let begun = packs.stream_position().map_err(io)?;
             write_pack(&repository, part.commit, &mut packs)
                 .map_err(|source| GitError::git("pack", &part.url, source))?;
@@ -95,9 +94,9 @@ impl GitStore {
         let (parts, None) = proving.parts(pin)? else {
             return Err(fault("lacks the commit, or one of its submodules"));
         };
-        for part in parts {
-            let (from, to) = (proving.repository(&part.url)?, self.repository(&part.url)?);
-            let copied = copy_commit(&from, &to, part.commit);
+        for Held { part, repository, .. } in parts {
+            let to = self.repository(&part.url)?;
+            let copied = copy_commit(&repository, &to, part.commit);
             copied.map_err(|source| GitError::git("take in", &part.url, source))?;
             mark_whole(&to, &part)?;
         }

@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::policy::Policy;
 
 /// A repository that stands for an upstream.
 pub(crate) struct Upstream {
@@ -87,13 +88,13 @@ impl Stores {
         Self { folder, store, bytes: AtomicU64::new(0), cancel: CancellationToken::new() }
     }
 
-    fn fetch_by(&self, pin: &GitPin, rules: &GitRules) -> Result<(), GitError> {
+    fn fetch_by(&self, pin: &GitPin, policy: &Policy) -> Result<(), GitError> {
         let progress = |bytes| self.bytes.store(bytes, Ordering::Relaxed);
-        self.store.fetch(pin, &Fetching { rules, progress: &progress, cancel: &self.cancel })
+        self.store.fetch(pin, &Fetching { policy, progress: &progress, cancel: &self.cancel })
     }
 
     fn fetch(&self, pin: &GitPin) -> Result<(), GitError> {
-        self.fetch_by(pin, &GitRules { private_origins: true, ..GitRules::default() })
+        self.fetch_by(pin, &Policy { private_origins: true, ..Policy::default() })
     }
 
     fn checkout(&self, pin: &GitPin) -> Result<BTreeMap<String, String>, GitError> {
@@ -271,20 +272,20 @@ fn refused_pack_leaves_nothing_that_looks_fetched() {
 #[test]
 fn only_what_the_owner_allows_is_asked() {
     let stores = Stores::new();
-    let check = |url: &str, rules: &GitRules, reason: &str| {
+    let check = |url: &str, policy: &Policy, reason: &str| {
         let pin = GitPin {
             url: url.parse().expect("an address"),
             commit: "1".repeat(40).parse().expect("a commit"),
         };
-        let error = stores.fetch_by(&pin, rules).expect_err("refused");
+        let error = stores.fetch_by(&pin, policy).expect_err("refused");
         assert!(matches!(&error, GitError::Refused { .. }), "{url}: {error}");
         assert!(error.to_string().contains(reason), "{error}");
     };
     for url in ["http://example.org/x", "https://127.0.0.1/x", "https://nas.local/x", "file:///srv/x"] {
-        check(url, &GitRules::default(), "--allow-private-origins");
+        check(url, &Policy::default(), "--allow-private-origins");
     }
-    let rules = GitRules { hosts: ["git.example.org".to_owned()].into(), private_origins: false };
-    check("https://github.com/x/y", &rules, "--allow-host");
+    let policy = Policy { hosts: ["git.example.org".to_owned()].into(), ..Policy::default() };
+    check("https://github.com/x/y", &policy, "--allow-host");
 }
 
 #[test]

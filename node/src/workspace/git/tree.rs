@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 
-use git2::{Config, Oid, Repository};
+use git2::{Config, ObjectType, Oid, Repository};
 use protocol::GitUrl;
 
-use super::{GitError, Part, SUBMODULE};
+use super::{GitError, Part};
 
 /// One entry of a commit that is no folder.
 pub(super) struct Entry {
@@ -53,7 +53,7 @@ pub(super) fn entries(repository: &Repository, part: &Part) -> Result<Vec<Entry>
                 0o160000 => Kind::Submodule,
                 _ => return Err(fault("is of a kind that git does not make")),
             };
-            debug_assert_eq!(kind == Kind::Submodule, entry.kind() == Some(SUBMODULE));
+            debug_assert_eq!(kind == Kind::Submodule, entry.kind() == Some(ObjectType::Commit));
             entries.push(Entry { path, id: entry.id(), kind });
         }
     }
@@ -61,8 +61,11 @@ pub(super) fn entries(repository: &Repository, part: &Part) -> Result<Vec<Entry>
 }
 
 /// The submodules of a commit, with where each comes from.
-pub(super) fn submodules(repository: &Repository, part: &Part) -> Result<Vec<Part>, GitError> {
-    let entries = entries(repository, part)?;
+pub(super) fn submodules(
+    repository: &Repository,
+    part: &Part,
+    entries: &[Entry],
+) -> Result<Vec<Part>, GitError> {
     let submodules: Vec<&Entry> = entries.iter().filter(|entry| entry.kind == Kind::Submodule).collect();
     if submodules.is_empty() {
         return Ok(Vec::new());

@@ -207,21 +207,23 @@ fn is_trial(lockfile: &LockfileHash, node: &NodePicture<'_>) -> bool {
 }
 
 fn lacks_classes(requirements: &Requirements, node: &NodePicture<'_>) -> Option<String> {
+    lacks("op", &requirements.classes, &node.offer.classes, node)
+}
+
+fn lacks_models(requirements: &Requirements, node: &NodePicture<'_>) -> Option<String> {
+    lacks("model", &requirements.models, &node.offer.models, node)
+}
+
+fn lacks(
+    what: &str,
+    required: &BTreeSet<String>,
+    offered: &BTreeSet<String>,
+    node: &NodePicture<'_>,
+) -> Option<String> {
     // What a managed engine has was proven with the workspace.
     if is_managed(node) {
         return None;
     }
-    lacks("op", &requirements.classes, &node.offer.classes)
-}
-
-fn lacks_models(requirements: &Requirements, node: &NodePicture<'_>) -> Option<String> {
-    if is_managed(node) {
-        return None;
-    }
-    lacks("model", &requirements.models, &node.offer.models)
-}
-
-fn lacks(what: &str, required: &BTreeSet<String>, offered: &BTreeSet<String>) -> Option<String> {
     let missing: Vec<&String> = required.difference(offered).take(MAX_NAMES + 1).collect();
     let named: Vec<String> = missing.iter().take(MAX_NAMES).map(|name| format!("`{name}`")).collect();
     let more = if missing.len() > MAX_NAMES { " and more" } else { "" };

@@ -81,9 +81,7 @@ impl Bounds {
     pub(crate) fn for_link(&self) -> Self {
         Self { checks: Arc::clone(&self.checks), ..Self::new(Arc::clone(&self.throttle)) }
     }
-}
 
-impl Bounds {
     /// Waits until the peer of this link did what no honest one does.
     pub(crate) async fn broken(&self) {
         self.broken.cancelled().await;

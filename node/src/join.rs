@@ -16,6 +16,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
+use crate::os::file::replace;
+
 /// How often the certificate is looked at, and renewed where that is due.
 const RENEW: Duration = Duration::from_secs(15);
 
@@ -76,12 +78,8 @@ impl Belonging {
     /// Writes it, whole or not at all.
     pub fn save(&self, path: &Path) -> Result<(), BelongError> {
         let error = |source| BelongError::File { path: path.to_owned(), source };
-        let folder = path.parent().unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(folder).map_err(error)?;
-        serde_json::to_writer_pretty(&mut file, self).map_err(|cause| error(cause.into()))?;
-        file.as_file().sync_all().map_err(error)?;
-        file.persist(path).map_err(|cause| error(cause.error))?;
-        Ok(())
+        let json = serde_json::to_vec_pretty(self).map_err(|cause| error(cause.into()))?;
+        replace(path, &json).map_err(error)
     }
 
     /// Where the node belongs: as before, or by this ticket.

@@ -31,8 +31,8 @@ pub struct Workspace {
     pub python: PathBuf,
     /// The code tree: the folder with `main.py`.
     pub comfyui: PathBuf,
-    /// The models of the lockfile, at their recorded paths below `models/`.
-    pub models: PathBuf,
+    /// The models of the lockfile, at their recorded paths below the folder of ComfyUI.
+    pub files: PathBuf,
     /// The classes of op that a process of it must have.
     pub classes: BTreeSet<String>,
     /// The model files that a process of it must list, as `folder/name`.

@@ -29,6 +29,7 @@ pub(super) async fn prepare(
     let interface_blob = blobs.import_bytes(&document).await?;
     let filled = filled(&bundle, &interface);
     let models = models(&bundle, &filled);
+    let lockfile = bundle.lockfile.hash();
     let can_be_rebuilt = bundle.lockfile.comfyui.is_some();
     let document = match can_be_rebuilt {
         true => Some(blobs.import_bytes(&signed(&bundle.lockfile, publisher).to_canonical_json()).await?),
@@ -38,12 +39,12 @@ pub(super) async fn prepare(
         classes: filled.classes(),
         models: folder_names(&models),
         accept_attached,
-        lockfile: can_be_rebuilt.then(|| bundle.lockfile.hash()),
+        lockfile: can_be_rebuilt.then_some(lockfile),
     };
     Ok(DeployedWorkflow {
         id: WorkflowVersion { name, version: 0 },
         bundle: bundle.hash(),
-        lockfile: bundle.lockfile.hash(),
+        lockfile,
         document,
         graph: bundle.manifest.workflow,
         interface_blob,

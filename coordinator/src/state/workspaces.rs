@@ -4,7 +4,7 @@
 //! Reports are no journal entries: a node tells them again on each session. Not here: how one is built.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use protocol::message::CoordinatorMessage;
@@ -20,57 +20,61 @@ use crate::view::{DeployedWorkflow, FarmEventKind, WorkspaceView};
 impl State {
     /// Tells every managed node what it is to have.
     pub(super) fn want_workspaces(&mut self, turn: &mut Turn) {
+        let wanted = self.wanted();
         let managed = self.nodes.iter().filter(|(_, node)| is_managed(node) && node.session.is_some());
-        let managed: Vec<PeerId> = managed.map(|(peer, _)| peer).collect();
-        for peer in managed {
-            self.want_workspaces_of(peer, turn);
+        for (peer, _) in managed {
+            turn.send(peer, self.want(peer, &wanted));
         }
     }
 
     /// Tells a node what it is to have, if its engine is a managed one.
     pub(super) fn want_workspaces_of(&mut self, peer: PeerId, turn: &mut Turn) {
         if self.nodes.get(peer).is_some_and(is_managed) {
-            let message = WantWorkspaces { publisher: self.settings.publisher, wanted: self.wanted(peer) };
-            turn.send(peer, CoordinatorMessage::WantWorkspaces(message));
+            turn.send(peer, self.want(peer, &self.wanted()));
         }
     }
 
-    fn wanted(&self, asking: PeerId) -> Vec<WantedWorkspace> {
-        let mut wanted: BTreeMap<LockfileHash, (WantedWorkspace, &DeployedWorkflow)> = BTreeMap::new();
-        for workflow in self.catalog.all_current() {
-            let Some((lockfile, document)) = workflow.requirements.lockfile.zip(workflow.document) else {
-                continue;
-            };
-            let fresh = || {
-                let mut providers = self.nodes.providers(document, asking);
-                providers.push(self.settings.provider.clone());
-                let wanted = WantedWorkspace {
+    /// What is wanted, with who holds it for this node.
+    fn want(&self, asking: PeerId, wanted: &[WantedWorkspace]) -> CoordinatorMessage {
+        let mut wanted = wanted.to_vec();
+        for wanted in &mut wanted {
+            wanted.providers = self.nodes.providers(wanted.document, asking);
+            wanted.providers.push(self.settings.provider.clone());
+        }
+        CoordinatorMessage::WantWorkspaces(WantWorkspaces { publisher: self.settings.publisher, wanted })
+    }
+
+    /// The workspaces of all that is current, those of the latest deploys first, without who holds them.
+    fn wanted(&self) -> Vec<WantedWorkspace> {
+        let mut workflows: Vec<_> = self.catalog.all_current().collect();
+        workflows.sort_by_key(|workflow| Reverse(workflow.deployed));
+        let mut wanted: Vec<WantedWorkspace> = Vec::new();
+        for workflow in workflows {
+            let requirements = &workflow.requirements;
+            let Some((lockfile, document)) = requirements.lockfile.zip(workflow.document) else { continue };
+            let (classes, models) =
+                (requirements.classes.iter().cloned(), requirements.models.iter().cloned());
+            match wanted.iter_mut().find(|wanted| wanted.lockfile == lockfile) {
+                Some(shared) => {
+                    shared.classes.extend(classes);
+                    shared.models.extend(models);
+                }
+                None if wanted.len() < MAX_WORKSPACES => wanted.push(WantedWorkspace {
                     workflow: workflow.id.clone(),
                     lockfile,
                     document,
-                    classes: BTreeSet::new(),
-                    models: BTreeSet::new(),
-                    providers,
-                };
-                (wanted, &**workflow)
-            };
-            let (wanted, newest) = wanted.entry(lockfile).or_insert_with(fresh);
-            if workflow.deployed > newest.deployed {
-                *newest = workflow;
+                    classes: classes.collect(),
+                    models: models.collect(),
+                    providers: Vec::new(),
+                }),
+                None => {}
             }
-            let requirements = &workflow.requirements;
-            wanted.classes.extend(requirements.classes.iter().cloned());
-            wanted.models.extend(requirements.models.iter().cloned());
         }
-        let mut wanted: Vec<_> = wanted.into_values().collect();
-        wanted.sort_by_key(|(_, newest)| Reverse(newest.deployed));
-        wanted.truncate(MAX_WORKSPACES);
-        let bounded = |(mut wanted, _): (WantedWorkspace, &DeployedWorkflow)| {
-            wanted.classes = wanted.classes.into_iter().take(MAX_PROVEN).collect();
-            wanted.models = wanted.models.into_iter().take(MAX_PROVEN).collect();
-            wanted
-        };
-        wanted.into_iter().map(bounded).collect()
+        for WantedWorkspace { classes, models, .. } in &mut wanted {
+            *classes = std::mem::take(classes).into_iter().take(MAX_PROVEN).collect();
+            *models = std::mem::take(models).into_iter().take(MAX_PROVEN).collect();
+        }
+        wanted
     }
 
     /// Takes in how far a node is.

@@ -4,10 +4,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use protocol::{ParseTextError, PublisherKey};
+
+use crate::os::file::replace;
 
 /// The file in a node's data folder.
 const FILE: &str = "trusted-publishers";
@@ -61,15 +63,8 @@ impl TrustedPublishers {
     /// Writes them, as a whole or not at all.
     pub fn save(&self, data: &Path) -> Result<(), TrustedPublishersError> {
         let path = data.join(FILE);
-        let write = || {
-            let mut file = tempfile::NamedTempFile::new_in(data)?;
-            for key in &self.0 {
-                writeln!(file, "{key}")?;
-            }
-            file.as_file().sync_all()?;
-            file.persist(&path).map_err(|error| error.error).map(|_| ())
-        };
-        write().map_err(|source| TrustedPublishersError::Io { path: path.clone(), source })
+        let lines: String = self.0.iter().map(|key| format!("{key}\n")).collect();
+        replace(&path, lines.as_bytes()).map_err(|source| TrustedPublishersError::Io { path, source })
     }
 
     /// Whether this one is trusted.

@@ -23,7 +23,10 @@ use super::code::{CodeError, CodeTree, CodeTrees};
 use super::git::{Fetching, GitError, GitStore};
 use super::log::PrepareLog;
 use super::prepare::{BuildError, Steps};
-use super::python::{Ask, Environment, Environments, Limits, Private, Resolver, Uv, UvConfig};
+use super::python::{
+    Ask, Environment, Environments, INSTALL_SCRIPT, Limits, Private, Resolver, Uv, UvConfig,
+};
+use crate::os::file::replace;
 use crate::policy::{Policy, TrustedPublishers};
 
 /// Makes workspaces on this machine.
@@ -79,22 +82,22 @@ impl Assembler {
         log: &PrepareLog,
         cancel: &CancellationToken,
     ) -> Result<(Workspace, Vec<BlobHold>), BuildError> {
-        let files = Files { reach: &self.reach, providers: &wanted.providers, cancel };
+        let files = Files::new(&self.reach, &wanted.providers, cancel);
         let lockfile = self.lockfile(wanted, farm, &files).await?;
         steps.enter(PrepareStep::Code);
         let tree = self.code(&lockfile, steps, cancel).await?;
         steps.enter(PrepareStep::Python);
         let environment = self.python(&lockfile, &tree, &files, log, cancel).await?;
         steps.enter(PrepareStep::Models);
-        let models = self.root.join("ready").join(wanted.lockfile.to_string()).join("models");
-        let holds = files.models(&lockfile, &models, steps).await?;
+        let folder = self.root.join("ready").join(wanted.lockfile.to_string()).join("files");
+        let holds = files.models(&lockfile, &folder, steps).await?;
         let workspace = Workspace {
             lockfile: wanted.lockfile,
             environment: environment.lock.environment,
             code: tree.hash,
             python: environment.python,
             comfyui: tree.comfyui,
-            models,
+            files: folder,
             classes: wanted.classes.clone(),
             model_names: wanted.models.clone(),
         };
@@ -174,7 +177,7 @@ impl Assembler {
                 lock
             }
         };
-        let scripts = tree.custom_nodes.iter().filter(|node| node.join("install.py").is_file());
+        let scripts = tree.custom_nodes.iter().filter(|node| node.join(INSTALL_SCRIPT).is_file());
         let scripts: Vec<PathBuf> = scripts.filter(|_| self.policy.install_scripts).cloned().collect();
         let private = (!scripts.is_empty()).then(|| Private { lockfile: lockfile.hash(), scripts });
         let environments =
@@ -208,9 +211,6 @@ fn read_lock(path: &Path) -> Option<EnvironmentLock> {
 }
 
 fn keep_lock(path: &Path, lock: &EnvironmentLock) -> std::io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder)?;
-    let file = tempfile::NamedTempFile::new_in(folder)?;
-    std::fs::write(file.path(), lock.to_canonical_json())?;
-    file.persist(path).map_err(|error| error.error).map(|_| ())
+    std::fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+    replace(path, &lock.to_canonical_json())
 }

@@ -6,16 +6,17 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// How many lines an error shows.
 const TAIL: usize = 40;
 /// The longest line that is kept, in characters.
 const LONGEST: usize = 2000;
 
-/// Where the steps of a preparation and the programs that they start write, line by line.
-#[derive(Debug, Default)]
-pub struct PrepareLog(Mutex<Written>);
+/// Where the steps of a preparation and the programs that they start write, line by line. A clone writes to the
+/// same log.
+#[derive(Clone, Debug, Default)]
+pub struct PrepareLog(Arc<Mutex<Written>>);
 
 #[derive(Debug, Default)]
 struct Written {
@@ -27,7 +28,7 @@ impl PrepareLog {
     /// A log in this file, in place of what it held.
     pub fn create(path: &Path) -> io::Result<Self> {
         let file = Some(File::create(path)?);
-        Ok(Self(Mutex::new(Written { file, tail: VecDeque::new() })))
+        Ok(Self(Arc::new(Mutex::new(Written { file, tail: VecDeque::new() }))))
     }
 
     /// A log that is kept in memory alone, of which only the last lines are there.

@@ -297,7 +297,7 @@ mod tests {
             code: CodeHash(BlobHash([0; 32])),
             python: PathBuf::new(),
             comfyui: PathBuf::new(),
-            models: PathBuf::new(),
+            files: PathBuf::new(),
             classes: wanted.classes.clone(),
             model_names: wanted.models.clone(),
         }

@@ -35,7 +35,7 @@ pub use build::{Environment, Environments, Private};
 pub use error::{PythonError, WrongHash};
 pub use interpreter::Interpreter;
 pub use resolve::Resolver;
-pub use script::run_install_script;
+pub use script::{INSTALL_SCRIPT, run_install_script};
 pub use torch::{Indexes, PACKAGE_INDEX, TORCH_INDEX};
 pub(crate) use torch::{build_for, is_torch_family};
 pub use uv::{PINNED_UV, Uv, UvConfig};

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 use mesh::control::Reach;
@@ -12,6 +13,7 @@ use protocol::{BlobName, BlobRef, FileRef, LockedFile, LockedModel, Lockfile, We
 use tokio_util::sync::CancellationToken;
 
 use super::failed;
+use crate::os;
 use crate::workspace::prepare::{BuildError, Steps};
 use crate::workspace::python::{WheelError, WheelSource};
 
@@ -21,6 +23,14 @@ pub(super) struct Files<'a> {
     /// Who holds them for sure.
     pub(super) providers: &'a [Provider],
     pub(super) cancel: &'a CancellationToken,
+    /// What was given by its path stays at it.
+    given: Mutex<Vec<BlobHold>>,
+}
+
+impl<'a> Files<'a> {
+    pub(super) fn new(reach: &'a Reach, providers: &'a [Provider], cancel: &'a CancellationToken) -> Self {
+        Self { reach, providers, cancel, given: Mutex::default() }
+    }
 }
 
 impl Files<'_> {
@@ -60,8 +70,7 @@ impl Files<'_> {
             let target = store.path_of(blob.hash);
             let target = target
                 .ok_or_else(|| BuildError::Failed(format!("model `{}` was removed meanwhile", model.path)))?;
-            let below = model.path.as_str().strip_prefix("models/").unwrap_or(model.path.as_str());
-            link(&target, &folder.join(below)).map_err(|source| {
+            os::file::link(&target, &folder.join(model.path.as_str())).map_err(|source| {
                 BuildError::Failed(format!("model `{}` cannot be put at its place: {source}", model.path))
             })?;
             done += model.size;
@@ -109,19 +118,6 @@ impl Files<'_> {
     }
 }
 
-/// Links a file at its place, unless it is linked there already.
-fn link(target: &Path, place: &Path) -> io::Result<()> {
-    if std::fs::read_link(place).is_ok_and(|linked| linked == target) {
-        return Ok(());
-    }
-    let folder = place.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder)?;
-    let temporary = tempfile::Builder::new().prefix(".").tempdir_in(folder)?;
-    let linked = temporary.path().join("link");
-    std::os::unix::fs::symlink(target, &linked)?;
-    std::fs::rename(&linked, place)
-}
-
 #[async_trait]
 impl WheelSource for Files<'_> {
     async fn file(&self, file: &LockedFile) -> Result<PathBuf, WheelError> {
@@ -133,6 +129,7 @@ impl WheelSource for Files<'_> {
             urls: file.urls.iter().map(ToString::to_string).collect(),
         };
         let store = self.reach.exchange.store();
+        let _held = store.hold(file.sha256);
         let fetched = self.reach.exchange.fetch_file(&wanted, &[], None).await;
         let blob = match fetched {
             Ok(fetched) => fetched.blob,
@@ -146,6 +143,7 @@ impl WheelSource for Files<'_> {
             }
             Err(error) => return Err(WheelError::Store { file_name, source: Box::new(error) }),
         };
+        self.given.lock().unwrap_or_else(PoisonError::into_inner).push(store.hold(blob.hash));
         let gone = || io::Error::from(io::ErrorKind::NotFound);
         let path = store.path_of(blob.hash);
         path.ok_or_else(|| WheelError::Store { file_name, source: Box::new(gone()) })

@@ -138,7 +138,7 @@ async fn workspace_comes_from_its_origins_and_its_files_from_a_peer_once_there_i
         .output()
         .expect("it starts");
     assert_eq!(String::from_utf8_lossy(&imported.stdout).trim(), "1.0", "{imported:?}");
-    let place: PathBuf = workspace.models.join("vae/tiny.safetensors");
+    let place: PathBuf = workspace.files.join("models/vae/tiny.safetensors");
     assert_eq!(std::fs::read(&place).expect("linked"), b"a tiny model");
     let asked = index.requests();
     assert_eq!(first.assemble(&want, farm_key).await.expect("found"), workspace);
@@ -148,7 +148,10 @@ async fn workspace_comes_from_its_origins_and_its_files_from_a_peer_once_there_i
     let second = Node::start(&farm, &index, Some(&first)).await.expect("there is a uv");
     let same = second.assemble(&want, farm_key).await.expect("assembled");
     assert_eq!((same.code, same.environment), (workspace.code, workspace.environment));
-    assert_eq!(std::fs::read(same.models.join("vae/tiny.safetensors")).expect("linked"), b"a tiny model");
+    assert_eq!(
+        std::fs::read(same.files.join("models/vae/tiny.safetensors")).expect("linked"),
+        b"a tiny model"
+    );
 
     let refused = second.assemble(&want, PublisherKey(stranger.peer().0)).await.expect_err("another farm");
     let BuildError::Refused(reason) = refused else { panic!("{refused:?}") };

@@ -3,26 +3,22 @@
 //!
 //! Not here: which programs, and what they see of this machine.
 
+use std::collections::VecDeque;
 use std::io;
 use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
-use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::PythonError;
+use crate::os::program::{Program, Stream};
 use crate::workspace::log::PrepareLog;
 
 /// The most lines of one program that are kept.
 const LINES: usize = 200;
-/// The longest line, in bytes; what is longer is broken.
-const LONGEST: usize = 8 << 10;
-/// How long the pipes of a program that ended may stay open, held by what it left behind.
-const AFTERMATH: Duration = Duration::from_secs(2);
 
 /// One program to run.
 pub(super) struct Step<'a> {
@@ -59,48 +55,31 @@ impl Step<'_> {
         cancel: &CancellationToken,
     ) -> Result<Finished, PythonError> {
         log.line(&format!("== {}", self.what));
-        let program = self.command.as_std().get_program().to_string_lossy().into_owned();
-        self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-        let start = |source: io::Error| PythonError::Io { what: format!("starting `{program}`"), source };
-        let mut child = self.command.spawn().map_err(start)?;
-        let group = Group(child.id().and_then(|id| i32::try_from(id).ok()));
-        let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
-            return Err(start(io::Error::other("it has no pipes")));
-        };
-        let (mut out, mut err) = (Vec::new(), Vec::new());
-        let mut reading = Box::pin(async {
-            tokio::join!(read_lines(stdout, log, &mut out), read_lines(stderr, log, &mut err));
-        });
-        let mut drained = false;
-        let ending = async {
-            loop {
-                // Both at once, or a program that prints more than a pipe holds would wait for ever.
-                tokio::select! {
-                    status = child.wait() => return status,
-                    () = &mut reading, if !drained => drained = true,
-                }
-            }
-        };
+        let name = self.command.as_std().get_program().to_string_lossy().into_owned();
+        let start = |source: io::Error| PythonError::Io { what: format!("starting `{name}`"), source };
+        let said: Arc<Mutex<Said>> = Arc::default();
+        let (keeping, logging) = (Arc::clone(&said), log.clone());
+        self.command.stdin(Stdio::null());
+        let mut program = Program::start(&mut self.command, move |stream, line| {
+            logging.line(line);
+            keeping.lock().unwrap_or_else(PoisonError::into_inner).keep(stream, line);
+        })
+        .map_err(start)?;
         let ended = tokio::select! {
             () = cancel.cancelled() => Ended::Canceled,
-            ended = timeout(self.limit, ending) => ended.map_or(Ended::TooLong, Ended::Status),
+            ended = timeout(self.limit, program.ended()) => ended.map_or(Ended::TooLong, Ended::Status),
         };
-        drop(group);
-        let _ = timeout(AFTERMATH, async {
-            let _ = child.wait().await;
-            if !drained {
-                reading.as_mut().await;
-            }
-        })
-        .await;
-        drop(reading);
+        program.close().await;
         match ended {
             Ended::Canceled => Err(PythonError::Canceled),
             Ended::TooLong => {
                 Err(PythonError::Hangs { step: self.what.to_owned(), limit: self.limit, tail: log.tail() })
             }
             Ended::Status(status) => {
-                Ok(Finished { status: status.map_err(start)?, stdout: out, stderr: err })
+                let Said { stdout, stderr } =
+                    std::mem::take(&mut *said.lock().unwrap_or_else(PoisonError::into_inner));
+                let status = status.map_err(start)?;
+                Ok(Finished { status, stdout: stdout.into(), stderr: stderr.into() })
             }
         }
     }
@@ -126,42 +105,23 @@ enum Ended {
     Status(io::Result<ExitStatus>),
 }
 
-/// The processes that a program started, killed together once this is dropped.
-struct Group(Option<i32>);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if let Some(group) = self.0 {
-            // An error says that nobody is left.
-            let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
-        }
-    }
+/// The last lines of a program.
+#[derive(Default)]
+struct Said {
+    stdout: VecDeque<String>,
+    stderr: VecDeque<String>,
 }
 
-async fn read_lines(mut from: impl AsyncRead + Unpin, log: &PrepareLog, lines: &mut Vec<String>) {
-    let mut pending = Vec::new();
-    let mut chunk = [0; 4096];
-    let mut take = |line: &[u8]| {
-        let line = String::from_utf8_lossy(line).trim_end().to_owned();
-        log.line(&line);
+impl Said {
+    fn keep(&mut self, stream: Stream, line: &str) {
+        let lines = match stream {
+            Stream::Out => &mut self.stdout,
+            Stream::Err => &mut self.stderr,
+        };
         if lines.len() == LINES {
-            lines.remove(0);
+            lines.pop_front();
         }
-        lines.push(line);
-    };
-    while let Ok(count @ 1..) = from.read(&mut chunk).await {
-        pending.extend_from_slice(&chunk[..count]);
-        while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
-            take(&pending[..end]);
-            pending.drain(..=end);
-        }
-        if pending.len() > LONGEST {
-            take(&pending);
-            pending.clear();
-        }
-    }
-    if !pending.is_empty() {
-        take(&pending);
+        lines.push_back(line.to_owned());
     }
 }
 
@@ -188,22 +148,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn program_that_hangs_is_killed_with_its_children() {
+    async fn program_that_hangs_is_killed() {
         let log = PrepareLog::in_memory();
-        let step = shell("sleep 1000 & echo $!; wait", Duration::from_millis(500));
+        let step = shell("sleep 1000", Duration::from_millis(500));
         let error = step.run(&log, &CancellationToken::new()).await.map(|_| ()).expect_err("it hangs");
         assert!(matches!(error, PythonError::Hangs { .. }), "{error}");
-        let child: i32 = log.tail()[1].parse().expect("the child's id");
-        let gone = async {
-            while nix::sys::signal::kill(Pid::from_raw(child), None).is_ok() && !is_zombie(child) {
-                tokio::task::yield_now().await;
-            }
-        };
-        timeout(PATIENCE, gone).await.expect("the child is killed as well");
-    }
-
-    fn is_zombie(id: i32) -> bool {
-        std::fs::read_to_string(format!("/proc/{id}/stat")).is_ok_and(|stat| stat.contains(") Z "))
     }
 
     #[tokio::test]

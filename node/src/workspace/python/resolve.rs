@@ -17,6 +17,7 @@ use super::process::Step;
 use super::project::{Project, pins};
 use super::pylock::{self, File, Package};
 use super::tags::Tags;
+use super::torch::TORCH_FAMILY;
 use super::{Limits, PythonError, Uv, WheelSource, is_torch_family};
 use crate::workspace::log::PrepareLog;
 
@@ -145,7 +146,7 @@ fn read(asks: &[Ask], log: &PrepareLog) -> Result<Vec<Requirement>, PythonError>
 
 /// The build of torch that the lockfile names, empty for the plain one.
 fn recorded_build<'a>(pins: &BTreeMap<String, &'a PackagePin>) -> &'a str {
-    let torch = ["torch", "torchvision", "torchaudio"].iter().find_map(|name| pins.get(*name));
+    let torch = TORCH_FAMILY.iter().find_map(|name| pins.get(*name));
     torch.map_or("", |package| local(package))
 }
 

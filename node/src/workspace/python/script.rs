@@ -12,7 +12,7 @@ use super::{PythonError, Uv};
 use crate::workspace::log::PrepareLog;
 
 /// What the script is called.
-pub(super) const INSTALL_SCRIPT: &str = "install.py";
+pub const INSTALL_SCRIPT: &str = "install.py";
 
 /// Runs the install script of the custom node in this folder with the environment's Python.
 pub async fn run_install_script(

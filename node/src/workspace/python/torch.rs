@@ -8,8 +8,8 @@ use protocol::{Accelerator, normalized};
 pub const PACKAGE_INDEX: &str = "https://pypi.org/simple";
 /// Where each build of torch has an index of its own.
 pub const TORCH_INDEX: &str = "https://download.pytorch.org/whl";
-/// The packages whose build follows the accelerator.
-const TORCH_FAMILY: [&str; 3] = ["torch", "torchvision", "torchaudio"];
+/// The packages whose build follows the accelerator, torch itself first.
+pub(super) const TORCH_FAMILY: [&str; 3] = ["torch", "torchvision", "torchaudio"];
 /// The CUDA builds that torch was ever published with since its version 2.0, oldest first.
 const CUDA_BUILDS: [(u16, u16); 9] =
     [(11, 7), (11, 8), (12, 1), (12, 4), (12, 6), (12, 8), (12, 9), (13, 0), (13, 2)];

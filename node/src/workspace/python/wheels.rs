@@ -10,6 +10,7 @@ use protocol::{LockedFile, Sha256, WebUrl};
 use tokio_util::sync::CancellationToken;
 
 use super::PythonError;
+use crate::os;
 
 /// How many files are asked for at once.
 const AT_ONCE: usize = 8;
@@ -79,18 +80,9 @@ pub(super) async fn gather(
 
 /// Names a file as its lock does.
 fn link(path: &Path, folder: &Path, file: &LockedFile) -> Result<PathBuf, PythonError> {
-    let folder = folder.join(file.sha256.to_string());
-    let named = folder.join(file.file_name.as_str());
-    if std::fs::read_link(&named).is_ok_and(|target| target == path) || named == path {
-        return Ok(named);
+    let named = folder.join(file.sha256.to_string()).join(file.file_name.as_str());
+    if named != path {
+        os::file::link(path, &named).map_err(|source| PythonError::io("making", &named, source))?;
     }
-    let linking = || {
-        std::fs::create_dir_all(&folder)?;
-        let temporary = tempfile::tempdir_in(&folder)?;
-        let link = temporary.path().join("link");
-        std::os::unix::fs::symlink(path, &link)?;
-        std::fs::rename(&link, &named)
-    };
-    linking().map_err(|source| PythonError::io("making", &named, source))?;
     Ok(named)
 }

@@ -16,6 +16,7 @@ use crate::workspace::Workspace;
 
 pub mod builtin;
 pub mod comfyui;
+pub mod managed;
 
 /// Something that executes workflows.
 #[async_trait]

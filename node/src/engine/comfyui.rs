@@ -34,9 +34,6 @@ mod session;
 mod socket;
 mod watch;
 
-/// How long to wait for a stopped prompt to be gone. An op that does not look is not interrupted.
-const STOP_WITHIN: Duration = Duration::from_secs(60);
-
 /// An attached ComfyUI.
 #[derive(Debug)]
 pub struct ComfyUi {
@@ -52,6 +49,9 @@ pub struct ComfyUiOptions {
     pub stall_after: Duration,
     /// How long a ComfyUI that is gone may take to come back before the run is given up. Defaults to 10 s.
     pub unreachable_after: Duration,
+    /// How long to wait for a stopped prompt to be gone; an op that does not look is not interrupted. Defaults to
+    /// 60 s.
+    pub stop_within: Duration,
     /// The most bytes that the outputs of one run may have together. Defaults to 8 GiB.
     pub max_output: u64,
 }
@@ -61,6 +61,7 @@ impl Default for ComfyUiOptions {
         Self {
             stall_after: Duration::from_secs(10 * 60),
             unreachable_after: Duration::from_secs(10),
+            stop_within: Duration::from_secs(60),
             max_output: 8 << 30,
         }
     }
@@ -116,6 +117,23 @@ impl Engine for ComfyUi {
 }
 
 impl ComfyUi {
+    /// Whether it answers.
+    pub(super) async fn is_up(&self) -> bool {
+        self.client.version().await.is_ok()
+    }
+
+    /// Whether it answers and nothing is in its queue.
+    pub(super) async fn is_idle(&self) -> bool {
+        matches!(self.client.queue_length().await, Ok(0))
+    }
+
+    /// Has it give back the device's memory before its next prompt.
+    pub(super) async fn free(&self) {
+        if let Err(error) = self.client.free().await {
+            tracing::warn!(%error, "comfyui did not free its memory");
+        }
+    }
+
     /// Puts the files of a run where ComfyUI finds them, and checks what it would find out too late.
     async fn prepare(&self, execution: &Execution) -> Result<Workflow, RunError> {
         for model in models::named(&execution.workflow) {
@@ -150,7 +168,7 @@ impl ComfyUi {
 
     /// Sees to it that nothing of a prompt goes on, as far as ComfyUI lets itself be stopped.
     async fn stop(&self, prompt: &str) {
-        match timeout(STOP_WITHIN, self.client.stop(prompt)).await {
+        match timeout(self.options.stop_within, self.client.stop(prompt)).await {
             Ok(Ok(())) => {}
             // Who does not answer at all runs nothing that could still be stopped.
             Ok(Err(RequestError::Unreachable { .. })) => {}

@@ -104,6 +104,13 @@ pub enum RequestError {
     },
 }
 
+/// What runs and what waits; the second of each item is the prompt's id.
+#[derive(Deserialize)]
+struct Queue {
+    queue_running: Vec<Vec<Value>>,
+    queue_pending: Vec<Vec<Value>>,
+}
+
 impl Client {
     /// A client of the ComfyUI at that address. Nothing is sent yet.
     pub fn new(address: &str) -> Result<Self, AddressError> {
@@ -216,11 +223,6 @@ impl Client {
 
     /// Where a prompt stands in the queue.
     pub(super) async fn position(&self, prompt: &str) -> Result<Position, RequestError> {
-        #[derive(Deserialize)]
-        struct Queue {
-            queue_running: Vec<Vec<Value>>,
-            queue_pending: Vec<Vec<Value>>,
-        }
         let queue: Queue = self.get("queue").await?;
         let holds = |items: &[Vec<Value>]| {
             items.iter().any(|item| item.get(1).and_then(Value::as_str) == Some(prompt))
@@ -230,6 +232,17 @@ impl Client {
             (false, true) => Position::Pending,
             (false, false) => Position::Absent,
         })
+    }
+
+    /// How many prompts run or wait.
+    pub(super) async fn queue_length(&self) -> Result<usize, RequestError> {
+        let queue: Queue = self.get("queue").await?;
+        Ok(queue.queue_running.len() + queue.queue_pending.len())
+    }
+
+    /// Has it unload its models and give back their memory before its next prompt.
+    pub(super) async fn free(&self) -> Result<(), RequestError> {
+        self.post("free", &json!({ "unload_models": true, "free_memory": true })).await
     }
 
     /// What it keeps of a prompt, once that ended.

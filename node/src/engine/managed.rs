@@ -1,0 +1,226 @@
+//! A ComfyUI of the node's own for each slot, in the locked workspace that a run needs.
+//!
+//! A slot has at most one process, so at most one holds its device's memory: it is started for the first run of a
+//! workspace, stays for the next ones, makes way for another workspace, and ends after a while without work. One that
+//! died or hangs is started anew and its run is tried once more. Not here: the requests that a run consists of
+//! (`comfyui`), and how a workspace is made (`workspace`).
+
+mod folders;
+mod log;
+mod process;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex as StdMutex, PoisonError, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use protocol::{Device, Phase, Progress, RunError, RunErrorKind, SlotId};
+use tokio::sync::Mutex;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{info, warn};
+
+use self::process::{Launch, Process, StartError};
+use crate::engine::comfyui::ComfyUiOptions;
+use crate::engine::{Description, Engine, EngineError, Execution, ProducedFile, ProgressSink, canceled};
+use crate::workspace::Workspace;
+
+/// How a node runs its ComfyUI processes.
+#[derive(Clone, Debug)]
+pub struct ManagedConfig {
+    /// Where each slot has its folder.
+    pub folder: PathBuf,
+    /// What the slots compute on, in their order.
+    pub devices: Vec<Device>,
+    /// The owner's own flags for ComfyUI, such as `--lowvram`. Defaults to none.
+    pub arguments: Vec<String>,
+    /// How long a process without work stays. Defaults to 10 minutes.
+    pub idle: Duration,
+    /// How long one may take to answer first. Defaults to 5 minutes.
+    pub start_within: Duration,
+    /// How patient the node is with a run, and how much it may make.
+    pub comfyui: ComfyUiOptions,
+}
+
+impl ManagedConfig {
+    /// The defaults, for slots on these devices.
+    pub fn new(folder: PathBuf, devices: Vec<Device>) -> Self {
+        // Nobody else is in its queue, and what does not stop is killed.
+        let comfyui = ComfyUiOptions { stop_within: Duration::from_secs(5), ..ComfyUiOptions::default() };
+        Self {
+            folder,
+            devices,
+            arguments: Vec::new(),
+            idle: Duration::from_secs(10 * 60),
+            start_within: Duration::from_secs(5 * 60),
+            comfyui,
+        }
+    }
+}
+
+/// The ComfyUI processes of a node.
+#[derive(Debug)]
+pub struct Managed {
+    config: ManagedConfig,
+    slots: StdMutex<BTreeMap<SlotId, Arc<Slot>>>,
+}
+
+/// One slot.
+#[derive(Debug)]
+struct Slot {
+    process: Mutex<Place>,
+    launch: Launch,
+}
+
+/// The process of a slot, if it has one.
+#[derive(Debug, Default)]
+struct Place {
+    process: Option<Process>,
+    /// Ends the process when it had no work for a while.
+    unloading: Option<AbortOnDropHandle<()>>,
+}
+
+impl Managed {
+    /// No process is started yet.
+    pub fn new(config: ManagedConfig) -> Self {
+        Self { config, slots: StdMutex::default() }
+    }
+
+    /// Starts ComfyUI in a workspace and sees that it has all that it must have, in a process of its own beside
+    /// those of the slots. The reason in words where it has not.
+    pub async fn prove(&self, workspace: &Workspace, cancel: &CancellationToken) -> Result<(), String> {
+        let device = self.config.devices.first();
+        let launch = Launch::new(&self.config, self.config.folder.join("proof"), device);
+        let process = launch.start(&Arc::new(workspace.clone()), cancel).await;
+        let process = process.map_err(|error| protocol::error_chain(&error))?;
+        let proven = process.prove().await;
+        process.stop().await;
+        launch.clear().await;
+        proven
+    }
+
+    fn slot(&self, id: SlotId) -> Arc<Slot> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = || {
+            let folder = self.config.folder.join(format!("slot-{}", id.0));
+            let launch = Launch::new(&self.config, folder, self.config.devices.get(usize::from(id.0)));
+            Arc::new(Slot { process: Mutex::default(), launch })
+        };
+        Arc::clone(slots.entry(id).or_insert_with(fresh))
+    }
+}
+
+#[async_trait]
+impl Engine for Managed {
+    async fn describe(&self) -> Result<Description, EngineError> {
+        // What it has depends on the workspace, and is told with that.
+        let engine = protocol::Engine::Managed;
+        Ok(Description { engine, classes: Default::default(), models: Default::default() })
+    }
+
+    async fn execute(
+        &self,
+        execution: Execution,
+        progress: &ProgressSink,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<ProducedFile>, RunError> {
+        let slot = self.slot(execution.slot);
+        let mut place = slot.process.lock().await;
+        place.unloading = None;
+        let executed = slot.execute(&mut place, execution, progress, cancel).await;
+        if place.process.is_some() {
+            let unloading = unload_task(Arc::downgrade(&slot), self.config.idle);
+            place.unloading = Some(AbortOnDropHandle::new(tokio::spawn(unloading)));
+        }
+        executed
+    }
+}
+
+impl Slot {
+    async fn execute(
+        &self,
+        place: &mut Place,
+        execution: Execution,
+        progress: &ProgressSink,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<ProducedFile>, RunError> {
+        let Some(workspace) = execution.workspace.clone() else {
+            let detail = "this node runs workflows in locked workspaces alone, and this one names none";
+            return Err(RunError::new(RunErrorKind::EngineUnavailable, detail));
+        };
+        let mut is_last_attempt = false;
+        loop {
+            let process = self.ready(place, &workspace, progress, cancel).await?;
+            let failed = match process.execute(execution.clone(), progress, cancel).await {
+                Ok(produced) => {
+                    if process.is_full().await {
+                        info!("outputs fill the slot's folder; its ComfyUI starts anew with the next run");
+                        self.stop(place).await;
+                    }
+                    return Ok(produced);
+                }
+                Err(failed) => failed,
+            };
+            match failed.kind {
+                // What does not stop when it is told to is killed, and nothing of the run goes on.
+                RunErrorKind::Canceled if !process.is_idle().await => self.stop(place).await,
+                RunErrorKind::OutOfMemory => process.free().await,
+                // It is up and dead, or just dead.
+                RunErrorKind::EngineUnavailable | RunErrorKind::Stalled => {
+                    self.stop(place).await;
+                    if !is_last_attempt && !cancel.is_cancelled() {
+                        warn!(reason = failed.detail, "comfyui is started anew and the run tried once more");
+                        is_last_attempt = true;
+                        continue;
+                    }
+                }
+                _ => {}
+            }
+            return Err(failed);
+        }
+    }
+
+    /// The slot's process in this workspace; started unless it is there and well.
+    async fn ready<'a>(
+        &self,
+        place: &'a mut Place,
+        workspace: &Arc<Workspace>,
+        progress: &ProgressSink,
+        cancel: &CancellationToken,
+    ) -> Result<&'a mut Process, RunError> {
+        let is_fit = place.process.as_mut().is_some_and(|process| process.is_fit(workspace));
+        if !is_fit {
+            self.stop(place).await;
+            let detail = Some("starting ComfyUI".to_owned());
+            progress.tell(Progress { phase: Phase::Preparing, fraction: 0.0, detail });
+            let process = self.launch.start(workspace, cancel).await.map_err(|error| match error {
+                StartError::Canceled => canceled(),
+                error => RunError::new(RunErrorKind::EngineUnavailable, protocol::error_chain(&error)),
+            })?;
+            place.process = Some(process);
+        }
+        Ok(place.process.as_mut().expect("it was just started, or was there"))
+    }
+
+    async fn stop(&self, place: &mut Place) {
+        if let Some(process) = place.process.take() {
+            process.stop().await;
+        }
+    }
+}
+
+/// Ends the process of a slot that had no work for so long.
+async fn unload_task(slot: Weak<Slot>, idle: Duration) {
+    sleep(idle).await;
+    let Some(slot) = slot.upgrade() else { return };
+    let mut place = slot.process.lock().await;
+    if let Some(process) = place.process.take() {
+        info!("comfyui had no work for a while and is stopped");
+        process.stop().await;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,134 @@
+//! What a ComfyUI process says: a file for people, its last lines for errors, and what it says of nodes that did not
+//! import.
+//!
+//! Not here: reading its pipes.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use protocol::RunId;
+use tracing::debug;
+
+/// How many lines are kept in memory: those of a start with many custom nodes, with a traceback or two.
+const LINES: usize = 2_000;
+/// How many lines an error shows.
+const TAIL: usize = 20;
+/// The most bytes of the file.
+const MAX_FILE: u64 = 16 << 20;
+
+/// The lines of one process. A clone is another handle to the same.
+#[derive(Clone, Debug)]
+pub(super) struct ProcessLog(Arc<Mutex<Written>>);
+
+#[derive(Debug)]
+struct Written {
+    file: File,
+    bytes: u64,
+    lines: VecDeque<String>,
+    run: Option<RunId>,
+}
+
+impl ProcessLog {
+    /// A log in this file, in place of what it held.
+    pub(super) fn create(path: &Path) -> io::Result<Self> {
+        let file = File::create(path)?;
+        Ok(Self(Arc::new(Mutex::new(Written { file, bytes: 0, lines: VecDeque::new(), run: None }))))
+    }
+
+    /// Names the run that further lines belong to.
+    pub(super) fn set_run(&self, run: Option<RunId>) {
+        self.written().run = run;
+    }
+
+    /// Takes in one line.
+    pub(super) fn line(&self, line: &str) {
+        let line: String = line.chars().filter(|c| !c.is_control() || *c == '\t').collect();
+        let mut written = self.written();
+        let run = written.run.map(|run| run.to_string()).unwrap_or_default();
+        debug!(run, line, "comfyui says");
+        let written_line = if run.is_empty() { format!("{line}\n") } else { format!("[{run}] {line}\n") };
+        written.bytes += written_line.len() as u64;
+        if written.bytes <= MAX_FILE {
+            // A full disk costs the line and not the run.
+            let _ = written.file.write_all(written_line.as_bytes());
+        }
+        if written.lines.len() == LINES {
+            written.lines.pop_front();
+        }
+        written.lines.push_back(line);
+    }
+
+    /// The last lines, for an error.
+    pub(super) fn tail(&self) -> String {
+        let written = self.written();
+        let from = written.lines.len().saturating_sub(TAIL);
+        written.lines.range(from..).cloned().collect::<Vec<_>>().join("\n")
+    }
+
+    /// What it says of custom nodes that did not import.
+    pub(super) fn failed_imports(&self) -> Vec<String> {
+        failed_imports(self.written().lines.make_contiguous())
+    }
+
+    fn written(&self) -> std::sync::MutexGuard<'_, Written> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Each `Cannot import … module for custom nodes: …` with the traceback that stands before it.
+fn failed_imports(lines: &[String]) -> Vec<String> {
+    const TRACEBACK: &str = "Traceback (most recent call last):";
+    let mut failed = Vec::new();
+    let mut traceback: Option<usize> = None;
+    for (number, line) in lines.iter().enumerate() {
+        if line.starts_with(TRACEBACK) {
+            // The first of a chain (`During handling of the above exception …`) tells the cause.
+            traceback = traceback.or(Some(number));
+        } else if line.starts_with("Cannot import ") {
+            let from = traceback.take().unwrap_or(number);
+            let words = lines[from..=number].iter().map(String::as_str).filter(|line| !line.is_empty());
+            failed.push(words.collect::<Vec<_>>().join("\n"));
+        }
+    }
+    failed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failed_imports_are_told_with_their_tracebacks() {
+        let lines = "Starting server
+Traceback (most recent call last):
+  File \"nodes.py\", line 2131, in load_custom_node
+ModuleNotFoundError: No module named 'nowhere'
+
+Cannot import /x/custom_nodes/bad module for custom nodes: No module named 'nowhere'
+
+Import times for custom nodes:
+   0.0 seconds (IMPORT FAILED): /x/custom_nodes/bad";
+        let lines: Vec<String> = lines.lines().map(str::to_owned).collect();
+        let failed = failed_imports(&lines);
+        assert_eq!(failed.len(), 1);
+        assert!(failed[0].starts_with("Traceback") && failed[0].ends_with("'nowhere'"), "{failed:?}");
+        assert!(failed[0].contains("nodes.py"), "{failed:?}");
+        assert!(failed_imports(&lines[..1]).is_empty());
+    }
+
+    #[test]
+    fn lines_are_kept_with_the_run_that_they_belong_to() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let log = ProcessLog::create(&folder.path().join("comfyui.log")).expect("a log");
+        log.line("up");
+        let run = RunId(uuid::Uuid::from_u128(7));
+        log.set_run(Some(run));
+        log.line("got\u{1b} prompt");
+        let text = std::fs::read_to_string(folder.path().join("comfyui.log")).expect("a file");
+        assert_eq!(text, format!("up\n[{run}] got prompt\n"));
+        assert_eq!(log.tail(), "up\ngot prompt");
+    }
+}

@@ -1,0 +1,349 @@
+//! One ComfyUI process: how it is started, that it has what it must have, and the runs that it does.
+//!
+//! Not here: which slot it is for, and when it ends.
+
+use std::ffi::OsString;
+use std::io;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::{Device, RunError, RunErrorKind};
+use tokio::process::Command;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::ManagedConfig;
+use super::folders::Folders;
+use super::log::ProcessLog;
+use crate::engine::comfyui::{ComfyUi, ComfyUiOptions};
+use crate::engine::{Engine, Execution, ProducedFile, ProgressSink};
+use crate::os::program::{Program, leashed};
+use crate::workspace::Workspace;
+
+/// How often one that starts is asked whether it is up.
+const POLL: Duration = Duration::from_millis(100);
+/// How many bytes the runs of one process may leave in its folders before it starts anew.
+const FULL: u64 = 8 << 30;
+/// What a process has of this machine's environment.
+const PASSED: [&str; 3] = ["LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR"];
+/// The most names of one error.
+const MAX_NAMES: usize = 5;
+
+/// What the processes of one slot are started with.
+#[derive(Clone, Debug)]
+pub(super) struct Launch {
+    folders: Folders,
+    device: Option<Device>,
+    arguments: Vec<String>,
+    start_within: Duration,
+    options: ComfyUiOptions,
+}
+
+/// Why there is no process.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StartError {
+    /// Its folders cannot be made.
+    #[error("the folders of ComfyUI in `{}` cannot be made", folder.display())]
+    Folders {
+        /// Where.
+        folder: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It cannot be started at all.
+    #[error("`{}` cannot be started", python.display())]
+    Spawn {
+        /// The Python.
+        python: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It ended before it answered.
+    #[error("ComfyUI ended with {status} before it answered; the last that it said:\n{tail}")]
+    Ended {
+        /// How.
+        status: String,
+        /// Its last lines.
+        tail: String,
+    },
+    /// It does not answer.
+    #[error("ComfyUI did not answer within {limit:?}; the last that it said:\n{tail}")]
+    Silent {
+        /// How long it had.
+        limit: Duration,
+        /// Its last lines.
+        tail: String,
+    },
+    /// It was broken off as asked.
+    #[error("cancelled while ComfyUI started")]
+    Canceled,
+}
+
+/// A ComfyUI that is up.
+#[derive(Debug)]
+pub(super) struct Process {
+    workspace: Arc<Workspace>,
+    program: Program,
+    comfyui: ComfyUi,
+    log: ProcessLog,
+    folders: Folders,
+}
+
+impl Launch {
+    pub(super) fn new(config: &ManagedConfig, root: PathBuf, device: Option<&Device>) -> Self {
+        Self {
+            folders: Folders { root },
+            device: device.cloned(),
+            arguments: config.arguments.clone(),
+            start_within: config.start_within,
+            options: config.comfyui.clone(),
+        }
+    }
+
+    /// Starts one in this workspace, and returns when it answers.
+    pub(super) async fn start(
+        &self,
+        workspace: &Arc<Workspace>,
+        cancel: &CancellationToken,
+    ) -> Result<Process, StartError> {
+        let begun = Instant::now();
+        let log = self.make_folders(workspace).await?;
+        let spawned = |source| StartError::Spawn { python: workspace.python.clone(), source };
+        let port = free_port().map_err(spawned)?;
+        let mut command = self.command(workspace, port).map_err(spawned)?;
+        let told = log.clone();
+        let mut program = Program::start(&mut command, move |_, line| told.line(line)).map_err(spawned)?;
+        let comfyui = ComfyUi::new(&format!("http://127.0.0.1:{port}"), self.options.clone());
+        let comfyui = comfyui.expect("that is the address of a ComfyUI");
+        let tail = || log.tail();
+        tokio::select! {
+            () = cancel.cancelled() => {
+                program.close().await;
+                return Err(StartError::Canceled);
+            }
+            ended = program.ended() => {
+                let status = how(ended);
+                program.close().await;
+                return Err(StartError::Ended { status, tail: tail() });
+            }
+            () = sleep(self.start_within) => {
+                program.close().await;
+                return Err(StartError::Silent { limit: self.start_within, tail: tail() });
+            }
+            () = until_up(&comfyui) => {}
+        }
+        info!(seconds = begun.elapsed().as_secs_f64(), port, "comfyui is up");
+        let (workspace, folders) = (Arc::clone(workspace), self.folders.clone());
+        Ok(Process { workspace, program, comfyui, log, folders })
+    }
+
+    /// Removes what a process left in its folders.
+    pub(super) async fn clear(&self) {
+        let folders = self.folders.clone();
+        let cleared = tokio::task::spawn_blocking(move || folders.clear()).await;
+        if let Ok(Err(error)) = cleared {
+            warn!(%error, folder = %self.folders.root.display(), "folders of a process stay");
+        }
+    }
+
+    async fn make_folders(&self, workspace: &Arc<Workspace>) -> Result<ProcessLog, StartError> {
+        let (folders, workspace) = (self.folders.clone(), Arc::clone(workspace));
+        let making = tokio::task::spawn_blocking(move || {
+            folders.make(&workspace)?;
+            ProcessLog::create(&folders.log())
+        });
+        let made = making.await.unwrap_or_else(|broken| Err(io::Error::other(broken)));
+        made.map_err(|source| StartError::Folders { folder: self.folders.root.clone(), source })
+    }
+
+    /// The call of ComfyUI, with an environment that was built from nothing.
+    fn command(&self, workspace: &Workspace, port: u16) -> io::Result<Command> {
+        let (code, home) = (self.folders.code(), self.folders.home());
+        let known = std::fs::read_to_string(code.join("comfy/cli_args.py")).unwrap_or_default();
+        let mut command = leashed(&workspace.python);
+        command.arg("main.py").current_dir(&code).env_clear();
+        command.args(arguments(&known, port, &self.folders.front(), self.device.as_ref()));
+        command.args(&self.arguments);
+        for name in PASSED {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        let programs = workspace.python.parent().unwrap_or(Path::new(""));
+        command.env("PATH", search_path(programs, std::env::var_os("PATH"))?);
+        command.env("HOME", &home).env("XDG_CACHE_HOME", home.join(".cache"));
+        command.env("HF_HOME", home.join("huggingface")).env("TORCH_HOME", home.join("torch"));
+        command.env("TMPDIR", self.folders.temporary()).env("LANG", "C.UTF-8");
+        // The environment is shared with other processes, and the tree is thrown away.
+        command.env("PYTHONDONTWRITEBYTECODE", "1").env("PYTHONUNBUFFERED", "1").env("PYTHONNOUSERSITE", "1");
+        command.env(
+            "CUDA_VISIBLE_DEVICES",
+            match &self.device {
+                Some(Device::Gpu { uuid, .. }) => uuid,
+                _ => "",
+            },
+        );
+        Ok(command)
+    }
+}
+
+impl Process {
+    /// Whether it is up and in this workspace.
+    pub(super) fn is_fit(&mut self, workspace: &Workspace) -> bool {
+        *self.workspace == *workspace && !self.program.has_ended()
+    }
+
+    /// The system's id of it.
+    #[cfg(test)]
+    pub(super) fn id(&self) -> Option<u32> {
+        self.program.id()
+    }
+
+    /// Sees that it has each class and lists each model.
+    pub(super) async fn prove(&self) -> Result<(), String> {
+        let described = self.comfyui.describe().await.map_err(|error| protocol::error_chain(&error))?;
+        let lacking = |needed: &std::collections::BTreeSet<String>,
+                       has: &std::collections::BTreeSet<String>| {
+            let missing: Vec<String> = needed.difference(has).map(|name| format!("`{name}`")).collect();
+            let more = if missing.len() > MAX_NAMES { " and more" } else { "" };
+            let names = missing.iter().take(MAX_NAMES).cloned().collect::<Vec<_>>().join(", ");
+            (!missing.is_empty()).then(|| format!("{names}{more}"))
+        };
+        if let Some(names) = lacking(&self.workspace.classes, &described.classes) {
+            let mut reason = format!("ComfyUI came up without class {names}");
+            match self.log.failed_imports().as_slice() {
+                [] => reason.push_str(": no custom node of the lockfile has it"),
+                failed => {
+                    reason.push_str(", because a custom node did not import:\n");
+                    reason.push_str(&failed.join("\n"));
+                }
+            }
+            return Err(reason);
+        }
+        match lacking(&self.workspace.model_names, &described.models) {
+            Some(names) => Err(format!("ComfyUI lists no model {names} in its models folder")),
+            None => Ok(()),
+        }
+    }
+
+    /// Does a run, and notices at once where the process ends in its middle.
+    pub(super) async fn execute(
+        &mut self,
+        execution: Execution,
+        progress: &ProgressSink,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<ProducedFile>, RunError> {
+        self.log.set_run(Some(execution.run));
+        let stop = cancel.child_token();
+        let executing = self.comfyui.execute(execution, progress, &stop);
+        tokio::pin!(executing);
+        let executed = tokio::select! {
+            executed = &mut executing => executed,
+            ended = self.program.ended() => {
+                stop.cancel();
+                // A run that ended with the process has its end all the same.
+                match executing.await {
+                    Ok(produced) => Ok(produced),
+                    Err(_) => Err(died(&how(ended), &self.log)),
+                }
+            }
+        };
+        self.log.set_run(None);
+        executed
+    }
+
+    /// Whether nothing is in its queue.
+    pub(super) async fn is_idle(&self) -> bool {
+        self.comfyui.is_idle().await
+    }
+
+    /// Gives the device's memory back.
+    pub(super) async fn free(&self) {
+        self.comfyui.free().await;
+    }
+
+    /// Whether its runs left so much that it should start anew.
+    pub(super) async fn is_full(&self) -> bool {
+        let folders = self.folders.clone();
+        let bytes = tokio::task::spawn_blocking(move || folders.bytes_of_runs()).await;
+        matches!(bytes, Ok(Ok(bytes)) if bytes > FULL)
+    }
+
+    /// Ends it.
+    pub(super) async fn stop(self) {
+        self.program.close().await;
+    }
+}
+
+fn died(status: &str, log: &ProcessLog) -> RunError {
+    let tail = log.tail();
+    let detail =
+        format!("ComfyUI ended with {status} in the middle of the run; the last that it said:\n{tail}");
+    RunError::new(RunErrorKind::EngineUnavailable, detail)
+}
+
+async fn until_up(comfyui: &ComfyUi) {
+    while !comfyui.is_up().await {
+        sleep(POLL).await;
+    }
+}
+
+/// A port that nobody has at this moment.
+fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+fn how(ended: io::Result<ExitStatus>) -> String {
+    ended.map_or_else(|error| format!("an unknown status ({error})"), |status| status.to_string())
+}
+
+/// The flags of a ComfyUI that knows those in `known`, the source of its arguments.
+fn arguments(known: &str, port: u16, front: &Path, device: Option<&Device>) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> =
+        ["--listen", "127.0.0.1", "--port"].into_iter().map(OsString::from).collect();
+    arguments.push(port.to_string().into());
+    let knows = |flag: &str| known.contains(&format!("\"{flag}\""));
+    if knows("--front-end-root") {
+        arguments.extend(["--front-end-root".into(), front.into()]);
+    }
+    if knows("--disable-api-nodes") {
+        arguments.push("--disable-api-nodes".into());
+    }
+    if !matches!(device, Some(Device::Gpu { .. })) {
+        arguments.push("--cpu".into());
+    }
+    arguments
+}
+
+/// The programs of the environment before those of the machine.
+fn search_path(programs: &Path, machine: Option<OsString>) -> io::Result<OsString> {
+    let machine = machine.unwrap_or_default();
+    let folders = std::iter::once(programs.to_owned()).chain(std::env::split_paths(&machine));
+    std::env::join_paths(folders).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_those_that_this_comfyui_knows() {
+        let check = |known: &str, device: Option<&Device>, expected: &str| {
+            let arguments = arguments(known, 8199, Path::new("/f"), device);
+            let words: Vec<_> = arguments.iter().map(|argument| argument.to_string_lossy()).collect();
+            assert_eq!(words.join(" "), expected);
+        };
+        let gpu = Device::Gpu { name: "RTX".to_owned(), uuid: "GPU-1".to_owned(), memory: 1 };
+        check("", Some(&gpu), "--listen 127.0.0.1 --port 8199");
+        check("", Some(&Device::Cpu { threads: 2 }), "--listen 127.0.0.1 --port 8199 --cpu");
+        let known = r#"parser.add_argument("--front-end-root", parser.add_argument("--disable-api-nodes","#;
+        let newest = "--listen 127.0.0.1 --port 8199 --front-end-root /f --disable-api-nodes --cpu";
+        check(known, None, newest);
+    }
+}

@@ -1,0 +1,223 @@
+//! The managed engine on a real ComfyUI, where `tests/run` installed one.
+
+use std::path::{Path, PathBuf};
+
+use protocol::{BlobHash, CodeHash, EnvironmentHash, LockfileHash, RunId, Workflow};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::*;
+use crate::testing::PATIENCE;
+
+/// How long a ComfyUI may take to start beside other work.
+const START: Duration = Duration::from_secs(120);
+
+/// A workspace of a real or made-up ComfyUI.
+pub(super) fn workspace(comfyui: &Path, files: &Path, python: impl Into<PathBuf>) -> Workspace {
+    Workspace {
+        lockfile: LockfileHash(BlobHash::of(files.as_os_str().as_encoded_bytes())),
+        environment: EnvironmentHash(BlobHash([0; 32])),
+        code: CodeHash(BlobHash([0; 32])),
+        python: python.into(),
+        comfyui: comfyui.to_owned(),
+        files: files.to_owned(),
+        classes: ["SaveImage".to_owned()].into(),
+        model_names: Default::default(),
+    }
+}
+
+/// A managed engine, and a workspace of the real ComfyUI.
+struct Machine {
+    engine: Managed,
+    workspace: Workspace,
+    folder: tempfile::TempDir,
+    runs: std::cell::Cell<u128>,
+}
+
+impl Machine {
+    fn new(change: impl FnOnce(&mut ManagedConfig)) -> Option<Self> {
+        let Some(real) = std::env::var_os("COMFY_FARM_TEST_COMFYUI").filter(|value| !value.is_empty()) else {
+            eprintln!("skipped: COMFY_FARM_TEST_COMFYUI is not set; `tests/run` sets it");
+            return None;
+        };
+        let (real, folder) = (PathBuf::from(real), tempfile::tempdir().expect("a temporary folder"));
+        let workspace =
+            workspace(&real.join("ComfyUI"), &folder.path().join("files"), real.join("venv/bin/python"));
+        let mut config = ManagedConfig::new(folder.path().join("slots"), vec![Device::Cpu { threads: 2 }]);
+        change(&mut config);
+        Some(Self { engine: Managed::new(config), workspace, folder, runs: Default::default() })
+    }
+
+    /// Puts a file into the workspace.
+    fn file(&self, path: &str, text: &str) {
+        let path = self.workspace.files.join(path);
+        std::fs::create_dir_all(path.parent().expect("it has one")).expect("made");
+        std::fs::write(path, text).expect("written");
+    }
+
+    async fn run(&self, graph: Value, cancel: &CancellationToken) -> Result<Vec<ProducedFile>, RunError> {
+        self.runs.set(self.runs.get() + 1);
+        let run = RunId(uuid::Uuid::from_u128(self.runs.get()));
+        let scratch = self.folder.path().join(run.to_string());
+        std::fs::create_dir_all(&scratch).expect("made");
+        let execution = Execution {
+            run,
+            slot: SlotId(0),
+            workspace: Some(Arc::new(self.workspace.clone())),
+            workflow: Workflow::parse(&serde_json::to_vec(&graph).expect("JSON")).expect("a workflow"),
+            files: vec![],
+            outputs: vec!["9".to_owned()],
+            scratch,
+        };
+        let (progress, _watched) = ProgressSink::new();
+        let running = self.engine.execute(execution, &progress, cancel);
+        timeout(START * 3, running).await.expect("it ends in time")
+    }
+
+    /// The id of the slot's process.
+    async fn process(&self) -> Option<u32> {
+        let slot = self.engine.slot(SlotId(0));
+        let place = slot.process.lock().await;
+        place.process.as_ref().and_then(Process::id)
+    }
+}
+
+/// Saves a picture of its own colour, after an op between the two.
+fn saving(color: u32, class: &str, inputs: &Value) -> Value {
+    let mut inputs = inputs.clone();
+    inputs["image"] = json!(["1", 0]);
+    json!({
+        "1": { "class_type": "EmptyImage", "inputs": { "width": 8, "height": 8, "batch_size": 1, "color": color } },
+        "2": { "class_type": class, "inputs": inputs },
+        "9": { "class_type": "SaveImage", "inputs": { "images": ["2", 0], "filename_prefix": "x" } },
+    })
+}
+
+fn inverted() -> Value {
+    saving(0x33_66_99, "ImageInvert", &json!({}))
+}
+
+#[tokio::test]
+async fn process_stays_warm_gives_the_same_files_again_and_ends_when_it_has_no_work() {
+    let Some(machine) = Machine::new(|config| config.idle = Duration::from_millis(500)) else { return };
+    let cancel = CancellationToken::new();
+    let first = machine.run(inverted(), &cancel).await.expect("a picture");
+    let id = machine.process().await.expect("it is warm");
+    let pixels = std::fs::read(&first[0].path).expect("the picture");
+    // Nothing is left to execute, and the file comes all the same.
+    let again = machine.run(inverted(), &cancel).await.expect("the picture again");
+    assert_eq!(std::fs::read(&again[0].path).expect("the picture"), pixels);
+    let idle = async {
+        let same = machine.process().await;
+        assert!(same.is_none_or(|same| same == id));
+        while machine.process().await.is_some() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, idle).await.expect("it ends after its idle time");
+    assert!(!PathBuf::from(format!("/proc/{id}")).exists());
+}
+
+#[tokio::test]
+async fn process_that_dies_is_started_anew_once_and_the_next_run_finds_a_sound_one() {
+    let Some(machine) = Machine::new(|_| {}) else { return };
+    let cancel = CancellationToken::new();
+    // Its first process ends in the middle, its second does not.
+    let mark = machine.folder.path().join("died");
+    machine.file("custom_nodes/mortal/__init__.py", &MORTAL.replace("MARK", &mark.display().to_string()));
+    machine.run(saving(1, "Mortal", &json!({})), &cancel).await.expect("a picture at the second attempt");
+    assert!(mark.exists(), "the first attempt was made");
+    let failed = machine.run(saving(2, "TestFail", &json!({ "kind": "exit" })), &cancel).await;
+    let failed = failed.expect_err("it ends each process");
+    assert_eq!(failed.kind, RunErrorKind::EngineUnavailable);
+    assert!(failed.detail.contains("exit status: 3"), "{}", failed.detail);
+    assert_eq!(machine.process().await, None);
+    machine.run(inverted(), &cancel).await.expect("a picture");
+}
+
+const MORTAL: &str = r#"
+import os
+class Mortal:
+    RETURN_TYPES, FUNCTION, CATEGORY = ("IMAGE",), "execute", "test"
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"image": ("IMAGE",)}}
+    def execute(self, image):
+        if not os.path.exists("MARK"):
+            open("MARK", "w").close()
+            os._exit(3)
+        return (image,)
+NODE_CLASS_MAPPINGS = {"Mortal": Mortal}
+"#;
+
+#[tokio::test]
+async fn process_that_is_up_and_dead_is_ended_and_so_is_one_that_does_not_stop() {
+    let Some(machine) = Machine::new(|config| {
+        config.comfyui.stall_after = Duration::from_secs(4);
+        config.comfyui.stop_within = Duration::from_millis(500);
+    }) else {
+        return;
+    };
+    let cancel = CancellationToken::new();
+    let failed = machine.run(saving(1, "TestFail", &json!({ "kind": "unprintable" })), &cancel).await;
+    assert_eq!(failed.expect_err("it never works again").kind, RunErrorKind::Stalled);
+    assert_eq!(machine.process().await, None);
+    machine.run(inverted(), &cancel).await.expect("a picture");
+    let busy = json!({ "steps": 1, "seconds": 600.0, "interruptible": false });
+    let slow = saving(2, "TestProgress", &busy);
+    let running = machine.run(slow, &cancel);
+    let (failed, ()) = tokio::join!(running, async {
+        sleep(Duration::from_secs(1)).await;
+        cancel.cancel();
+    });
+    assert_eq!(failed.expect_err("it is cancelled").kind, RunErrorKind::Canceled);
+    assert_eq!(machine.process().await, None, "what does not stop is killed");
+}
+
+#[tokio::test]
+async fn out_of_memory_is_told_apart_and_leaves_the_process() {
+    let Some(machine) = Machine::new(|_| {}) else { return };
+    let cancel = CancellationToken::new();
+    let failed = machine.run(saving(1, "TestFail", &json!({ "kind": "cuda_oom" })), &cancel).await;
+    assert_eq!(failed.expect_err("no memory").kind, RunErrorKind::OutOfMemory);
+    let id = machine.process().await.expect("it stays");
+    machine.run(inverted(), &cancel).await.expect("a picture");
+    assert_eq!(machine.process().await, Some(id));
+}
+
+#[tokio::test]
+async fn workspace_is_proven_by_what_comfyui_has_and_refused_with_the_traceback() {
+    let Some(mut machine) = Machine::new(|_| {}) else { return };
+    let cancel = CancellationToken::new();
+    machine.file("models/upscale_models/tiny.safetensors", "weights");
+    machine.workspace.model_names = ["upscale_models/tiny.safetensors".to_owned()].into();
+    assert_eq!(machine.engine.prove(&machine.workspace, &cancel).await, Ok(()));
+    machine.workspace.model_names.insert("vae/absent.safetensors".to_owned());
+    let reason = machine.engine.prove(&machine.workspace, &cancel).await.expect_err("a model is missing");
+    assert!(reason.contains("`vae/absent.safetensors`"), "{reason}");
+    machine.workspace.classes.insert("Broken".to_owned());
+    machine.file("custom_nodes/broken/__init__.py", "import nowhere_to_be_found\n");
+    let reason = machine.engine.prove(&machine.workspace, &cancel).await.expect_err("a class is missing");
+    for words in ["`Broken`", "Traceback", "No module named 'nowhere_to_be_found'"] {
+        assert!(reason.contains(words), "{reason}");
+    }
+}
+
+#[tokio::test]
+async fn comfyui_that_does_not_come_up_is_told_with_its_last_words() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let tree = folder.path().join("tree");
+    std::fs::create_dir_all(&tree).expect("made");
+    std::fs::write(tree.join("main.py"), "print('no such thing'); raise SystemExit(7)\n").expect("written");
+    let mut config = ManagedConfig::new(folder.path().join("slots"), vec![]);
+    let cancel = CancellationToken::new();
+    let of = workspace(&tree, &folder.path().join("files"), "/usr/bin/env");
+    // `env main.py` is no Python: it ends at once.
+    let reason = Managed::new(config.clone()).prove(&of, &cancel).await.expect_err("that is no Python");
+    assert!(reason.contains("ended with exit status: 127"), "{reason}");
+    std::fs::write(tree.join("main.py"), "#!/bin/sh\necho waiting for ever\nsleep 1000\n").expect("written");
+    config.start_within = Duration::from_secs(1);
+    let of = workspace(&tree, &folder.path().join("files"), "/bin/sh");
+    let reason = Managed::new(config).prove(&of, &cancel).await.expect_err("it does not answer");
+    assert!(reason.contains("did not answer within 1s") && reason.contains("waiting for ever"), "{reason}");
+}

@@ -20,3 +20,4 @@ pub mod workspace;
 mod testing;
 
 pub use os::machine::platform;
+pub use os::sandbox;

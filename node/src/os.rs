@@ -4,3 +4,4 @@ pub(crate) mod file;
 pub(crate) mod machine;
 pub(crate) mod nvml;
 pub(crate) mod program;
+pub mod sandbox;

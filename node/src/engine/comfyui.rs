@@ -72,6 +72,11 @@ impl ComfyUi {
     pub fn new(address: &str, options: ComfyUiOptions) -> Result<Self, AddressError> {
         Ok(Self { client: Client::new(address)?, options })
     }
+
+    /// The ComfyUI behind that Unix socket. Nothing is sent yet.
+    pub(super) fn behind(socket: &Path, options: ComfyUiOptions) -> Self {
+        Self { client: Client::behind(socket), options }
+    }
 }
 
 #[async_trait]

@@ -25,6 +25,7 @@ use tracing::{info, warn};
 use self::process::{Launch, Process, StartError};
 use crate::engine::comfyui::ComfyUiOptions;
 use crate::engine::{Description, Engine, EngineError, Execution, ProducedFile, ProgressSink, canceled};
+use crate::os::sandbox::Sandbox;
 use crate::workspace::Workspace;
 
 /// How a node runs its ComfyUI processes.
@@ -40,6 +41,10 @@ pub struct ManagedConfig {
     pub idle: Duration,
     /// How long one may take to answer first. Defaults to 5 minutes.
     pub start_within: Duration,
+    /// Where the byte code of what processes import is kept, for each workspace.
+    pub byte_code: PathBuf,
+    /// What puts walls around each process; `None` where there is no such thing, or the owner does not want it.
+    pub sandbox: Option<Sandbox>,
     /// How patient the node is with a run, and how much it may make.
     pub comfyui: ComfyUiOptions,
 }
@@ -50,6 +55,8 @@ impl ManagedConfig {
         // Nobody else is in its queue, and what does not stop is killed.
         let comfyui = ComfyUiOptions { stop_within: Duration::from_secs(5), ..ComfyUiOptions::default() };
         Self {
+            byte_code: folder.join("byte-code"),
+            sandbox: None,
             folder,
             devices,
             arguments: Vec::new(),

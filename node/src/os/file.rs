@@ -39,9 +39,12 @@ pub(crate) fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
             std::os::unix::fs::symlink(std::fs::read_link(&path)?, &place)?;
         } else {
             std::fs::copy(&path, &place)?;
-            let mut permissions = std::fs::metadata(&place)?.permissions();
+            let file = std::fs::File::open(&place)?;
+            let mut permissions = file.metadata()?.permissions();
             permissions.set_mode(permissions.mode() | 0o200);
-            std::fs::set_permissions(&place, permissions)?;
+            file.set_permissions(permissions)?;
+            // What was compiled from the one is good for the other.
+            file.set_modified(entry.metadata()?.modified()?)?;
         }
     }
     Ok(())

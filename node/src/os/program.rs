@@ -44,7 +44,7 @@ pub(crate) struct Program {
 /// A call of a program that ends when this process does, however that ends. It reads nothing.
 pub(crate) fn leashed(program: &Path) -> Command {
     let mut command = Command::new("/bin/sh");
-    command.args(["-c", LEASH, "sh"]).arg(program).stdin(Stdio::piped());
+    command.args(["-c", LEASH, "sh"]).arg(program).stdin(Stdio::piped()).process_group(0);
     command
 }
 

@@ -4,6 +4,7 @@
 //! `outputs.rs`), and the WebSocket (`socket.rs`).
 
 use std::collections::BTreeSet;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,7 +14,8 @@ use reqwest::{RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
 
 use super::answer::{HistoryEntry, Position, ServedFile, Submitted};
 
@@ -30,7 +32,14 @@ const STOP_POLL: Duration = Duration::from_millis(250);
 pub struct Client {
     http: reqwest::Client,
     base: Url,
+    /// The Unix socket that it is behind, if it is.
+    socket: Option<PathBuf>,
 }
+
+/// A connection to ComfyUI.
+pub(super) trait Link: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Link for T {}
 
 /// An address that is not one of a ComfyUI.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -100,7 +109,7 @@ pub enum RequestError {
         path: PathBuf,
         /// What the system said.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
@@ -119,10 +128,15 @@ impl Client {
         if base.scheme() != "http" || base.host_str().is_none() || base.query().is_some() {
             return Err(error());
         }
-        // A proxy of the environment is for the internet; this is a machine of the owner's.
-        let http = reqwest::Client::builder().no_proxy().connect_timeout(CONNECT_WITHIN);
-        let http = http.read_timeout(SILENT_AT_MOST).build().expect("these options are valid");
-        Ok(Self { http, base })
+        let http = http_client().build().expect("these options are valid");
+        Ok(Self { http, base, socket: None })
+    }
+
+    /// A client of the ComfyUI behind that Unix socket. Nothing is sent yet.
+    pub fn behind(socket: &Path) -> Self {
+        let http = http_client().unix_socket(socket).build().expect("these options are valid");
+        let base = Url::parse("http://localhost/").expect("that is an address");
+        Self { http, base, socket: Some(socket.to_owned()) }
     }
 
     /// The address as the owner gave it.
@@ -136,6 +150,17 @@ impl Client {
         url.set_scheme("ws").expect("an http address can become one of ws");
         url.query_pairs_mut().append_pair("clientId", client_id);
         url.into()
+    }
+
+    /// A fresh connection, for its WebSocket.
+    pub(super) async fn connect(&self) -> io::Result<Box<dyn Link>> {
+        if let Some(socket) = &self.socket {
+            return Ok(Box::new(UnixStream::connect(socket).await?));
+        }
+        let host = self.base.host_str().unwrap_or_default().trim_matches(['[', ']']);
+        let stream = TcpStream::connect((host, self.base.port_or_known_default().unwrap_or(80))).await?;
+        stream.set_nodelay(true)?;
+        Ok(Box::new(stream))
     }
 
     /// Its version, as `/system_stats` gives it.
@@ -361,6 +386,12 @@ impl Client {
     fn too_large(&self, path: &str, limit: u64) -> RequestError {
         RequestError::TooLarge { url: self.address().to_owned(), request: path.to_owned(), limit }
     }
+}
+
+fn http_client() -> reqwest::ClientBuilder {
+    // A proxy of the environment is for the internet; this is a machine of the owner's.
+    let http = reqwest::Client::builder().no_proxy().connect_timeout(CONNECT_WITHIN);
+    http.read_timeout(SILENT_AT_MOST)
 }
 
 #[cfg(test)]

@@ -5,12 +5,11 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message as Frame};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
+use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
-use super::client::Client;
+use super::client::{Client, Link};
 use super::events::{self, Message};
 
 /// The largest message that is read. Previews have some 100 KiB; SaveImageWebsocket sends whole pictures.
@@ -18,7 +17,7 @@ const MAX_MESSAGE: usize = 64 << 20;
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
 /// One connection.
-pub(super) struct Socket(WebSocketStream<MaybeTlsStream<TcpStream>>);
+pub(super) struct Socket(WebSocketStream<Box<dyn Link>>);
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +44,10 @@ impl Socket {
     pub(super) async fn connect(client: &Client, client_id: &str) -> Result<Self, ConnectError> {
         let limits =
             WebSocketConfig::default().max_message_size(Some(MAX_MESSAGE)).max_frame_size(Some(MAX_MESSAGE));
-        let connecting = connect_async_with_config(client.socket_address(client_id), Some(limits), true);
+        let connecting = async {
+            let link = client.connect().await?;
+            client_async_with_config(client.socket_address(client_id), link, Some(limits)).await
+        };
         let url = || client.address().to_owned();
         match tokio::time::timeout(CONNECT_WITHIN, connecting).await {
             Ok(Ok((stream, _))) => Ok(Self(stream)),

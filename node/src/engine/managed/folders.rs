@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 use crate::os::file::{copy_tree, folder_bytes, link};
 use crate::workspace::Workspace;
 
+/// What joins a process without a network to its socket.
+const RELAY: &str = include_str!("relay.py");
+
 /// The folders of one slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Folders {
@@ -37,9 +40,14 @@ impl Folders {
         self.root.join("tmp")
     }
 
-    /// What the process says.
+    /// What joins a process without a network to its socket.
+    pub(super) fn relay(&self) -> PathBuf {
+        self.root.join("relay.py")
+    }
+
+    /// What the process says; where it cannot write.
     pub(super) fn log(&self) -> PathBuf {
-        self.root.join("comfyui.log")
+        self.root.with_extension("log")
     }
 
     /// Makes them for a process of this workspace, in place of those of an earlier one.
@@ -49,9 +57,10 @@ impl Folders {
             std::fs::create_dir_all(folder)?;
         }
         std::fs::write(self.front().join("index.html"), "<!doctype html><title>ComfyUI</title>\n")?;
+        std::fs::write(self.relay(), RELAY)?;
         copy_tree(&workspace.comfyui, &self.code())?;
-        if workspace.files.is_dir() {
-            lay(&workspace.files, &self.code())?;
+        for (file, place) in files(workspace)? {
+            link(&file, &self.code().join(place))?;
         }
         Ok(())
     }
@@ -75,15 +84,23 @@ impl Folders {
     }
 }
 
-/// Links each file of a folder at its place below another one.
-fn lay(from: &Path, to: &Path) -> io::Result<()> {
-    for entry in std::fs::read_dir(from)? {
+/// Each file of a workspace, and its place below the folder of ComfyUI.
+pub(super) fn files(workspace: &Workspace) -> io::Result<Vec<(PathBuf, PathBuf)>> {
+    let mut files = Vec::new();
+    if workspace.files.is_dir() {
+        collect(&workspace.files, Path::new(""), &mut files)?;
+    }
+    Ok(files)
+}
+
+fn collect(folder: &Path, place: &Path, files: &mut Vec<(PathBuf, PathBuf)>) -> io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
-        let (path, place) = (entry.path(), to.join(entry.file_name()));
+        let (path, place) = (entry.path(), place.join(entry.file_name()));
         match entry.file_type()?.is_dir() {
-            true => lay(&path, &place)?,
-            // To the file itself, because the folder of links is not there for the process.
-            false => link(&std::fs::canonicalize(&path)?, &place)?,
+            true => collect(&path, &place, files)?,
+            // The file itself, because the folder of links is not there for the process.
+            false => files.push((std::fs::canonicalize(&path)?, place)),
         }
     }
     Ok(())

@@ -11,17 +11,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::{Device, RunError, RunErrorKind};
+use tempfile::TempDir;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::ManagedConfig;
-use super::folders::Folders;
+use super::folders::{Folders, files};
 use super::log::ProcessLog;
 use crate::engine::comfyui::{ComfyUi, ComfyUiOptions};
 use crate::engine::{Engine, Execution, ProducedFile, ProgressSink};
 use crate::os::program::{Program, leashed};
+use crate::os::sandbox::{Sandbox, Walls, folders_of_python};
 use crate::workspace::Workspace;
 
 /// How often one that starts is asked whether it is up.
@@ -30,6 +32,12 @@ const POLL: Duration = Duration::from_millis(100);
 const FULL: u64 = 8 << 30;
 /// What a process has of this machine's environment.
 const PASSED: [&str; 3] = ["LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR"];
+/// The socket's name in its folder.
+const SOCKET: &str = "comfyui";
+/// The port within the walls, where nobody else is.
+const INNER_PORT: u16 = 8188;
+/// Starts ComfyUI beside the relay: PYTHON RELAY SOCKET PORT ARGUMENTS…
+const BEHIND_RELAY: &str = r#"python=$1; "$python" -I -S "$2" "$3" "$4" & shift 4; exec "$python" "$@""#;
 /// The most names of one error.
 const MAX_NAMES: usize = 5;
 
@@ -41,6 +49,17 @@ pub(super) struct Launch {
     arguments: Vec<String>,
     start_within: Duration,
     options: ComfyUiOptions,
+    byte_code: PathBuf,
+    sandbox: Option<Sandbox>,
+}
+
+/// Where a process is talked to.
+#[derive(Debug)]
+enum Door {
+    /// A port on loopback.
+    Port(u16),
+    /// A Unix socket in a folder of its own.
+    Socket(TempDir),
 }
 
 /// Why there is no process.
@@ -93,6 +112,7 @@ pub(super) struct Process {
     comfyui: ComfyUi,
     log: ProcessLog,
     folders: Folders,
+    _door: Door,
 }
 
 impl Launch {
@@ -103,6 +123,8 @@ impl Launch {
             arguments: config.arguments.clone(),
             start_within: config.start_within,
             options: config.comfyui.clone(),
+            byte_code: config.byte_code.clone(),
+            sandbox: config.sandbox.clone(),
         }
     }
 
@@ -115,12 +137,11 @@ impl Launch {
         let begun = Instant::now();
         let log = self.make_folders(workspace).await?;
         let spawned = |source| StartError::Spawn { python: workspace.python.clone(), source };
-        let port = free_port().map_err(spawned)?;
-        let mut command = self.command(workspace, port).map_err(spawned)?;
+        let door = self.door().map_err(spawned)?;
+        let mut command = self.command(workspace, &door).map_err(spawned)?;
         let told = log.clone();
         let mut program = Program::start(&mut command, move |_, line| told.line(line)).map_err(spawned)?;
-        let comfyui = ComfyUi::new(&format!("http://127.0.0.1:{port}"), self.options.clone());
-        let comfyui = comfyui.expect("that is the address of a ComfyUI");
+        let comfyui = door.comfyui(self.options.clone());
         let tail = || log.tail();
         tokio::select! {
             () = cancel.cancelled() => {
@@ -138,9 +159,9 @@ impl Launch {
             }
             () = until_up(&comfyui) => {}
         }
-        info!(seconds = begun.elapsed().as_secs_f64(), port, "comfyui is up");
+        info!(seconds = begun.elapsed().as_secs_f64(), "comfyui is up");
         let (workspace, folders) = (Arc::clone(workspace), self.folders.clone());
-        Ok(Process { workspace, program, comfyui, log, folders })
+        Ok(Process { workspace, program, comfyui, log, folders, _door: door })
     }
 
     /// Removes what a process left in its folders.
@@ -162,13 +183,33 @@ impl Launch {
         made.map_err(|source| StartError::Folders { folder: self.folders.root.clone(), source })
     }
 
+    /// Where the next process will be talked to: with walls around it, it has no network that others have too.
+    fn door(&self) -> io::Result<Door> {
+        if self.sandbox.is_none() {
+            return free_port().map(Door::Port);
+        }
+        // The name of a socket must be short, and the node's data folder may not be.
+        tempfile::Builder::new().prefix("comfy-farm-").tempdir().map(Door::Socket)
+    }
+
     /// The call of ComfyUI, with an environment that was built from nothing.
-    fn command(&self, workspace: &Workspace, port: u16) -> io::Result<Command> {
+    fn command(&self, workspace: &Workspace, door: &Door) -> io::Result<Command> {
         let (code, home) = (self.folders.code(), self.folders.home());
         let known = std::fs::read_to_string(code.join("comfy/cli_args.py")).unwrap_or_default();
-        let mut command = leashed(&workspace.python);
+        let byte_code = self.byte_code.join(workspace.lockfile.to_string());
+        std::fs::create_dir_all(&byte_code)?;
+        let mut command = match (&self.sandbox, door) {
+            (Some(sandbox), Door::Socket(folder)) => {
+                let walls = self.walls(workspace, folder.path(), &byte_code)?;
+                let mut command = sandbox.command(&walls, Path::new("/bin/sh"));
+                command.args(["-c", BEHIND_RELAY, "sh"]).arg(&workspace.python).arg(self.folders.relay());
+                command.arg(folder.path().join(SOCKET)).arg(INNER_PORT.to_string());
+                command
+            }
+            _ => leashed(&workspace.python),
+        };
         command.arg("main.py").current_dir(&code).env_clear();
-        command.args(arguments(&known, port, &self.folders.front(), self.device.as_ref()));
+        command.args(arguments(&known, door.port(), &self.folders.front(), self.device.as_ref()));
         command.args(&self.arguments);
         for name in PASSED {
             if let Some(value) = std::env::var_os(name) {
@@ -181,15 +222,39 @@ impl Launch {
         command.env("HF_HOME", home.join("huggingface")).env("TORCH_HOME", home.join("torch"));
         command.env("TMPDIR", self.folders.temporary()).env("LANG", "C.UTF-8");
         // The environment is shared with other processes, and the tree is thrown away.
-        command.env("PYTHONDONTWRITEBYTECODE", "1").env("PYTHONUNBUFFERED", "1").env("PYTHONNOUSERSITE", "1");
-        command.env(
-            "CUDA_VISIBLE_DEVICES",
-            match &self.device {
-                Some(Device::Gpu { uuid, .. }) => uuid,
-                _ => "",
-            },
-        );
+        command.env("PYTHONPYCACHEPREFIX", &byte_code);
+        command.env("PYTHONUNBUFFERED", "1").env("PYTHONNOUSERSITE", "1");
+        let card = match &self.device {
+            Some(Device::Gpu { uuid, .. }) => uuid,
+            _ => "",
+        };
+        command.env("CUDA_VISIBLE_DEVICES", card);
         Ok(command)
+    }
+
+    /// What the process sees of this machine.
+    fn walls(&self, workspace: &Workspace, door: &Path, byte_code: &Path) -> io::Result<Walls> {
+        let mut read = folders_of_python(&workspace.python)?;
+        read.extend(files(workspace)?.into_iter().map(|(file, _)| file));
+        let write = vec![self.folders.root.clone(), door.to_owned(), byte_code.to_owned()];
+        Ok(Walls { read, write, network: false })
+    }
+}
+
+impl Door {
+    fn port(&self) -> u16 {
+        match self {
+            Self::Port(port) => *port,
+            Self::Socket(_) => INNER_PORT,
+        }
+    }
+
+    fn comfyui(&self, options: ComfyUiOptions) -> ComfyUi {
+        match self {
+            Self::Port(port) => ComfyUi::new(&format!("http://127.0.0.1:{port}"), options)
+                .expect("that is the address of a ComfyUI"),
+            Self::Socket(folder) => ComfyUi::behind(&folder.path().join(SOCKET), options),
+        }
     }
 }
 

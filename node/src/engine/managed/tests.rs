@@ -15,7 +15,7 @@ const START: Duration = Duration::from_secs(120);
 /// A workspace of a real or made-up ComfyUI.
 pub(super) fn workspace(comfyui: &Path, files: &Path, python: impl Into<PathBuf>) -> Workspace {
     Workspace {
-        lockfile: LockfileHash(BlobHash::of(files.as_os_str().as_encoded_bytes())),
+        lockfile: LockfileHash(BlobHash([0; 32])),
         environment: EnvironmentHash(BlobHash([0; 32])),
         code: CodeHash(BlobHash([0; 32])),
         python: python.into(),
@@ -35,6 +35,15 @@ struct Machine {
 }
 
 impl Machine {
+    /// Within walls where this machine has some.
+    async fn walled(change: impl FnOnce(&mut ManagedConfig)) -> Option<Self> {
+        let sandbox = Sandbox::find().await.inspect_err(|reason| eprintln!("skipped: {reason}")).ok();
+        Self::new(|config| {
+            config.sandbox = sandbox;
+            change(config);
+        })
+    }
+
     fn new(change: impl FnOnce(&mut ManagedConfig)) -> Option<Self> {
         let Some(real) = std::env::var_os("COMFY_FARM_TEST_COMFYUI").filter(|value| !value.is_empty()) else {
             eprintln!("skipped: COMFY_FARM_TEST_COMFYUI is not set; `tests/run` sets it");
@@ -44,6 +53,8 @@ impl Machine {
         let workspace =
             workspace(&real.join("ComfyUI"), &folder.path().join("files"), real.join("venv/bin/python"));
         let mut config = ManagedConfig::new(folder.path().join("slots"), vec![Device::Cpu { threads: 2 }]);
+        // Of the same programs each time: nobody compiles them again.
+        config.byte_code = std::env::temp_dir().join("comfy-farm-test-byte-code");
         change(&mut config);
         Some(Self { engine: Managed::new(config), workspace, folder, runs: Default::default() })
     }
@@ -99,7 +110,9 @@ fn inverted() -> Value {
 
 #[tokio::test]
 async fn process_stays_warm_gives_the_same_files_again_and_ends_when_it_has_no_work() {
-    let Some(machine) = Machine::new(|config| config.idle = Duration::from_millis(500)) else { return };
+    let Some(machine) = Machine::walled(|config| config.idle = Duration::from_millis(500)).await else {
+        return;
+    };
     let cancel = CancellationToken::new();
     let first = machine.run(inverted(), &cancel).await.expect("a picture");
     let id = machine.process().await.expect("it is warm");
@@ -152,10 +165,12 @@ NODE_CLASS_MAPPINGS = {"Mortal": Mortal}
 
 #[tokio::test]
 async fn process_that_is_up_and_dead_is_ended_and_so_is_one_that_does_not_stop() {
-    let Some(machine) = Machine::new(|config| {
+    let Some(machine) = Machine::walled(|config| {
         config.comfyui.stall_after = Duration::from_secs(4);
         config.comfyui.stop_within = Duration::from_millis(500);
-    }) else {
+    })
+    .await
+    else {
         return;
     };
     let cancel = CancellationToken::new();
@@ -187,7 +202,7 @@ async fn out_of_memory_is_told_apart_and_leaves_the_process() {
 
 #[tokio::test]
 async fn workspace_is_proven_by_what_comfyui_has_and_refused_with_the_traceback() {
-    let Some(mut machine) = Machine::new(|_| {}) else { return };
+    let Some(mut machine) = Machine::walled(|_| {}).await else { return };
     let cancel = CancellationToken::new();
     machine.file("models/upscale_models/tiny.safetensors", "weights");
     machine.workspace.model_names = ["upscale_models/tiny.safetensors".to_owned()].into();

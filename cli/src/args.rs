@@ -159,6 +159,8 @@ pub(crate) enum EngineChoice {
     Builtin,
     /// A ComfyUI that runs already; see `--comfyui`.
     Comfyui,
+    /// A ComfyUI of the node's own for each GPU, rebuilt as the author of each workflow had it.
+    Managed,
 }
 
 /// How much of this machine's links may be used.
@@ -198,7 +200,8 @@ pub(crate) struct NodeArguments {
     /// Do not look for peers on the LAN by mDNS, nor tell them of this one.
     #[arg(long)]
     pub(crate) no_mdns: bool,
-    /// The engine. Defaults to `comfyui` where `--comfyui` is given, else to `builtin`.
+    /// The engine. Defaults to `comfyui` where `--comfyui` is given, to `managed` where there is a GPU, else to
+    /// `builtin`.
     #[arg(long, value_enum)]
     pub(crate) engine: Option<EngineChoice>,
     /// The ComfyUI to attach to, such as http://127.0.0.1:8188.
@@ -216,6 +219,8 @@ pub(crate) struct NodeArguments {
     /// Read also from hosts at private addresses and over plain http, such as an office's own mirror.
     #[arg(long)]
     pub(crate) allow_private_origins: bool,
+    #[command(flatten)]
+    pub(crate) managed: ManagedArguments,
     /// A label, such as room=2.14. Repeatable.
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) label: Vec<String>,
@@ -226,6 +231,39 @@ pub(crate) struct NodeArguments {
     /// middle of a run.
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 0)]
     pub(crate) builtin_pause: u64,
+}
+
+/// What the engine `managed` may do, and how.
+#[derive(Debug, Default, Args)]
+pub(crate) struct ManagedArguments {
+    /// Do not rebuild what is deployed in the farm, only what publishers signed that you trusted.
+    #[arg(long)]
+    pub(crate) no_trust_farm: bool,
+    /// Take code from this host alone, such as github.com. Repeatable. Defaults to any public host.
+    #[arg(long = "allow-code-host", value_name = "HOST")]
+    pub(crate) code_host: Vec<String>,
+    /// Take models that are pickles too, which run code as they are loaded.
+    #[arg(long)]
+    pub(crate) allow_pickle: bool,
+    /// Run `install.py` of custom nodes, and build packages that come as sources.
+    #[arg(long)]
+    pub(crate) allow_install_scripts: bool,
+    /// Run ComfyUI without walls around it, also where this machine could have some.
+    #[arg(long)]
+    pub(crate) no_sandbox: bool,
+    /// Flags of your own for ComfyUI, such as "--lowvram --fp16-vae".
+    #[arg(long, value_name = "FLAGS", allow_hyphen_values = true)]
+    pub(crate) comfyui_args: Option<String>,
+    /// How long a ComfyUI without work stays, in seconds. Defaults to 600.
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) comfyui_idle: Option<u64>,
+    /// The index that Python packages come from. Defaults to https://pypi.org/simple.
+    #[arg(long, value_name = "URL")]
+    pub(crate) package_index: Option<String>,
+    /// Where the builds of torch are, each below its name (`cu124`, `cpu`). Defaults to
+    /// https://download.pytorch.org/whl.
+    #[arg(long, value_name = "URL")]
+    pub(crate) torch_index: Option<String>,
 }
 
 #[derive(Debug, Args)]

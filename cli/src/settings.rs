@@ -14,10 +14,12 @@ use std::time::Duration;
 use coordinator::api::TlsFiles;
 use mesh::limits::Limits;
 use mesh::store::ByteSize;
+use node::policy::Policy;
 use protocol::LEASE_DURATION;
 
+use self::file::NodeTable;
 pub(crate) use self::file::{SettingsFile, check_environment};
-use crate::args::{CoordinatorArguments, EngineChoice, NodeArguments, ToolArguments};
+use crate::args::{CoordinatorArguments, EngineChoice, ManagedArguments, NodeArguments, ToolArguments};
 use crate::environment;
 
 /// The port of the API and the page.
@@ -174,8 +176,9 @@ pub(crate) struct NodeSettings {
     pub(crate) listen: Option<SocketAddr>,
     pub(crate) data_listen: Option<SocketAddr>,
     pub(crate) mdns: bool,
-    /// The ComfyUI to attach to; `None` for the built-in engine.
-    pub(crate) comfyui: Option<String>,
+    /// The engine; `None` where the machine decides.
+    pub(crate) engine: Option<EngineSettings>,
+    pub(crate) managed: ManagedSettings,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) quota: Option<ByteSize>,
     pub(crate) limits: Limits,
@@ -185,18 +188,64 @@ pub(crate) struct NodeSettings {
     pub(crate) builtin_pause: Duration,
 }
 
+/// Which engine, as its owner said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum EngineSettings {
+    Builtin,
+    /// The ComfyUI to attach to.
+    Attached(String),
+    Managed,
+}
+
+/// What the engine `managed` runs on.
+#[derive(Debug)]
+pub(crate) struct ManagedSettings {
+    pub(crate) policy: Policy,
+    pub(crate) sandbox: bool,
+    /// The owner's flags for ComfyUI.
+    pub(crate) comfyui_args: Vec<String>,
+    pub(crate) comfyui_idle: Option<Duration>,
+    pub(crate) package_index: Option<String>,
+    pub(crate) torch_index: Option<String>,
+}
+
+impl ManagedSettings {
+    fn resolve(arguments: ManagedArguments, table: &NodeTable, private_origins: bool) -> Self {
+        let hosts = first_given(arguments.code_host, table.allow_code_host.clone());
+        let policy = Policy {
+            trust_farm: !arguments.no_trust_farm && table.trust_farm.unwrap_or(true),
+            hosts: hosts.into_iter().collect(),
+            pickle: arguments.allow_pickle || table.allow_pickle,
+            install_scripts: arguments.allow_install_scripts || table.allow_install_scripts,
+            private_origins,
+        };
+        let flags = arguments.comfyui_args.or_else(|| table.comfyui_args.clone()).unwrap_or_default();
+        Self {
+            policy,
+            sandbox: !arguments.no_sandbox && table.sandbox.unwrap_or(true),
+            comfyui_args: flags.split_whitespace().map(str::to_owned).collect(),
+            comfyui_idle: arguments.comfyui_idle.or(table.comfyui_idle).map(Duration::from_secs),
+            package_index: arguments.package_index.or_else(|| table.package_index.clone()),
+            torch_index: arguments.torch_index.or_else(|| table.torch_index.clone()),
+        }
+    }
+}
+
 impl NodeSettings {
     pub(crate) fn resolve(arguments: NodeArguments, file: SettingsFile) -> Result<Self, SettingsError> {
         let table = file.node;
+        let private_origins = arguments.allow_private_origins || table.allow_private_origins;
+        let managed = ManagedSettings::resolve(arguments.managed, &table, private_origins);
         let comfyui = arguments.comfyui.or(table.comfyui);
-        let comfyui = match (arguments.engine.or(table.engine), comfyui) {
+        let engine = match (arguments.engine.or(table.engine), comfyui) {
             (Some(EngineChoice::Comfyui), None) => {
                 let text =
                     "engine `comfyui` needs the address of one that runs: `--comfyui http://127.0.0.1:8188`";
                 return Err(SettingsError::Flag(text.to_owned()));
             }
-            (Some(EngineChoice::Builtin), _) => None,
-            (_, comfyui) => comfyui,
+            (Some(EngineChoice::Builtin), _) => Some(EngineSettings::Builtin),
+            (Some(EngineChoice::Managed), _) => Some(EngineSettings::Managed),
+            (_, comfyui) => comfyui.map(EngineSettings::Attached),
         };
         let mut labels = table.labels;
         for label in arguments.label {
@@ -211,7 +260,8 @@ impl NodeSettings {
             listen: arguments.listen.or(table.listen),
             data_listen: arguments.data_listen.or(table.data_listen),
             mdns: !arguments.no_mdns && table.mdns.unwrap_or(true),
-            comfyui,
+            engine,
+            managed,
             labels,
             quota: arguments.quota.or(table.quota),
             limits: limits::limits(
@@ -219,7 +269,7 @@ impl NodeSettings {
                 &first_given(arguments.limits.download_limit, table.download_limit),
             ),
             models: if arguments.models.is_empty() { table.models } else { arguments.models },
-            private_origins: arguments.allow_private_origins || table.allow_private_origins,
+            private_origins,
             yes: arguments.yes || table.yes,
             builtin_pause: Duration::from_millis(arguments.builtin_pause),
         })

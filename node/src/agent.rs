@@ -2,6 +2,7 @@
 //!
 //! Not here: the loop that answers the coordinator, which is `agent::duty`.
 
+mod builder;
 mod duty;
 mod offer;
 mod session;
@@ -30,12 +31,17 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use self::builder::Rebuilder;
+pub use self::builder::Rebuilding;
 use crate::ends::{Ends, KeepError};
 use crate::engine::Engine;
 use crate::finder::{Question, SessionFinder};
 use crate::join::{BelongError, Belonging};
 use crate::provide::provide_task;
 use crate::run::Tools;
+use crate::workspace::assemble::Assembler;
+use crate::workspace::prepare::prepare_task;
+use crate::workspace::shelf::Shelf;
 
 /// The port on which a node serves blobs, unless another process has it.
 pub const DEFAULT_DATA_PORT: u16 = 4290;
@@ -70,6 +76,8 @@ pub struct AgentConfig {
     pub private_origins: bool,
     /// What executes workflows.
     pub engine: Arc<dyn Engine>,
+    /// How it rebuilds the workspaces that this engine works in; `None` for an engine that needs none.
+    pub rebuilding: Option<Rebuilding>,
     /// What the engine computes on: one slot for each.
     pub devices: Vec<Device>,
 }
@@ -140,6 +148,8 @@ pub struct Agent {
     questions: mpsc::Receiver<Question>,
     /// What the coordinator wants to be prepared.
     wants: watch::Sender<Option<WantWorkspaces>>,
+    /// What prepares it.
+    builder: Option<Arc<Rebuilder>>,
 }
 
 impl Agent {
@@ -177,13 +187,20 @@ impl Agent {
         };
         exchange.set_origins(OriginReader::new(origins)?);
         let reach = Reach { exchange: exchange.clone(), finder: farm };
+        let workspaces = data.join("workspaces");
+        let shelf = config.rebuilding.is_some().then(|| Shelf::new(workspaces.join("ready")));
+        let builder = config.rebuilding.map(|Rebuilding { policy, uv, accelerator, engine }| {
+            let (data, root, reach) = (data.clone(), workspaces, reach.clone());
+            let assembler = Assembler { data, root, policy, reach, uv, accelerator };
+            Arc::new(Rebuilder { assembler, engine })
+        });
         let control = ControlServer::bind(&data, blobs.clone()).map(|server| server.with_reach(reach));
         let control = control.inspect_err(|error| warn!(error = error_chain(error), "no commands")).ok();
         let ends = Ends::open(&data.join("ends"), blobs.clone()).await?;
         let scratch = empty_folder(&data.join("scratch"))?;
         info!(%peer, coordinator = %belonging.coordinator, "node is up");
 
-        let tools = Arc::new(Tools { engine: config.engine, exchange, blobs, ends, scratch, shelf: None });
+        let tools = Arc::new(Tools { engine: config.engine, exchange, blobs, ends, scratch, shelf });
         let (devices, models) = (config.devices, config.models);
         Ok(Self {
             peer,
@@ -199,6 +216,7 @@ impl Agent {
             finder,
             questions,
             wants: watch::Sender::new(None),
+            builder,
         })
     }
 
@@ -226,6 +244,9 @@ impl Agent {
         let models = std::mem::take(&mut self.models);
         upkeep.spawn(index_task(self.tools.blobs.clone(), models, stop.clone()));
         upkeep.spawn(provide_task(self.mesh.clone(), self.tools.blobs.clone(), stop.clone()));
+        if let Some((builder, shelf)) = self.builder.take().zip(self.tools.shelf.clone()) {
+            upkeep.spawn(prepare_task(builder, shelf, self.wants.subscribe(), stop.clone()));
+        }
         let (exchange, mesh) = (self.tools.exchange.clone(), self.mesh.clone());
         // Held until nothing is written into it any more.
         let _folder = Arc::clone(&self.folder);

@@ -2,12 +2,15 @@
 //!
 //! Not here: the driver's library, which is `os::nvml`.
 
-use protocol::Device;
+use protocol::{Accelerator, Device};
 
 /// Finds the graphics cards of a machine.
 pub trait GpuProbe {
     /// The cards, in the driver's order; the reason in words where none can be used.
     fn gpus(&self) -> Result<Vec<Device>, NoGpu>;
+
+    /// What torch can compute on with the driver that is installed.
+    fn accelerator(&self) -> Accelerator;
 }
 
 /// Why no graphics card is used.

@@ -9,6 +9,7 @@ use mesh::store::free_bytes;
 use protocol::Device;
 
 use crate::gpu::GpuProbe;
+use crate::policy::Policy;
 
 /// What the node found and would do.
 #[derive(Debug, Clone)]
@@ -28,6 +29,13 @@ pub enum EngineTerms {
     Attached {
         /// Where it answers.
         url: String,
+    },
+    /// A ComfyUI of the node's own for each slot, in locked workspaces.
+    Managed {
+        /// What its owner allows.
+        policy: Policy,
+        /// Why there are no walls around it, where there are none.
+        no_walls: Option<String>,
     },
 }
 
@@ -63,13 +71,37 @@ impl fmt::Display for Terms {
                 writeln!(f, "  Models    none; the built-in engine uses none")?;
                 writeln!(f, "  Code      only comfy-farm's own; nothing from a bundle is executed")?;
             }
+            EngineTerms::Managed { policy, no_walls } => {
+                writeln!(
+                    f,
+                    "  Engine    a ComfyUI of its own for each slot, rebuilt as each workflow's author had it"
+                )?;
+                writeln!(
+                    f,
+                    "  Models    those of the workflows, fetched from peers and from the internet, and served to peers"
+                )?;
+                writeln!(f, "  Code      {policy}")?;
+                match no_walls {
+                    None => writeln!(
+                        f,
+                        "  Walls     the system read-only, none of your files, no network while it runs"
+                    )?,
+                    Some(reason) => {
+                        writeln!(f, "  Walls     none: what it runs can read your files; {reason}")?
+                    }
+                }
+            }
             EngineTerms::Attached { url } => {
                 writeln!(f, "  Engine    your ComfyUI at {url}; your own prompts are never touched")?;
                 writeln!(f, "  Models    those that it lists; none is copied or shared")?;
                 writeln!(f, "  Code      the nodes installed in it; nothing from a bundle is installed")?;
             }
         }
-        write!(f, "  Disk      {}, for inputs and outputs of jobs", self.data.display())?;
+        let disk = match &self.engine {
+            EngineTerms::Managed { .. } => "for models, packages, inputs and outputs of jobs",
+            _ => "for inputs and outputs of jobs",
+        };
+        write!(f, "  Disk      {}, {disk}", self.data.display())?;
         match self.free {
             Some(free) => writeln!(f, " ({} GiB free there)", free >> 30)?,
             None => writeln!(f)?,

@@ -4,37 +4,41 @@ use std::io::{BufRead, IsTerminal, Write};
 use std::sync::Arc;
 
 use mesh::origin::Tokens;
-use node::agent::{Agent, AgentConfig};
+use node::agent::{Agent, AgentConfig, Rebuilding};
 use node::engine::Engine;
 use node::engine::builtin::{Builtin, BuiltinOptions};
+use node::engine::comfyui::client::AddressError;
 use node::engine::comfyui::{ComfyUi, ComfyUiOptions};
+use node::engine::managed::{Managed, ManagedConfig};
 use node::gpu::{GpuProbe, cpu, system_probe};
+use node::sandbox::Sandbox;
 use node::terms::{EngineTerms, Terms};
+use node::workspace::python::UvConfig;
+use protocol::Device;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::NodeArguments;
 use crate::commands::{asked_to_stop, read_ticket};
 use crate::environment;
 use crate::failure::Failure;
-use crate::settings::{NodeSettings, SettingsFile};
+use crate::settings::{EngineSettings, ManagedSettings, NodeSettings, SettingsFile};
 
 pub(super) async fn node(arguments: NodeArguments, file: SettingsFile) -> anyhow::Result<()> {
     let settings = NodeSettings::resolve(arguments, file)?;
     let ticket = settings.join.as_deref().map(read_ticket).transpose()?;
     let probe = system_probe();
-    let (engine, device): (Arc<dyn Engine>, _) = match &settings.comfyui {
-        // One ComfyUI runs one prompt at a time, on the first card unless its owner chose otherwise.
-        Some(url) => {
-            let gpu = probe.gpus().ok().and_then(|gpus| gpus.into_iter().next());
-            (Arc::new(ComfyUi::new(url, ComfyUiOptions::default())?), gpu.unwrap_or_else(cpu))
-        }
-        None => {
-            let options =
-                BuiltinOptions { pause_per_op: settings.builtin_pause, ..BuiltinOptions::default() };
-            (Arc::new(Builtin::new(options)), cpu())
-        }
+    let gpus = probe.gpus().unwrap_or_default();
+    let choice = settings.engine.clone().unwrap_or(match gpus.is_empty() {
+        true => EngineSettings::Builtin,
+        false => EngineSettings::Managed,
+    });
+    let made = match choice {
+        EngineSettings::Builtin => builtin(&settings),
+        EngineSettings::Attached(url) => attached(url, gpus)?,
+        EngineSettings::Managed => managed(&settings, &probe, gpus).await,
     };
-    agree(&settings, &probe)?;
+    let Made { engine, devices, rebuilding, terms } = made;
+    agree(&settings, &Terms::of(&probe, terms, &settings.data))?;
 
     let agent = Agent::start(AgentConfig {
         data: settings.data,
@@ -49,7 +53,8 @@ pub(super) async fn node(arguments: NodeArguments, file: SettingsFile) -> anyhow
         tokens: Tokens::from_variables(environment::host_token)?,
         private_origins: settings.private_origins,
         engine,
-        devices: vec![device],
+        rebuilding,
+        devices,
     })
     .await?;
     println!("node {} of farm {}", agent.peer(), agent.belonging().farm);
@@ -62,13 +67,59 @@ pub(super) async fn node(arguments: NodeArguments, file: SettingsFile) -> anyhow
     Ok(())
 }
 
-/// Prints what the machine would lend, and asks on a terminal.
-fn agree(settings: &NodeSettings, probe: &impl GpuProbe) -> Result<(), Failure> {
-    let engine = match &settings.comfyui {
-        Some(url) => EngineTerms::Attached { url: url.clone() },
-        None => EngineTerms::Builtin,
+/// An engine, and what its owner is told of it.
+struct Made {
+    engine: Arc<dyn Engine>,
+    devices: Vec<Device>,
+    rebuilding: Option<Rebuilding>,
+    terms: EngineTerms,
+}
+
+fn builtin(settings: &NodeSettings) -> Made {
+    let options = BuiltinOptions { pause_per_op: settings.builtin_pause, ..BuiltinOptions::default() };
+    let engine = Arc::new(Builtin::new(options));
+    Made { engine, devices: vec![cpu()], rebuilding: None, terms: EngineTerms::Builtin }
+}
+
+fn attached(url: String, gpus: Vec<Device>) -> Result<Made, AddressError> {
+    // One ComfyUI runs one prompt at a time, on the first card unless its owner chose otherwise.
+    let device = gpus.into_iter().next().unwrap_or_else(cpu);
+    let engine = Arc::new(ComfyUi::new(&url, ComfyUiOptions::default())?);
+    Ok(Made { engine, devices: vec![device], rebuilding: None, terms: EngineTerms::Attached { url } })
+}
+
+async fn managed(settings: &NodeSettings, probe: &impl GpuProbe, gpus: Vec<Device>) -> Made {
+    let devices = if gpus.is_empty() { vec![cpu()] } else { gpus };
+    let ManagedSettings { policy, comfyui_args, comfyui_idle, .. } = &settings.managed;
+    let folder = settings.data.join("workspaces");
+    let (sandbox, no_walls) = match settings.managed.sandbox {
+        false => (None, Some("you wish it so (`--no-sandbox`)".to_owned())),
+        true => match Sandbox::find().await {
+            Ok(sandbox) => (Some(sandbox), None),
+            Err(reason) => (None, Some(reason.to_string())),
+        },
     };
-    eprint!("{}", Terms::of(probe, engine, &settings.data));
+    let mut config = ManagedConfig::new(folder.join("slots"), devices.clone());
+    config.arguments = comfyui_args.clone();
+    config.idle = comfyui_idle.unwrap_or(config.idle);
+    config.sandbox = sandbox;
+    let engine = Arc::new(Managed::new(config));
+    let mut uv = UvConfig::new(folder.join("uv"));
+    if let Some(index) = &settings.managed.package_index {
+        uv.indexes.packages.clone_from(index);
+    }
+    if let Some(index) = &settings.managed.torch_index {
+        uv.indexes.torch = Some(index.clone());
+    }
+    let accelerator = probe.accelerator();
+    let rebuilding = Rebuilding { policy: policy.clone(), uv, accelerator, engine: Arc::clone(&engine) };
+    let terms = EngineTerms::Managed { policy: policy.clone(), no_walls };
+    Made { engine, devices, rebuilding: Some(rebuilding), terms }
+}
+
+/// Prints what the machine would lend, and asks on a terminal.
+fn agree(settings: &NodeSettings, terms: &Terms) -> Result<(), Failure> {
+    eprint!("{terms}");
     if settings.yes {
         return Ok(());
     }

@@ -54,10 +54,10 @@ impl State {
             let Some((lockfile, document)) = requirements.lockfile.zip(workflow.document) else { continue };
             let (classes, models) =
                 (requirements.classes.iter().cloned(), requirements.models.iter().cloned());
-            match wanted.iter_mut().find(|wanted| wanted.lockfile == lockfile) {
-                Some(shared) => {
-                    shared.classes.extend(classes);
-                    shared.models.extend(models);
+            match wanted.iter().position(|wanted| wanted.lockfile == lockfile) {
+                Some(at) => {
+                    wanted[at].classes.extend(classes);
+                    wanted[at].models.extend(models);
                 }
                 None if wanted.len() < MAX_WORKSPACES => wanted.push(WantedWorkspace {
                     workflow: workflow.id.clone(),

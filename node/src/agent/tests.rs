@@ -50,6 +50,7 @@ async fn play(behaviours: Vec<Behaviour>) -> Played {
         tokens: Default::default(),
         private_origins: false,
         engine: FakeEngine::new(behaviours),
+        rebuilding: None,
         devices: vec![Device::Cpu { threads: 1 }],
     };
     let starting = tokio::spawn(Agent::start(config));

@@ -2,7 +2,8 @@
 
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
-use protocol::Device;
+use nvml_wrapper::{cuda_driver_version_major, cuda_driver_version_minor};
+use protocol::{Accelerator, Device};
 
 use crate::gpu::{GpuProbe, NoGpu};
 
@@ -13,6 +14,15 @@ impl GpuProbe for NvmlProbe {
     fn gpus(&self) -> Result<Vec<Device>, NoGpu> {
         let nvml = Nvml::init().map_err(NoGpu::NoDriver)?;
         list(&nvml).map_err(NoGpu::Driver)
+    }
+
+    fn accelerator(&self) -> Accelerator {
+        let version = Nvml::init().and_then(|nvml| nvml.sys_cuda_driver_version());
+        let part = |number: i32| u16::try_from(number).unwrap_or_default();
+        version.map_or(Accelerator::Cpu, |version| Accelerator::Cuda {
+            major: part(cuda_driver_version_major(version)),
+            minor: part(cuda_driver_version_minor(version)),
+        })
     }
 }
 

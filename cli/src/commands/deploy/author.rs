@@ -63,6 +63,7 @@ impl Author {
             tokens: Tokens::default(),
             private_origins: false,
             engine: Arc::new(Builtin::new(BuiltinOptions::default())),
+            rebuilding: None,
             devices: Vec::new(),
         })
         .await?;

@@ -1,0 +1,52 @@
+//! What makes a workspace of a managed node ready: assembled, then proven by a ComfyUI that comes up in it.
+//!
+//! Not here: either of the two.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use mesh::store::BlobHold;
+use protocol::{Accelerator, PublisherKey, WantedWorkspace};
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::managed::Managed;
+use crate::policy::Policy;
+use crate::workspace::Workspace;
+use crate::workspace::assemble::Assembler;
+use crate::workspace::prepare::{BuildError, Builder, Steps};
+use crate::workspace::python::UvConfig;
+
+/// How a node rebuilds workspaces, and runs ComfyUI in them.
+pub struct Rebuilding {
+    /// What its owner allows.
+    pub policy: Policy,
+    /// How uv is had.
+    pub uv: UvConfig,
+    /// What torch computes on here.
+    pub accelerator: Accelerator,
+    /// Its engine.
+    pub engine: Arc<Managed>,
+}
+
+/// Makes workspaces ready.
+pub(super) struct Rebuilder {
+    pub(super) assembler: Assembler,
+    pub(super) engine: Arc<Managed>,
+}
+
+#[async_trait]
+impl Builder for Rebuilder {
+    async fn build(
+        &self,
+        wanted: &WantedWorkspace,
+        farm: PublisherKey,
+        steps: &Steps,
+        cancel: &CancellationToken,
+    ) -> Result<(Workspace, Vec<BlobHold>), BuildError> {
+        self.assembler.assemble(wanted, farm, steps, cancel).await
+    }
+
+    async fn prove(&self, workspace: &Workspace, cancel: &CancellationToken) -> Result<(), String> {
+        self.engine.prove(workspace, cancel).await
+    }
+}

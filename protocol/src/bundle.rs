@@ -15,7 +15,7 @@ use std::io::{self, Read, Seek};
 use serde::{Deserialize, Serialize};
 
 use crate::blob::{BlobHash, BlobRef};
-use crate::lockfile::Lockfile;
+use crate::lockfile::{Lockfile, LockfileError, MAX_LOCKFILE};
 use crate::workflow::{MAX_WORKFLOW, Workflow, WorkflowError};
 
 use archive::Archive;
@@ -193,6 +193,9 @@ pub enum BundleError {
     /// The workflow is none.
     #[error("`workflow_api.json` of the bundle is no workflow")]
     Workflow(#[source] WorkflowError),
+    /// The lockfile that we once wrote is none any more.
+    #[error("`lockfile.json` of the bundle cannot be used")]
+    Lockfile(#[from] LockfileError),
     /// The snapshot cannot be turned into a lockfile.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
@@ -210,7 +213,7 @@ pub enum BundleError {
 /// Takes the bytes of a part, under the name it has in the bundle, and says what they are called.
 pub type Sink<'a> = dyn FnMut(&str, &mut dyn Read) -> io::Result<BlobRef> + 'a;
 
-/// Reads a bundle of either of comfy-pack's formats.
+/// Reads a bundle of either of comfy-pack's formats, or of ours, which is the newer of them with one entry more.
 pub fn read_bundle(
     reader: impl Read + Seek,
     limits: &BundleLimits,
@@ -221,12 +224,7 @@ pub fn read_bundle(
     let workflow_bytes = archive.read(WORKFLOW, MAX_WORKFLOW as u64)?;
     let workflow_bytes = workflow_bytes.ok_or(BundleError::Missing { entry: WORKFLOW, hint })?;
     let workflow = Workflow::parse(&workflow_bytes).map_err(BundleError::Workflow)?;
-    let hint = "it names no versions and models; to deploy the workflow without any, deploy its \
-                `workflow_api.json` alone";
-    let snapshot = archive.read(SNAPSHOT, MAX_SNAPSHOT)?;
-    let snapshot = snapshot.ok_or(BundleError::Missing { entry: SNAPSHOT, hint })?;
-    let requirements = archive.read(REQUIREMENTS, MAX_SNAPSHOT)?;
-    let (lockfile, repairs) = snapshot::to_lockfile(&snapshot, requirements.as_deref())?;
+    let (lockfile, repairs) = read_lockfile(&mut archive)?;
 
     let inputs: Vec<String> =
         archive.names().filter(|name| name.starts_with(INPUT)).map(str::to_owned).collect();
@@ -244,6 +242,21 @@ pub fn read_bundle(
         manifest.inputs.insert(entry[INPUT.len()..].to_owned(), blob);
     }
     Ok(Bundle { manifest, workflow, lockfile, repairs })
+}
+
+/// Our own entry where there is one, because it says more; else what comfy-pack wrote.
+fn read_lockfile<R: Read + Seek>(
+    archive: &mut Archive<'_, R>,
+) -> Result<(Lockfile, Vec<Repair>), BundleError> {
+    if let Some(bytes) = archive.read(LOCKFILE, MAX_LOCKFILE as u64)? {
+        return Ok((Lockfile::parse(&bytes)?, Vec::new()));
+    }
+    let hint = "it names no versions and models; to deploy the workflow without any, deploy its \
+                `workflow_api.json` alone";
+    let snapshot = archive.read(SNAPSHOT, MAX_SNAPSHOT)?;
+    let snapshot = snapshot.ok_or(BundleError::Missing { entry: SNAPSHOT, hint })?;
+    let requirements = archive.read(REQUIREMENTS, MAX_SNAPSHOT)?;
+    Ok(snapshot::to_lockfile(&snapshot, requirements.as_deref())?)
 }
 
 impl Bundle {

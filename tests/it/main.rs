@@ -17,3 +17,4 @@ mod namespaces;
 mod openapi;
 mod real_comfyui;
 mod sources;
+mod workspaces;

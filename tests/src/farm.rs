@@ -253,11 +253,19 @@ pub fn job_input(asset: &str) -> Value {
 }
 
 /// Asks again until there is an answer, or patience ends.
-pub async fn eventually<T, F>(mut ask: impl FnMut() -> F) -> anyhow::Result<T>
+pub async fn eventually<T, F>(ask: impl FnMut() -> F) -> anyhow::Result<T>
 where
     F: Future<Output = anyhow::Result<Option<T>>>,
 {
-    let deadline = Instant::now() + PATIENCE;
+    eventually_within(PATIENCE, ask).await
+}
+
+/// Asks again until there is an answer, or for so long.
+pub async fn eventually_within<T, F>(patience: Duration, mut ask: impl FnMut() -> F) -> anyhow::Result<T>
+where
+    F: Future<Output = anyhow::Result<Option<T>>>,
+{
+    let deadline = Instant::now() + patience;
     let mut last = None;
     while Instant::now() < deadline {
         match ask().await {
@@ -268,8 +276,8 @@ where
         tokio::time::sleep(Duration::from_millis(30)).await;
     }
     match last {
-        Some(error) => Err(error.context(format!("not within {PATIENCE:?}"))),
-        None => bail!("not within {PATIENCE:?}"),
+        Some(error) => Err(error.context(format!("not within {patience:?}"))),
+        None => bail!("not within {patience:?}"),
     }
 }
 

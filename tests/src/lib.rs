@@ -4,11 +4,15 @@
 //! Not here: what is expected; that is `it/`.
 
 mod farm;
+mod index;
 mod origin;
 mod process;
+mod studio;
 mod tools;
 
-pub use farm::{Farm, FarmOptions, NodeHandle, eventually, job_input};
+pub use farm::{Farm, FarmOptions, NodeHandle, eventually, eventually_within, job_input};
+pub use index::PackageIndex;
 pub use origin::Origin;
 pub use process::{Process, binary};
-pub use tools::{comfyui_folder, driver_folder, example, facts, is_root, skipped, validator_python};
+pub use studio::Studio;
+pub use tools::{comfyui_folder, driver_folder, example, facts, is_root, skipped, uv, validator_python};

@@ -20,6 +20,11 @@ pub fn comfyui_folder() -> Option<PathBuf> {
     variable("COMFY_FARM_TEST_COMFYUI")
 }
 
+/// The program uv.
+pub fn uv() -> Option<PathBuf> {
+    variable("COMFY_FARM_TEST_UV")
+}
+
 /// A Python with a public OpenAPI validator.
 pub fn validator_python() -> Option<PathBuf> {
     variable("COMFY_FARM_TEST_PYTHON")

@@ -160,6 +160,21 @@ fn evil_token_host_is_taken_without_that_source() {
 }
 
 #[test]
+fn lockfile_of_our_own_says_more_than_the_snapshot_and_is_taken() {
+    let own = br#"{"format":1,"comfyui":{"url":"https://git.example.org/fork.git","commit":"ca457f7ba1ff33bd0d724cd7324131509efcf3ec"}}"#;
+    let zip = |lockfile: &[u8]| {
+        let workflow = read(&recorded("tiny")).0.expect("a bundle").workflow.to_json().to_string();
+        let entries =
+            [("workflow_api.json", workflow.as_bytes()), ("snapshot.json", b"{}"), (LOCKFILE, lockfile)];
+        zip_of(entries)
+    };
+    let bundle = read(&zip(own)).0.expect("it is taken");
+    assert_eq!(bundle.lockfile, Lockfile::parse(own).expect("a lockfile"));
+    let refusal = "`lockfile.json` of the bundle cannot be used: lockfile of format 2";
+    assert_refused(&zip(br#"{"format":2}"#), &BundleLimits::default(), refusal);
+}
+
+#[test]
 fn hash_is_of_the_contents_and_not_of_the_zip() {
     let stored = recorded("tiny");
     let mut archive = zip::ZipArchive::new(Cursor::new(&stored)).unwrap();

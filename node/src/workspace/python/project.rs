@@ -87,6 +87,13 @@ impl Project {
         project.toml = toml::to_string(&table).expect("it has only text keys and no table before a value");
         project
     }
+
+    /// The pins that can stand against what packages ask for. Those of the torch family cannot, because uv would
+    /// look for them in the usual index then.
+    pub(super) fn overrides(&self) -> Vec<&str> {
+        let is_family = |pin: &str| pin.split("==").next().is_some_and(is_torch_family);
+        self.pins.iter().map(String::as_str).filter(|pin| !is_family(pin)).collect()
+    }
 }
 
 #[derive(Serialize)]

@@ -53,7 +53,7 @@ impl Resolver {
             let build = builds.next().unwrap_or_default();
             let minor = minor_of(python.version.as_str());
             let project = Project::new(&pins, &asked, &minor, indexes, &build);
-            match self.compile(&project, &python, log, cancel).await {
+            match self.complete(&project, &python, log, cancel).await {
                 Ok(packages) => break (packages, build),
                 // This build may just not exist of that version; the last one's conflict is told.
                 Err(PythonError::Conflict { explanation, .. })
@@ -96,9 +96,36 @@ impl Resolver {
         Ok(lock)
     }
 
+    /// Completes the pins. Where they contradict what packages ask for they stand all the same: that is what ran
+    /// on the author's machine, and pip installs such things.
+    async fn complete(
+        &self,
+        project: &Project,
+        python: &Interpreter,
+        log: &PrepareLog,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<Package>, PythonError> {
+        let conflict = match self.compile(project, false, python, log, cancel).await {
+            Err(conflict @ PythonError::Conflict { .. }) => conflict,
+            compiled => return compiled,
+        };
+        match self.compile(project, true, python, log, cancel).await {
+            Ok(packages) => {
+                log.line(&format!("installed as recorded all the same: {conflict}"));
+                Ok(packages)
+            }
+            Err(PythonError::Canceled) => Err(PythonError::Canceled),
+            Err(error) => {
+                log.line(&format!("nor with the pins against everything: {error}"));
+                Err(conflict)
+            }
+        }
+    }
+
     async fn compile(
         &self,
         project: &Project,
+        pins_override: bool,
         python: &Interpreter,
         log: &PrepareLog,
         cancel: &CancellationToken,
@@ -111,6 +138,12 @@ impl Resolver {
         command.arg(&question).arg("--output-file").arg(&answer).arg("--python").arg(&python.program);
         if !self.build_sources {
             command.arg("--no-build");
+        }
+        if pins_override {
+            let pins = folder.path().join("overrides.txt");
+            std::fs::write(&pins, project.overrides().join("\n"))
+                .map_err(|source| PythonError::io("writing", &pins, source))?;
+            command.arg("--override").arg(&pins);
         }
         let what = "completing the packages";
         let finished = Step { what, command, limit: self.limits.resolve }.run(log, cancel).await?;

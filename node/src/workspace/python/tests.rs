@@ -115,14 +115,23 @@ async fn pins_are_completed_and_installed_and_a_second_node_needs_no_index() {
 }
 
 #[tokio::test]
-async fn conflict_names_the_pin_and_keeps_the_explanation() {
-    let files = vec![wheel("lib", "1.0", &[]), wheel("lib", "2.0", &[])];
+async fn pins_stand_against_what_packages_ask_for_as_they_did_on_the_authors_machine() {
+    let files = vec![wheel("lib", "1.0", &[]), wheel("lib", "2.0", &[]), wheel("user", "1", &["lib>=2"])];
     let Some(setting) = Setting::new(files).await else { return };
-    let pins = r#"[{"name":"lib","version":"1.0"}]"#;
-    let error = setting.resolve(pins, "lib>=2\n").await.expect_err("they do not go together");
+    let pins = r#"[{"name":"lib","version":"1.0"},{"name":"user","version":"1"}]"#;
+    let lock = setting.resolve(pins, "lib>=2\n").await.expect("as recorded");
+    let versions: Vec<&str> = lock.wheels.iter().map(|wheel| wheel.version.as_str()).collect();
+    assert_eq!(versions, ["1.0", "1"]);
+}
+
+#[tokio::test]
+async fn conflict_names_the_pin_and_keeps_the_explanation() {
+    let files = vec![wheel("lib", "1.0", &[]), wheel("one", "1", &["two==1"]), wheel("two", "2", &[])];
+    let Some(setting) = Setting::new(files).await else { return };
+    let error = setting.resolve(r#"[{"name":"one","version":"1"}]"#, "").await.expect_err("nobody has two 1");
     let PythonError::Conflict { pins, explanation } = &error else { panic!("{error:?}") };
-    assert_eq!(pins, &["lib==1.0"]);
-    assert!(explanation.contains("lib>=2"), "{error}");
+    assert_eq!(pins, &["one==1"]);
+    assert!(explanation.contains("two==1"), "{error}");
     let twice = r#"[{"name":"lib","version":"1.0"},{"name":"Lib","version":"2.0"}]"#;
     let error = setting.resolve(twice, "").await.expect_err("two versions");
     assert!(matches!(error, PythonError::TwoVersions { .. }), "{error}");

@@ -6,6 +6,7 @@
 mod commands;
 mod deploy;
 mod driver;
+mod resolve;
 mod work;
 
 use std::io;

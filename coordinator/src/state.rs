@@ -61,8 +61,8 @@ use protocol::message::{
     CoordinatorMessage, Grant, Located, NodeMessage, Provider, Register, RunEnded, SetDraining,
 };
 use protocol::{
-    BlobName, BlobRef, JobId, JobState, Lease, LeaseId, PeerId, PublisherKey, WorkflowName, WorkflowSelector,
-    WorkflowVersion,
+    BlobName, BlobRef, JobId, JobState, Lease, LeaseId, LockfileHash, PeerId, PublisherKey, WorkflowName,
+    WorkflowSelector, WorkflowVersion, WorkspaceResolved,
 };
 use time::OffsetDateTime;
 
@@ -155,6 +155,15 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// What a node reported of a lockfile is joined to what was known, signed, and stored.
+    Resolved {
+        /// Of which lockfile.
+        lockfile: LockfileHash,
+        /// The signed resolution.
+        resolution: BlobRef,
+        /// The node that reported it.
+        node: PeerId,
+    },
     /// A grant could not be sent, because the job's parameters are not readable.
     GrantFailed {
         /// The grant's lease.
@@ -214,6 +223,17 @@ pub enum Action {
         /// The end of the run.
         ended: Box<RunEnded>,
     },
+    /// Fetch what a lockfile came to on a node, join it to what is known, and sign that.
+    Resolve {
+        /// The node.
+        node: PeerId,
+        /// What it reported.
+        resolved: WorkspaceResolved,
+        /// The lockfile.
+        document: BlobRef,
+        /// What is known.
+        known: Option<BlobRef>,
+    },
     /// Tell people of something that is not durable.
     Notify(FarmEventKind),
 }
@@ -243,6 +263,8 @@ pub struct State {
     keeps: Keeps,
     /// Which nodes were told to drain, or to take runs again, by the coordinator.
     draining: BTreeMap<PeerId, bool>,
+    /// What lockfiles came to, signed, as far as nodes reported it.
+    resolutions: BTreeMap<LockfileHash, BlobRef>,
     runs: BTreeMap<LeaseId, Run>,
     /// Runs of unfinished jobs whose lease expired or was given back, or whose outputs could not be
     /// fetched; their nodes may come back with them.
@@ -329,6 +351,10 @@ impl State {
             Event::Submit(job) => self.record(Record::Submitted(job), turn),
             Event::Cancel(job) => self.end_job(job, Outcome::without_run(JobState::Canceled), turn),
             Event::SetDraining(node, draining) => self.set_draining(node, draining, turn),
+            Event::Resolved { lockfile, resolution, node } => {
+                self.record(Record::Resolved { lockfile, resolution, node }, turn);
+                self.want_workspaces(turn);
+            }
             Event::Keep { blob, copies, author } => self.keep(blob, copies, author, turn),
             Event::Registered(registered) => self.register(*registered, turn),
             Event::Said { node, session, message } => self.hear(node, session, *message, turn),
@@ -377,6 +403,9 @@ impl State {
             }
             Record::Draining { node, draining } => {
                 self.draining.insert(*node, *draining);
+            }
+            Record::Resolved { lockfile, resolution, .. } => {
+                self.resolutions.insert(*lockfile, *resolution);
             }
         }
     }

@@ -85,11 +85,7 @@ impl Policy {
         farm: PublisherKey,
         trusted: &TrustedPublishers,
     ) -> Result<(), PolicyRefusal> {
-        let publisher = lockfile.verify()?;
-        let is_trusted = (self.trust_farm && publisher == farm) || trusted.contains(&publisher);
-        if !is_trusted {
-            return Err(PolicyRefusal::Publisher(publisher));
-        }
+        self.check(lockfile.verify()?, farm, trusted)?;
         for host in code_hosts(lockfile) {
             if !self.allows_host(&host) {
                 return Err(PolicyRefusal::Host { host, allowed: self.hosts.iter().cloned().collect() });
@@ -103,6 +99,19 @@ impl Policy {
         match models.map(|model| model.path.as_str()).find(|path| !self.pickle && may_be_pickle(path)) {
             Some(path) => Err(PolicyRefusal::Pickle(path.to_owned())),
             None => Ok(()),
+        }
+    }
+
+    /// Refuses a publisher whom the owner does not trust.
+    pub fn check(
+        &self,
+        publisher: PublisherKey,
+        farm: PublisherKey,
+        trusted: &TrustedPublishers,
+    ) -> Result<(), PolicyRefusal> {
+        match (self.trust_farm && publisher == farm) || trusted.contains(&publisher) {
+            true => Ok(()),
+            false => Err(PolicyRefusal::Publisher(publisher)),
         }
     }
 

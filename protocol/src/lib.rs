@@ -18,6 +18,7 @@ mod transfer;
 mod bundle;
 mod workspace;
 mod environment;
+mod resolution;
 mod preparation;
 mod collection;
 pub mod membership;
@@ -58,8 +59,9 @@ pub use origin::{Alias, BlobName, FileRef, ParseBlobNameError, PieceRange};
 pub use parameters::{Argument, MAX_FILE_NAME, Parameters, ParametersError};
 pub use preparation::{
     MAX_PROVEN, MAX_REASON, MAX_WORKSPACES, PrepareStep, Preparing, WantWorkspaces, WantedWorkspace,
-    WorkspaceReport, WorkspaceState,
+    WorkspaceReport, WorkspaceResolved, WorkspaceState,
 };
+pub use resolution::{GitPack, MAX_RESOLUTION, Resolution, ResolutionError};
 pub use rewrite::{FillError, Filled, Filling, fill};
 pub use schema::{
     CandidateInput, CandidateOutput, Candidates, ExposeError, ExposedInput, FieldError, Input, InputKind,

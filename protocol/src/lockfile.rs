@@ -90,6 +90,16 @@ pub enum CustomNode {
 }
 
 impl CustomNode {
+    /// Its commit, if it is one of a repository and is switched on.
+    pub fn git(&self) -> Option<GitPin> {
+        match self {
+            Self::Git { url, commit, disabled: false } => {
+                Some(GitPin { url: url.clone(), commit: commit.clone() })
+            }
+            _ => None,
+        }
+    }
+
     /// Whether its author had switched it off.
     pub fn is_disabled(&self) -> bool {
         match self {
@@ -174,13 +184,13 @@ pub struct Source {
     pub url: HttpsUrl,
 }
 
-/// A publisher's word for a lockfile.
+/// A publisher's word for a lockfile, or for what one came to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PublisherSignature {
     /// Who signed.
     pub publisher: PublisherKey,
-    /// The signature over the lockfile's hash: 128 hex digits.
+    /// The signature over its hash: 128 hex digits.
     pub signature: String,
 }
 
@@ -215,14 +225,14 @@ pub enum LockfileError {
     },
 }
 
-/// Why a lockfile's signature proves nothing.
+/// Why a signature proves nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SignatureError {
     /// It has none.
-    #[error("lockfile is not signed")]
+    #[error("it is not signed by any publisher")]
     Unsigned,
-    /// It is not by the key that it names, or for another lockfile.
-    #[error("signature of the lockfile does not match its publisher and contents")]
+    /// It is not by the key that it names, or for something else.
+    #[error("its signature does not match its publisher and contents")]
     Wrong,
 }
 
@@ -267,29 +277,36 @@ impl Lockfile {
 
     /// Signs it, in place of any signature that it had.
     pub fn sign(&mut self, publisher: &SigningKey) {
-        let signature = publisher.sign(&signed_bytes(self.hash()));
-        self.signature = Some(PublisherSignature {
-            publisher: PublisherKey(publisher.verifying_key().to_bytes()),
-            signature: hex::encode(signature.to_bytes()),
-        });
+        self.signature = Some(PublisherSignature::new(publisher, SIGNATURE_CONTEXT, self.hash().0));
     }
 
     /// Checks its signature and says whose it is.
     pub fn verify(&self) -> Result<PublisherKey, SignatureError> {
-        let PublisherSignature { publisher, signature } =
-            self.signature.as_ref().ok_or(SignatureError::Unsigned)?;
-        let verify = || {
-            let mut bytes = [0; 64];
-            hex::decode_to_slice(signature, &mut bytes).ok()?;
-            let key = VerifyingKey::from_bytes(&publisher.0).ok()?;
-            key.verify_strict(&signed_bytes(self.hash()), &Signature::from_bytes(&bytes)).ok()
-        };
-        verify().map(|()| *publisher).ok_or(SignatureError::Wrong)
+        let signature = self.signature.as_ref().ok_or(SignatureError::Unsigned)?;
+        signature.verify(SIGNATURE_CONTEXT, self.hash().0)
     }
 }
 
-fn signed_bytes(hash: LockfileHash) -> Vec<u8> {
-    [SIGNATURE_CONTEXT, &hash.0.0].concat()
+impl PublisherSignature {
+    /// A publisher's signature of a hash; the context says of what kind of thing it is.
+    pub(crate) fn new(publisher: &SigningKey, context: &[u8], hash: BlobHash) -> Self {
+        let signature = publisher.sign(&[context, &hash.0].concat());
+        Self {
+            publisher: PublisherKey(publisher.verifying_key().to_bytes()),
+            signature: hex::encode(signature.to_bytes()),
+        }
+    }
+
+    /// Whose it is, if it is one of this hash.
+    pub(crate) fn verify(&self, context: &[u8], hash: BlobHash) -> Result<PublisherKey, SignatureError> {
+        let verify = || {
+            let mut bytes = [0; 64];
+            hex::decode_to_slice(&self.signature, &mut bytes).ok()?;
+            let key = VerifyingKey::from_bytes(&self.publisher.0).ok()?;
+            key.verify_strict(&[context, &hash.0].concat(), &Signature::from_bytes(&bytes)).ok()
+        };
+        verify().map(|()| self.publisher).ok_or(SignatureError::Wrong)
+    }
 }
 
 #[cfg(test)]

@@ -24,7 +24,8 @@
 //! once; without an answer it may read all by itself.
 //!
 //! **Workspaces.** `WantWorkspaces` names all that a node is to have ready; `WorkspaceReport` says how far it
-//! is with one. A node without a managed engine skips the one and never sends the other.
+//! is with one, and `WorkspaceResolved` what it was built from, so that others build from the same. A node without a
+//! managed engine skips the first and never sends the others.
 //!
 //! **Keeping.** So that a blob outlives the peer that brought it, the coordinator asks nodes with room to
 //! `Keep` it: to fetch it, and to pin it. `Storage` says that a node did, `KeepRefused` why it did not.
@@ -49,7 +50,7 @@ use crate::lockfile::LockfileHash;
 use crate::membership::{Membership, Role};
 use crate::offer::Offer;
 use crate::origin::{Alias, BlobName, FileRef, PieceRange};
-use crate::preparation::{WantWorkspaces, WorkspaceReport};
+use crate::preparation::{WantWorkspaces, WorkspaceReport, WorkspaceResolved};
 use crate::transfer::Transfers;
 
 /// The label of a process that only serves the models of a workflow's author, and keeps nothing for others.
@@ -122,6 +123,8 @@ messages! {
         0x810e => KeepRefused(KeepRefused),
         /// How far a workspace is; only the latest counts.
         0x810f => WorkspaceReport(WorkspaceReport),
+        /// What the parts of a workspace came to.
+        0x8110 => WorkspaceResolved(WorkspaceResolved),
     }
 }
 

@@ -40,11 +40,13 @@ pub struct WantedWorkspace {
     pub lockfile: LockfileHash,
     /// The signed lockfile.
     pub document: BlobRef,
+    /// What it came to where it was rebuilt before, signed; `None` until then.
+    pub resolution: Option<BlobRef>,
     /// The classes of op that ComfyUI must have there; at most [`MAX_PROVEN`].
     pub classes: BTreeSet<String>,
     /// The model files that it must list, as `folder/name`; at most [`MAX_PROVEN`].
     pub models: BTreeSet<String>,
-    /// Who holds the document, and what it names.
+    /// Who holds these documents, and what they name.
     pub providers: Vec<Provider>,
 }
 
@@ -55,6 +57,15 @@ pub struct WorkspaceReport {
     pub lockfile: LockfileHash,
     /// How far.
     pub state: WorkspaceState,
+}
+
+/// What the parts of a lockfile came to on a node that has built it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkspaceResolved {
+    /// Of which.
+    pub lockfile: LockfileHash,
+    /// A [`Resolution`](crate::Resolution), not signed, which the node serves with all that it names.
+    pub resolution: BlobRef,
 }
 
 /// How far a workspace is.

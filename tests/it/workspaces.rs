@@ -30,7 +30,7 @@ impl Office {
         let index = PackageIndex::serve(&installed.join("index")).await?;
         let path = std::env::var("PATH")?;
         let programs = format!("{}:{path}", uv.parent().context("uv is in a folder")?.display());
-        let (studio, models) = (Studio::new(&installed, &origin), origin.join("models"));
+        let (studio, models) = (Studio::new(&installed, &origin), farm.folder.path().join("models"));
         Ok(Some(Self { farm, studio, index, models, programs }))
     }
 
@@ -38,7 +38,9 @@ impl Office {
     async fn managed_node(&mut self, more: &[&str]) -> anyhow::Result<()> {
         let (simple, torch) = (format!("{}/simple", self.index.url), format!("{}/torch", self.index.url));
         let mut arguments = vec!["--engine", "managed", "--allow-private-origins"];
-        arguments.extend(["--package-index", &simple, "--torch-index", &torch]);
+        if !more.contains(&"--package-index") {
+            arguments.extend(["--package-index", &simple, "--torch-index", &torch]);
+        }
         arguments.extend(more);
         self.farm.start_node_with(&arguments, &[("PATH", &self.programs)]).await
     }
@@ -115,5 +117,21 @@ async fn node_rebuilds_the_authors_workspace_and_renders_in_it() -> anyhow::Resu
     let made = office.render("upscale", &picture).await?;
     assert_eq!(made.dimensions(), (48, 32));
     office.workspace(0, &["proven"]).await?;
+
+    // With every origin gone, a second node has it all from the first.
+    let asked = office.index.requests();
+    std::fs::rename(office.farm.folder.path().join("origin"), office.farm.folder.path().join("away"))?;
+    office
+        .managed_node(&[
+            "--package-index",
+            "http://127.0.0.1:9/simple",
+            "--torch-index",
+            "http://127.0.0.1:9",
+        ])
+        .await?;
+    office.workspace(1, &["loaded"]).await?;
+    assert_eq!(office.index.requests(), asked);
+    office.farm.post(&format!("/v1/nodes/{}/drain", office.farm.nodes[0].peer), &json!({})).await?;
+    assert!(office.render("upscale", &picture).await? == made, "the second node makes other pixels");
     Ok(())
 }

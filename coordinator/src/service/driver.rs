@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info};
 
 use super::CoordinatorConfig;
+use super::resolve::{Reported, Resolutions, resolve};
 use super::work::{self, Report};
 use crate::admission::Admission;
 use crate::handle::Command;
@@ -84,6 +85,7 @@ pub(super) struct Driver {
     afterwards: Vec<Afterwards>,
     tasks: JoinSet<()>,
     collects: Arc<Semaphore>,
+    resolutions: Resolutions,
     reports: mpsc::Sender<Report>,
     reported: mpsc::Receiver<Report>,
 }
@@ -113,6 +115,7 @@ impl Driver {
             afterwards: Vec::new(),
             tasks: JoinSet::new(),
             collects: Arc::new(Semaphore::new(MAX_COLLECTS)),
+            resolutions: Resolutions::default(),
             reports,
             reported,
         }
@@ -268,6 +271,15 @@ impl Driver {
                 self.spawn_report(async move {
                     let _permit = collects.acquire_owned().await.ok()?;
                     Some(work::collect(provider, ended, exchange).await)
+                });
+            }
+            Action::Resolve { node, resolved, document, known } => {
+                let provider = self.state.provider(node);
+                let reported = Reported { provider, resolved, document, known };
+                let (resolutions, exchange) = (self.resolutions.clone(), self.parts.exchange.clone());
+                let publisher = Arc::clone(self.parts.admission.publisher());
+                self.spawn_report(async move {
+                    resolve(reported, resolutions, exchange, publisher).await.map(Report::Event)
                 });
             }
             // The commit was all that there is to do.

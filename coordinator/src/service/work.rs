@@ -79,7 +79,7 @@ pub(super) async fn collect(provider: Provider, ended: Box<RunEnded>, exchange: 
 
 /// How long the fetch of an output may take: few can be under way, and a node that sends just enough not
 /// to be silent must not keep the others out.
-fn longest(blob: BlobRef) -> Duration {
+pub(super) fn longest(blob: BlobRef) -> Duration {
     COLLECT_TIME + Duration::from_secs(blob.size / LEAST_RATE)
 }
 

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use protocol::{
-    BlobHash, BlobRef, Fetched, JobId, JobState, Lease, OutputFile, PeerId, Phase, RunError, RunId, SlotId,
-    WorkflowName, WorkflowVersion,
+    BlobHash, BlobRef, Fetched, JobId, JobState, Lease, LockfileHash, OutputFile, PeerId, Phase, RunError,
+    RunId, SlotId, WorkflowName, WorkflowVersion,
 };
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -47,6 +47,15 @@ pub enum Record {
         /// Whether it drains.
         draining: bool,
     },
+    /// What the parts of a lockfile came to, as far as nodes reported it.
+    Resolved {
+        /// Of which lockfile.
+        lockfile: LockfileHash,
+        /// The signed resolution.
+        resolution: BlobRef,
+        /// The node that reported the latest part.
+        node: PeerId,
+    },
 }
 
 impl Record {
@@ -60,7 +69,7 @@ impl Record {
                 FarmEventKind::Requeued { job: *job, reason }
             }
             Self::Ended { job, state } => FarmEventKind::Ended { job: *job, state: *state },
-            Self::Draining { node, .. } => FarmEventKind::NodeChanged(*node),
+            Self::Draining { node, .. } | Self::Resolved { node, .. } => FarmEventKind::NodeChanged(*node),
         }
     }
 }
@@ -198,6 +207,9 @@ pub struct Snapshot {
     pub current: BTreeMap<WorkflowName, u32>,
     /// The nodes that were told to drain, or to take runs again, with which of both.
     pub draining: Vec<(PeerId, bool)>,
+    /// What lockfiles came to.
+    #[serde(default)]
+    pub resolutions: Vec<(LockfileHash, BlobRef)>,
 }
 
 /// All that a start finds in the store.

@@ -29,6 +29,7 @@ impl State {
             origins: Origins::default(),
             keeps: Keeps::default(),
             draining: snapshot.draining.into_iter().collect(),
+            resolutions: snapshot.resolutions.into_iter().collect(),
             runs: BTreeMap::new(),
             lost: BTreeMap::new(),
             last_tick: now.monotonic,
@@ -63,6 +64,7 @@ impl State {
             jobs: self.jobs.iter().map(Job::to_kept).collect(),
             current: self.catalog.current().clone(),
             draining: self.draining.iter().map(|(node, draining)| (*node, *draining)).collect(),
+            resolutions: self.resolutions.iter().map(|(lockfile, blob)| (*lockfile, *blob)).collect(),
         }
     }
 }

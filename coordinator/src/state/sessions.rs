@@ -144,6 +144,7 @@ impl State {
                 self.hear_of_stock(peer, message, turn);
             }
             NodeMessage::WorkspaceReport(report) => self.workspace_told(peer, report, turn),
+            NodeMessage::WorkspaceResolved(resolved) => self.workspace_resolved(peer, resolved, turn),
             NodeMessage::Leave(_) => self.leave(peer, turn),
         }
     }

@@ -7,14 +7,14 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use protocol::message::CoordinatorMessage;
+use protocol::message::{CoordinatorMessage, MAX_PROVIDERS, Provider};
 use protocol::{
-    Engine, LockfileHash, MAX_PROVEN, MAX_WORKSPACES, PeerId, WantWorkspaces, WantedWorkspace,
-    WorkspaceReport, WorkspaceState,
+    Engine, LockfileHash, MAX_PROVEN, MAX_RESOLUTION, MAX_WORKSPACES, PeerId, WantWorkspaces,
+    WantedWorkspace, WorkspaceReport, WorkspaceResolved, WorkspaceState,
 };
 
 use super::nodes::{Node, Slot};
-use super::{State, Turn};
+use super::{Action, State, Turn};
 use crate::view::{DeployedWorkflow, FarmEventKind, WorkspaceView};
 
 impl State {
@@ -38,10 +38,22 @@ impl State {
     fn want(&self, asking: PeerId, wanted: &[WantedWorkspace]) -> CoordinatorMessage {
         let mut wanted = wanted.to_vec();
         for wanted in &mut wanted {
-            wanted.providers = self.nodes.providers(wanted.document, asking);
+            wanted.providers = self.builders(wanted.lockfile, asking);
             wanted.providers.push(self.settings.provider.clone());
         }
         CoordinatorMessage::WantWorkspaces(WantWorkspaces { publisher: self.settings.publisher, wanted })
+    }
+
+    /// The nodes that have built a workspace, and so hold all its parts.
+    fn builders(&self, lockfile: LockfileHash, asking: PeerId) -> Vec<Provider> {
+        let has_built = |node: &Node| {
+            let state = node.workspaces.get(&lockfile);
+            node.session.is_some() && matches!(state, Some(WorkspaceState::Loaded | WorkspaceState::Proven))
+        };
+        let built = self.nodes.iter().filter(|(peer, node)| *peer != asking && has_built(node));
+        let provider =
+            |(peer, node): (PeerId, &Node)| Provider { peer, addresses: node.data_addresses.clone() };
+        built.map(provider).take(MAX_PROVIDERS - 1).collect()
     }
 
     /// The workspaces of all that is current, those of the latest deploys first, without who holds them.
@@ -63,6 +75,7 @@ impl State {
                     workflow: workflow.id.clone(),
                     lockfile,
                     document,
+                    resolution: self.resolutions.get(&lockfile).copied(),
                     classes: classes.collect(),
                     models: models.collect(),
                     providers: Vec::new(),
@@ -87,6 +100,21 @@ impl State {
             self.plan_due = true;
             turn.notify(FarmEventKind::NodeChanged(peer));
         }
+    }
+
+    /// Takes in what a lockfile came to on a node.
+    pub(super) fn workspace_resolved(&mut self, node: PeerId, resolved: WorkspaceResolved, turn: &mut Turn) {
+        let of_lockfile = |workflow: &&Arc<DeployedWorkflow>| {
+            workflow.requirements.lockfile == Some(resolved.lockfile) && workflow.document.is_some()
+        };
+        let workflow = self.catalog.all_current().find(of_lockfile);
+        let is_taken =
+            resolved.resolution.size <= MAX_RESOLUTION as u64 && self.nodes.get(node).is_some_and(is_managed);
+        let Some(document) = workflow.and_then(|workflow| workflow.document).filter(|_| is_taken) else {
+            return;
+        };
+        let known = self.resolutions.get(&resolved.lockfile).copied();
+        turn.actions.push(Action::Resolve { node, resolved, document, known });
     }
 
     /// The lockfiles in whose workspaces a managed node is at work.

@@ -42,6 +42,7 @@ impl Batch<'_> {
             | Action::Located { .. }
             | Action::Grant(_)
             | Action::Collect { .. }
+            | Action::Resolve { .. }
             | Action::Notify(_) => false,
         };
         !self.actions.iter().any(is_durable)
@@ -84,6 +85,7 @@ impl Store {
                 | Action::Located { .. }
                 | Action::Grant(_)
                 | Action::Collect { .. }
+                | Action::Resolve { .. }
                 | Action::Notify(_) => {}
             }
         }

@@ -5,7 +5,6 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use mesh::store::BlobHold;
 use protocol::{Accelerator, PublisherKey, WantedWorkspace};
 use tokio_util::sync::CancellationToken;
 
@@ -15,6 +14,7 @@ use crate::workspace::Workspace;
 use crate::workspace::assemble::Assembler;
 use crate::workspace::prepare::{BuildError, Builder, Steps};
 use crate::workspace::python::UvConfig;
+use crate::workspace::shelf::Whole;
 
 /// How a node rebuilds workspaces, and runs ComfyUI in them.
 pub struct Rebuilding {
@@ -42,7 +42,7 @@ impl Builder for Rebuilder {
         farm: PublisherKey,
         steps: &Steps,
         cancel: &CancellationToken,
-    ) -> Result<(Workspace, Vec<BlobHold>), BuildError> {
+    ) -> Result<Whole, BuildError> {
         self.assembler.assemble(wanted, farm, steps, cancel).await
     }
 

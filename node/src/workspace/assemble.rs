@@ -4,16 +4,17 @@
 //! here: whether ComfyUI comes up in it, and how each part is made.
 
 mod files;
+mod resolution;
 #[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use mesh::control::Reach;
-use mesh::store::BlobHold;
 use protocol::{
     Accelerator, BlobHash, CodeSpec, EnvironmentLock, EnvironmentSpec, Lockfile, MAX_LOCKFILE, PrepareStep,
-    PublisherKey, WantedWorkspace, error_chain,
+    PublisherKey, Resolution, WantedWorkspace, error_chain,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -24,8 +25,9 @@ use super::git::{Fetching, GitError, GitStore};
 use super::log::PrepareLog;
 use super::prepare::{BuildError, Steps};
 use super::python::{
-    Ask, Environment, Environments, INSTALL_SCRIPT, Limits, Private, Resolver, Uv, UvConfig,
+    Ask, Environment, Environments, INSTALL_SCRIPT, Limits, Private, PythonError, Resolver, Uv, UvConfig,
 };
+use super::shelf::Whole;
 use crate::os::file::replace;
 use crate::policy::{Policy, TrustedPublishers};
 
@@ -51,15 +53,14 @@ fn failed(error: impl std::error::Error) -> BuildError {
 }
 
 impl Assembler {
-    /// Makes the workspace that is wanted; `farm` is the key with which the farm signs. What it returns beside
-    /// the workspace keeps its models from being evicted.
+    /// Makes the workspace that is wanted; `farm` is the key with which the farm signs.
     pub async fn assemble(
         &self,
         wanted: &WantedWorkspace,
         farm: PublisherKey,
         steps: &Steps,
         cancel: &CancellationToken,
-    ) -> Result<(Workspace, Vec<BlobHold>), BuildError> {
+    ) -> Result<Whole, BuildError> {
         let logs = self.root.join("logs");
         std::fs::create_dir_all(&logs).map_err(failed)?;
         let log = PrepareLog::create(&logs.join(format!("{}.log", wanted.lockfile))).map_err(failed)?;
@@ -81,16 +82,18 @@ impl Assembler {
         steps: &Steps,
         log: &PrepareLog,
         cancel: &CancellationToken,
-    ) -> Result<(Workspace, Vec<BlobHold>), BuildError> {
+    ) -> Result<Whole, BuildError> {
         let files = Files::new(&self.reach, &wanted.providers, cancel);
         let lockfile = self.lockfile(wanted, farm, &files).await?;
+        let known = self.resolution(wanted, farm, &files, log).await;
         steps.enter(PrepareStep::Code);
-        let tree = self.code(&lockfile, steps, cancel).await?;
+        let tree = self.code(&lockfile, &known, &files, steps, log, cancel).await?;
         steps.enter(PrepareStep::Python);
-        let environment = self.python(&lockfile, &tree, &files, log, cancel).await?;
+        let environment = self.python(&lockfile, &known, &tree, &files, log, cancel).await?;
         steps.enter(PrepareStep::Models);
         let folder = self.root.join("ready").join(wanted.lockfile.to_string()).join("files");
-        let holds = files.models(&lockfile, &folder, steps).await?;
+        let mut holds = files.models(&lockfile, &folder, steps).await?;
+        let resolution = self.resolved(&lockfile, &known, &environment, &mut holds).await?;
         let workspace = Workspace {
             lockfile: wanted.lockfile,
             environment: environment.lock.environment,
@@ -101,7 +104,7 @@ impl Assembler {
             classes: wanted.classes.clone(),
             model_names: wanted.models.clone(),
         };
-        Ok((workspace, holds))
+        Ok(Whole { workspace: Arc::new(workspace), holds, resolution })
     }
 
     /// The lockfile, which is the one that is meant, and which the owner lets be rebuilt.
@@ -134,12 +137,18 @@ impl Assembler {
     async fn code(
         &self,
         lockfile: &Lockfile,
+        known: &Resolution,
+        files: &Files<'_>,
         steps: &Steps,
+        log: &PrepareLog,
         cancel: &CancellationToken,
     ) -> Result<CodeTree, BuildError> {
         let spec = CodeSpec::of(lockfile);
         let git = GitStore::open(self.root.join("git")).map_err(failed)?;
-        let trees = CodeTrees::new(self.root.join("code"), git);
+        let trees = CodeTrees::new(self.root.join("code"), git.clone());
+        if !trees.has(&spec) {
+            self.unpack(&spec, known, &git, files, log).await?;
+        }
         let (policy, steps, cancel) = (self.policy.clone(), steps.clone(), cancel.clone());
         let building = tokio::task::spawn_blocking(move || {
             let progress = |bytes| steps.tell(bytes, 0);
@@ -157,6 +166,7 @@ impl Assembler {
     async fn python(
         &self,
         lockfile: &Lockfile,
+        known: &Resolution,
         tree: &CodeTree,
         files: &Files<'_>,
         log: &PrepareLog,
@@ -164,6 +174,20 @@ impl Assembler {
     ) -> Result<Environment, BuildError> {
         let uv = Uv::find(self.uv.clone(), log, cancel).await.map_err(failed)?;
         let spec = EnvironmentSpec::of(lockfile, &crate::platform(), self.accelerator);
+        let scripts = tree.custom_nodes.iter().filter(|node| node.join(INSTALL_SCRIPT).is_file());
+        let scripts: Vec<PathBuf> = scripts.filter(|_| self.policy.install_scripts).cloned().collect();
+        let private = (!scripts.is_empty()).then(|| Private { lockfile: lockfile.hash(), scripts });
+        let folder = self.root.join("environments");
+        let environments = Environments { uv: uv.clone(), folder, limits: Limits::default() };
+        if let Some(lock) = known.environment(&spec) {
+            match environments.build(lock, private.as_ref(), files, log, cancel).await {
+                // Another system of the same platform can be older.
+                Err(PythonError::OtherMachine { wanted, here }) => {
+                    log.line(&format!("the lock of the farm is for {wanted}, and this is {here}"));
+                }
+                built => return built.map_err(failed),
+            }
+        }
         let asks = asks(tree).map_err(failed)?;
         let kept = self.root.join("locks").join(format!("{}.json", lock_name(&spec, &asks)));
         let lock = match read_lock(&kept) {
@@ -171,17 +195,12 @@ impl Assembler {
             None => {
                 // Building a source runs its code, as an install script does.
                 let build_sources = self.policy.install_scripts;
-                let resolver = Resolver { uv: uv.clone(), limits: Limits::default(), build_sources };
+                let resolver = Resolver { uv, limits: Limits::default(), build_sources };
                 let lock = resolver.resolve(&spec, &asks, files, log, cancel).await.map_err(failed)?;
                 keep_lock(&kept, &lock).map_err(failed)?;
                 lock
             }
         };
-        let scripts = tree.custom_nodes.iter().filter(|node| node.join(INSTALL_SCRIPT).is_file());
-        let scripts: Vec<PathBuf> = scripts.filter(|_| self.policy.install_scripts).cloned().collect();
-        let private = (!scripts.is_empty()).then(|| Private { lockfile: lockfile.hash(), scripts });
-        let environments =
-            Environments { uv, folder: self.root.join("environments"), limits: Limits::default() };
         environments.build(&lock, private.as_ref(), files, log, cancel).await.map_err(failed)
     }
 }

@@ -69,6 +69,16 @@ impl CodeTrees {
         Self { root: root.into(), git }
     }
 
+    /// Whether the tree of a spec is here.
+    pub fn has(&self, spec: &CodeSpec) -> bool {
+        self.root.join(spec.hash().to_string()).join("ComfyUI").is_dir()
+    }
+
+    /// The commits that a tree is made of.
+    pub fn pins(spec: &CodeSpec) -> Vec<GitPin> {
+        spec.comfyui.iter().cloned().chain(spec.custom_nodes.iter().filter_map(CustomNode::git)).collect()
+    }
+
     /// The tree of a spec; fetched and laid out unless it is here.
     pub fn build(&self, spec: &CodeSpec, fetching: &Fetching<'_>) -> Result<CodeTree, CodeError> {
         let (comfyui, nodes) = parts(spec)?;

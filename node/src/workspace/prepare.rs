@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use mesh::store::BlobHold;
 use protocol::{
-    LockfileHash, PrepareStep, Preparing, PublisherKey, WantWorkspaces, WantedWorkspace, WorkspaceState,
+    BlobRef, LockfileHash, PrepareStep, Preparing, PublisherKey, WantWorkspaces, WantedWorkspace,
+    WorkspaceState,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -36,20 +36,23 @@ pub trait Builder: Send + Sync + 'static {
         farm: PublisherKey,
         steps: &Steps,
         cancel: &CancellationToken,
-    ) -> Result<(Workspace, Vec<BlobHold>), BuildError>;
+    ) -> Result<Whole, BuildError>;
 
     /// Starts ComfyUI in it and sees that it has all that it must have.
     async fn prove(&self, workspace: &Workspace, cancel: &CancellationToken) -> Result<(), String>;
 }
 
 /// Why a workspace was not built.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BuildError {
     /// The owner's policy does not allow it.
+    #[error("{0}")]
     Refused(String),
     /// The step that it was at failed.
+    #[error("{0}")]
     Failed(String),
     /// It was broken off as asked.
+    #[error("it was broken off")]
     Canceled,
 }
 
@@ -146,6 +149,8 @@ struct Attempts {
 struct Retry {
     pause: Duration,
     at: Instant,
+    /// What was known of its parts then; where more is known, it is tried at once.
+    resolution: Option<BlobRef>,
 }
 
 /// What is to be prepared next.
@@ -167,7 +172,10 @@ impl Attempts {
         };
         let is_refused = |wanted: &WantedWorkspace| self.refused.get(&wanted.lockfile) == Some(wanted);
         let open = wanted.iter().filter(|wanted| !is_ready(wanted) && !is_refused(wanted));
-        let at = |wanted: &WantedWorkspace| self.retries.get(&wanted.lockfile).map(|retry| retry.at);
+        let at = |wanted: &WantedWorkspace| {
+            let retry = self.retries.get(&wanted.lockfile)?;
+            (retry.resolution == wanted.resolution).then_some(retry.at)
+        };
         if let Some(due) = open.clone().find(|wanted| at(wanted).is_none_or(|at| at <= Instant::now())) {
             return Next::Now(due.clone());
         }
@@ -180,7 +188,8 @@ impl Attempts {
             WorkspaceState::Failed { .. } => {
                 let earlier = self.retries.get(&lockfile).map(|retry| retry.pause * 2);
                 let pause = earlier.unwrap_or(FIRST_RETRY).min(LAST_RETRY);
-                self.retries.insert(lockfile, Retry { pause, at: Instant::now() + pause });
+                let retry = Retry { pause, at: Instant::now() + pause, resolution: wanted.resolution };
+                self.retries.insert(lockfile, retry);
             }
             WorkspaceState::Refused { .. } => {
                 self.refused.insert(lockfile, wanted.clone());
@@ -204,13 +213,13 @@ async fn prepare(
     let steps = Steps::new(shelf.clone(), lockfile);
     let begun = Instant::now();
     let state = match builder.build(wanted, farm, &steps, cancel).await {
-        Ok((workspace, holds)) => {
+        Ok(whole) => {
             let was_proven = Shelf::was_proven(&shelf.folder_of(lockfile));
             let state = if was_proven {
                 WorkspaceState::Proven
             } else {
                 steps.enter(PrepareStep::Proof);
-                match builder.prove(&workspace, cancel).await {
+                match builder.prove(&whole.workspace, cancel).await {
                     Ok(()) => WorkspaceState::Loaded,
                     Err(_) if cancel.is_cancelled() => WorkspaceState::Waiting,
                     Err(reason) => WorkspaceState::Failed { step: PrepareStep::Proof, reason },
@@ -218,7 +227,6 @@ async fn prepare(
             };
             if matches!(state, WorkspaceState::Loaded | WorkspaceState::Proven) {
                 info!(seconds = begun.elapsed().as_secs_f64(), "workspace is ready");
-                let whole = Whole { workspace: Arc::new(workspace), holds };
                 shelf.put(lockfile, whole, state.clone());
                 return state;
             }
@@ -242,7 +250,7 @@ mod tests {
     use std::path::PathBuf;
     use std::sync::Mutex;
 
-    use protocol::{BlobHash, BlobRef, CodeHash, EnvironmentHash, WorkflowVersion};
+    use protocol::{BlobHash, CodeHash, EnvironmentHash, WorkflowVersion};
 
     use super::*;
 
@@ -262,13 +270,16 @@ mod tests {
             _farm: PublisherKey,
             steps: &Steps,
             cancel: &CancellationToken,
-        ) -> Result<(Workspace, Vec<BlobHold>), BuildError> {
+        ) -> Result<Whole, BuildError> {
             let number = wanted.lockfile.0.0[0];
             self.built.lock().expect("no panic").push(number);
             steps.enter(PrepareStep::Code);
             let answer = self.answers.lock().expect("no panic").get_mut(&number).and_then(Vec::pop);
             match answer {
-                None => Ok((workspace(wanted), vec![])),
+                None => {
+                    let workspace = Arc::new(workspace(wanted));
+                    Ok(Whole { workspace, holds: vec![], resolution: None })
+                }
                 Some(Ok(())) => {
                     cancel.cancelled().await;
                     Err(BuildError::Canceled)
@@ -308,6 +319,7 @@ mod tests {
             workflow: WorkflowVersion { name: "pixel-art".parse().expect("a name"), version: 1 },
             lockfile: hash(*number),
             document: BlobRef::of(b""),
+            resolution: None,
             classes: BTreeSet::new(),
             models: BTreeSet::new(),
             providers: vec![],

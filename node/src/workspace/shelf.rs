@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mesh::store::BlobHold;
-use protocol::{LockfileHash, Preparing, WorkspaceState};
+use protocol::{BlobRef, LockfileHash, Preparing, WorkspaceState};
 use tokio::sync::watch;
 use tracing::warn;
 
@@ -35,12 +35,14 @@ struct Place {
     whole: Option<Arc<Whole>>,
 }
 
-/// A workspace that is whole, and what keeps its models from being evicted.
+/// A workspace that is whole, and what keeps its parts from being evicted.
 pub struct Whole {
     /// The workspace.
     pub workspace: Arc<Workspace>,
     /// Its blobs.
     pub holds: Vec<BlobHold>,
+    /// What its lockfile came to, as far as others do not know that yet.
+    pub resolution: Option<BlobRef>,
 }
 
 impl Shelf {

@@ -5,7 +5,10 @@
 use std::collections::BTreeMap;
 
 use protocol::message::NodeMessage;
-use protocol::{LockfileHash, MAX_PROVEN, MAX_WORKSPACES, WantWorkspaces, WorkspaceReport, WorkspaceState};
+use protocol::{
+    LockfileHash, MAX_PROVEN, MAX_WORKSPACES, WantWorkspaces, WorkspaceReport, WorkspaceResolved,
+    WorkspaceState,
+};
 use tokio::sync::watch;
 use tracing::debug;
 
@@ -46,6 +49,14 @@ impl Duty {
         });
     }
 
+    /// Tells what a usable workspace was built from, where others do not know it yet.
+    async fn send_resolved(&mut self, lockfile: LockfileHash) {
+        let whole = self.tools.shelf.as_ref().and_then(|shelf| shelf.usable(lockfile));
+        if let Some(resolution) = whole.and_then(|whole| whole.resolution) {
+            self.send(NodeMessage::WorkspaceResolved(WorkspaceResolved { lockfile, resolution })).await;
+        }
+    }
+
     /// Tells how far workspaces are, where that has changed.
     pub(super) async fn send_workspaces(&mut self) {
         let Some(shelf) = self.tools.shelf.as_ref().filter(|_| self.writer.is_some()) else { return };
@@ -56,6 +67,7 @@ impl Duty {
             if self.wants.told.get(&lockfile) != Some(&state) {
                 self.wants.told.insert(lockfile, state.clone());
                 self.send(NodeMessage::WorkspaceReport(WorkspaceReport { lockfile, state })).await;
+                self.send_resolved(lockfile).await;
             }
         }
     }

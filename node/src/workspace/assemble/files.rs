@@ -111,7 +111,7 @@ impl Files<'_> {
         let exchange = &self.reach.exchange;
         // Under this name until the other one is known.
         let _held = exchange.store().hold(sha256);
-        let fetching = exchange.fetch_file(&wanted, &[], None);
+        let fetching = exchange.fetch_file(&wanted, self.providers, None);
         let fetched = self.cancel.run_until_cancelled(fetching).await.ok_or(BuildError::Canceled)?;
         let blob = fetched.map_err(|error| fail(&error))?.blob;
         Ok((blob, exchange.store().hold(blob.hash)))
@@ -130,7 +130,7 @@ impl WheelSource for Files<'_> {
         };
         let store = self.reach.exchange.store();
         let _held = store.hold(file.sha256);
-        let fetched = self.reach.exchange.fetch_file(&wanted, &[], None).await;
+        let fetched = self.reach.exchange.fetch_file(&wanted, self.providers, None).await;
         let blob = match fetched {
             Ok(fetched) => fetched.blob,
             Err(FetchFileError::NoSource { tried, .. }) => {

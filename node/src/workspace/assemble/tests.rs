@@ -87,7 +87,7 @@ impl Node {
         let shelf = Shelf::new(self.assembler.root.join("ready"));
         let steps = Steps::new(shelf, wanted.lockfile);
         let assembled = self.assembler.assemble(wanted, farm, &steps, &CancellationToken::new()).await;
-        assembled.map(|(workspace, _)| workspace)
+        assembled.map(|whole| Workspace::clone(&whole.workspace))
     }
 }
 
@@ -96,6 +96,7 @@ fn wanted(lockfile: &Lockfile, document: protocol::BlobRef, holder: &Node) -> Wa
         workflow: WorkflowVersion { name: "pixel-art".parse().expect("a name"), version: 1 },
         lockfile: lockfile.hash(),
         document,
+        resolution: None,
         classes: ["KSampler".to_owned()].into(),
         models: ["vae/tiny.safetensors".to_owned()].into(),
         providers: vec![holder.provider.clone()],

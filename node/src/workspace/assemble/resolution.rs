@@ -1,0 +1,182 @@
+//! The resolved lockfile: what others found the parts of a lockfile to be, and what this node found.
+//!
+//! What others found is taken where it is signed by somebody who is trusted; all of it is proven once more where it is
+//! used, by git's hashes and by those of files. Not here: joining what several nodes found.
+
+use std::io::Seek;
+use std::path::Path;
+
+use mesh::store::BlobHold;
+use protocol::{
+    Alias, BlobName, BlobRef, CodeSpec, EnvironmentLock, GitPack, GitPin, LockedFile, Lockfile,
+    MAX_RESOLUTION, PublisherKey, Resolution, WantedWorkspace, error_chain,
+};
+
+use super::files::Files;
+use super::{Assembler, failed};
+use crate::policy::TrustedPublishers;
+use crate::workspace::code::CodeTrees;
+use crate::workspace::git::{GitError, GitStore};
+use crate::workspace::log::PrepareLog;
+use crate::workspace::prepare::BuildError;
+use crate::workspace::python::Environment;
+
+impl Assembler {
+    /// What the farm knows of a lockfile's parts. Where it cannot be had or nobody trusted signed it, nothing is known,
+    /// and everything comes from its origin.
+    pub(super) async fn resolution(
+        &self,
+        wanted: &WantedWorkspace,
+        farm: PublisherKey,
+        files: &Files<'_>,
+        log: &PrepareLog,
+    ) -> Resolution {
+        let nothing = Resolution::new(wanted.lockfile);
+        let Some(document) = wanted.resolution else { return nothing };
+        let found = async {
+            if document.size > MAX_RESOLUTION as u64 {
+                return Err(format!("it has {} bytes, and at most {MAX_RESOLUTION} are read", document.size));
+            }
+            let _held = files.blob(document).await.map_err(|error| error.to_string())?;
+            let bytes = self.reach.exchange.store().read_all(document.hash, document.size).await;
+            let resolution = Resolution::parse(&bytes.map_err(|error| error_chain(&error))?);
+            let resolution = resolution.map_err(|error| error_chain(&error))?;
+            if resolution.lockfile != wanted.lockfile {
+                return Err("it is of another lockfile".to_owned());
+            }
+            let publisher = resolution.verify().map_err(|error| error_chain(&error))?;
+            let trusted = TrustedPublishers::load(&self.data).map_err(|error| error_chain(&error))?;
+            self.policy.check(publisher, farm, &trusted).map_err(|error| error_chain(&error))?;
+            Ok(resolution)
+        };
+        found.await.unwrap_or_else(|reason| {
+            log.line(&format!("the resolved lockfile is not used: {reason}"));
+            nothing
+        })
+    }
+
+    /// Takes commits that are not here from packs that others made. One that does not come so comes from its upstream.
+    pub(super) async fn unpack(
+        &self,
+        spec: &CodeSpec,
+        known: &Resolution,
+        git: &GitStore,
+        files: &Files<'_>,
+        log: &PrepareLog,
+    ) -> Result<(), BuildError> {
+        for pin in CodeTrees::pins(spec) {
+            let Some(pack) = known.pack(&pin) else { continue };
+            match self.unpack_one(&pin, pack, git, files).await {
+                Ok(()) => log.line(&format!("`{}` comes from a pack", pin.url)),
+                Err(BuildError::Canceled) => return Err(BuildError::Canceled),
+                Err(error) => log.line(&format!("`{}` does not come from its pack: {error}", pin.url)),
+            }
+        }
+        Ok(())
+    }
+
+    async fn unpack_one(
+        &self,
+        pin: &GitPin,
+        pack: BlobRef,
+        git: &GitStore,
+        files: &Files<'_>,
+    ) -> Result<(), BuildError> {
+        let (store, wanted) = (git.clone(), pin.clone());
+        if blocking(move || Ok(store.holds(&wanted))).await? {
+            return Ok(());
+        }
+        let _held = files.blob(pack).await?;
+        let path = self.reach.exchange.store().path_of(pack.hash);
+        let path = path.ok_or_else(|| BuildError::Failed("the pack was removed meanwhile".to_owned()))?;
+        let (git, pin) = (git.clone(), pin.clone());
+        blocking(move || {
+            let file = std::fs::File::open(&path).map_err(failed)?;
+            git.unpack(&pin, &file).map_err(failed)
+        })
+        .await
+    }
+
+    /// What this node found that is not known yet, as a document that it serves with all parts; `None` where all is
+    /// known. Its packs stay as long as the holds are kept.
+    pub(super) async fn resolved(
+        &self,
+        lockfile: &Lockfile,
+        known: &Resolution,
+        environment: &Environment,
+        holds: &mut Vec<BlobHold>,
+    ) -> Result<Option<BlobRef>, BuildError> {
+        let store = self.reach.exchange.store();
+        let mut found = Resolution::new(lockfile.hash());
+        for pin in CodeTrees::pins(&CodeSpec::of(lockfile)) {
+            let pack = match known.pack(&pin) {
+                Some(pack) => pack,
+                None => {
+                    let pack = self.pack(&pin).await?;
+                    found.git.push(GitPack { pin, pack });
+                    pack
+                }
+            };
+            holds.push(store.hold(pack.hash));
+        }
+        if !known.environments.iter().any(|lock| lock.environment == environment.lock.environment) {
+            found.environments.push(self.served(environment).await?);
+        }
+        for model in lockfile.models.iter().filter(|model| !model.disabled) {
+            let Some(sha256) = model.sha256 else { continue };
+            let blob = store.find_shared(&BlobName::Sha256(sha256));
+            found.models.extend(blob.map(|blob| Alias { sha256, blob }));
+        }
+        let mut joined = known.clone();
+        if !joined.join(&found, lockfile) {
+            return Ok(None);
+        }
+        let document = store.import_bytes(&found.to_canonical_json()).await.map_err(failed)?;
+        holds.push(store.hold(document.hash));
+        Ok(Some(document))
+    }
+
+    /// A commit as a blob of this node.
+    async fn pack(&self, pin: &GitPin) -> Result<BlobRef, BuildError> {
+        let (root, pin) = (self.root.join("git"), pin.clone());
+        let packed = blocking(move || {
+            let git = GitStore::open(&root).map_err(failed)?;
+            let mut file = tempfile::NamedTempFile::new_in(&root).map_err(failed)?;
+            git.pack(&pin, file.as_file_mut()).map_err(|error: GitError| failed(error))?;
+            file.as_file_mut().rewind().map_err(failed)?;
+            Ok(file)
+        });
+        let packed = packed.await?;
+        self.reach.exchange.store().import_file(packed.path()).await.map_err(failed)
+    }
+
+    /// The lock of an environment with the names by which this node serves its files. What was built here is offered
+    /// from now on.
+    async fn served(&self, environment: &Environment) -> Result<EnvironmentLock, BuildError> {
+        let store = self.reach.exchange.store();
+        let mut lock = environment.lock.clone();
+        let name = |file: &mut LockedFile| {
+            let blob = store.find_shared(&BlobName::Sha256(file.sha256));
+            file.blob = blob.map(|blob| blob.hash).or(file.blob);
+        };
+        lock.wheels.iter_mut().for_each(|wheel| name(&mut wheel.file));
+        for built in &mut lock.built {
+            let Some(wheel) = &mut built.wheel else { continue };
+            let is_it = |path: &&std::path::PathBuf| {
+                path.file_name().is_some_and(|name| name == Path::new(wheel.file_name.as_str()))
+            };
+            if let Some(path) = environment.built.iter().find(is_it) {
+                wheel.blob = Some(store.import_file(path).await.map_err(failed)?.hash);
+            }
+        }
+        Ok(lock)
+    }
+}
+
+/// Does what blocks on a thread that may.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, BuildError> + Send + 'static,
+) -> Result<T, BuildError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(BuildError::Failed(format!("a step broke off by a bug: {error}"))))
+}

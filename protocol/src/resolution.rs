@@ -1,0 +1,290 @@
+//! What a lockfile came to when it was first rebuilt: the resolved lockfile, from which every other node builds.
+//!
+//! A lockfile names commits, versions and SHA-256 hashes, as the world does. The first node that rebuilds it finds
+//! what peers can serve for each: a pack of every commit, the complete lock of an environment for its platform, the
+//! BLAKE3 hash of every file. The coordinator joins what nodes report, signs it, and tells the others of it, who then
+//! need no way to any origin. Not here: how the parts are made and used, which is the node's.
+
+use std::collections::BTreeSet;
+
+use ed25519_dalek::SigningKey;
+use serde::{Deserialize, Serialize};
+
+use crate::blob::{BlobHash, BlobRef};
+use crate::environment::EnvironmentLock;
+use crate::lockfile::{
+    CustomNode, GitPin, Lockfile, LockfileHash, Pin, PublisherKey, PublisherSignature, SignatureError,
+};
+use crate::origin::Alias;
+use crate::workspace::{EnvironmentSpec, normalized};
+
+/// The largest resolution that is read, in bytes.
+pub const MAX_RESOLUTION: usize = 16 << 20;
+/// The most environments that one names: a platform with an accelerator each.
+const MAX_ENVIRONMENTS: usize = 32;
+/// Stands before the signed hash, so that no signature for something else passes.
+const SIGNATURE_CONTEXT: &[u8] = b"comfy-farm resolution\n";
+
+/// What the parts of one lockfile came to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resolution {
+    /// The format's version: 1.
+    pub format: u32,
+    /// Of which lockfile.
+    pub lockfile: LockfileHash,
+    /// A pack for each commit, submodules included.
+    pub git: Vec<GitPack>,
+    /// A complete lock for each platform and accelerator.
+    pub environments: Vec<EnvironmentLock>,
+    /// Both names of each model.
+    pub models: Vec<Alias>,
+    /// Who vouches for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<PublisherSignature>,
+}
+
+/// A commit as one blob.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GitPack {
+    /// Which commit. Git's own hashes prove that the pack holds it.
+    pub pin: GitPin,
+    /// The pack.
+    pub pack: BlobRef,
+}
+
+/// Why bytes are no resolution.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolutionError {
+    /// They are more than [`MAX_RESOLUTION`].
+    #[error("resolved lockfile of {size} bytes: at most {MAX_RESOLUTION} are read")]
+    TooLarge {
+        /// How many they are.
+        size: usize,
+    },
+    /// They are no JSON, or something in it is not what it should be.
+    #[error("resolved lockfile is not valid")]
+    Json(#[source] serde_json::Error),
+    /// It was written by a later release.
+    #[error("resolved lockfile of format {format}: this release reads format 1")]
+    Format {
+        /// Its format.
+        format: u32,
+    },
+}
+
+impl Resolution {
+    /// One of a lockfile of which nothing is resolved yet.
+    pub fn new(lockfile: LockfileHash) -> Self {
+        Self {
+            format: 1,
+            lockfile,
+            git: Vec::new(),
+            environments: Vec::new(),
+            models: Vec::new(),
+            signature: None,
+        }
+    }
+
+    /// Reads what [`to_canonical_json`](Self::to_canonical_json) writes.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ResolutionError> {
+        if bytes.len() > MAX_RESOLUTION {
+            return Err(ResolutionError::TooLarge { size: bytes.len() });
+        }
+        let resolution: Self = serde_json::from_slice(bytes).map_err(ResolutionError::Json)?;
+        match resolution.format {
+            1 => Ok(resolution),
+            format => Err(ResolutionError::Format { format }),
+        }
+    }
+
+    /// The bytes that are stored: equal for equal resolutions.
+    pub fn to_canonical_json(&self) -> Vec<u8> {
+        serde_json_canonicalizer::to_vec(self).expect("a resolution has only text keys")
+    }
+
+    /// Signs it, in place of any signature that it had.
+    pub fn sign(&mut self, publisher: &SigningKey) {
+        self.signature = Some(PublisherSignature::new(publisher, SIGNATURE_CONTEXT, self.hash()));
+    }
+
+    /// Checks its signature and says whose it is.
+    pub fn verify(&self) -> Result<PublisherKey, SignatureError> {
+        let signature = self.signature.as_ref().ok_or(SignatureError::Unsigned)?;
+        signature.verify(SIGNATURE_CONTEXT, self.hash())
+    }
+
+    fn hash(&self) -> BlobHash {
+        BlobHash::of(&Self { signature: None, ..self.clone() }.to_canonical_json())
+    }
+
+    /// The pack of a commit.
+    pub fn pack(&self, pin: &GitPin) -> Option<BlobRef> {
+        self.git.iter().find(|pack| pack.pin == *pin).map(|pack| pack.pack)
+    }
+
+    /// The lock of an environment.
+    pub fn environment(&self, spec: &EnvironmentSpec) -> Option<&EnvironmentLock> {
+        let hash = spec.hash();
+        self.environments.iter().find(|lock| lock.environment == hash)
+    }
+
+    /// Takes over the parts of another one that belong to the lockfile and are not named yet; says whether there were
+    /// any. What is named stays as it is, whoever reports it otherwise.
+    pub fn join(&mut self, other: &Self, lockfile: &Lockfile) -> bool {
+        let before = (self.git.len(), self.environments.len(), self.models.len());
+        let pins = git_pins(lockfile);
+        for pack in &other.git {
+            if pins.contains(&pack.pin) && self.pack(&pack.pin).is_none() {
+                self.git.push(pack.clone());
+            }
+        }
+        for lock in &other.environments {
+            let spec = EnvironmentSpec::of(lockfile, &lock.platform, lock.accelerator);
+            let is_new = self.environment(&spec).is_none() && self.environments.len() < MAX_ENVIRONMENTS;
+            if is_new && lock.environment == spec.hash() && keeps_pins(lock, lockfile) {
+                self.environments.push(lock.clone());
+            }
+        }
+        let models: BTreeSet<_> =
+            lockfile.models.iter().filter_map(|model| Some((model.sha256?, model.size))).collect();
+        for alias in &other.models {
+            let is_named = self.models.iter().any(|known| known.sha256 == alias.sha256);
+            if !is_named && models.contains(&(alias.sha256, alias.blob.size)) {
+                self.models.push(*alias);
+            }
+        }
+        before != (self.git.len(), self.environments.len(), self.models.len())
+    }
+}
+
+/// Every commit that a lockfile is rebuilt from.
+fn git_pins(lockfile: &Lockfile) -> Vec<GitPin> {
+    let nodes = lockfile.custom_nodes.iter().filter_map(CustomNode::git);
+    lockfile.comfyui.iter().cloned().chain(nodes).collect()
+}
+
+/// Whether a lock has each package at the version, and with one of the hashes, that the lockfile says.
+fn keeps_pins(lock: &EnvironmentLock, lockfile: &Lockfile) -> bool {
+    let release = |version: &str| version.split('+').next().unwrap_or_default().to_owned();
+    lockfile.packages.iter().all(|package| {
+        let name = normalized(package.name.as_str());
+        let wheel = lock.wheels.iter().find(|wheel| normalized(wheel.name.as_str()) == name);
+        let built = lock.built.iter().find(|built| normalized(built.name.as_str()) == name);
+        let (version, file) = match (wheel, built) {
+            (Some(wheel), _) => (&wheel.version, &wheel.file),
+            (None, Some(built)) => (&built.version, &built.source),
+            // A platform may have no use for it.
+            (None, None) => return true,
+        };
+        let is_version = match &package.pin {
+            Pin::Version(pinned) => release(pinned.as_str()) == release(version.as_str()),
+            Pin::Url(_) | Pin::Git(_) => true,
+        };
+        is_version && (package.hashes.is_empty() || package.hashes.contains(&file.sha256))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::environment::{LockedFile, LockedWheel};
+    use crate::lockfile::{PackagePin, Sha256};
+    use crate::workspace::Accelerator;
+
+    fn pin(name: &str) -> GitPin {
+        GitPin {
+            url: format!("https://git.example.org/{name}").parse().expect("an address"),
+            commit: "1".repeat(40).parse().expect("a commit"),
+        }
+    }
+
+    fn lockfile() -> Lockfile {
+        let version = Pin::Version("2.6.0".parse().expect("a version"));
+        Lockfile {
+            comfyui: Some(pin("ComfyUI")),
+            packages: vec![PackagePin::new("torch".parse().expect("a name"), version)],
+            ..Lockfile::default()
+        }
+    }
+
+    fn lock(lockfile: &Lockfile, version: &str) -> EnvironmentLock {
+        let spec = EnvironmentSpec::of(lockfile, "linux-x86_64", Accelerator::Cpu);
+        let file = LockedFile {
+            file_name: "torch-2.6.0-py3-none-any.whl".parse().expect("a name"),
+            sha256: Sha256([7; 32]),
+            size: 3,
+            blob: Some(BlobHash([8; 32])),
+            urls: vec![],
+        };
+        let (name, version) = ("torch".parse().expect("a name"), version.parse().expect("a version"));
+        EnvironmentLock {
+            format: 1,
+            environment: spec.hash(),
+            python: "3.11.7".parse().expect("a version"),
+            platform: spec.platform,
+            accelerator: spec.accelerator,
+            torch: None,
+            equivalent: false,
+            wheels: vec![LockedWheel { name, version, file }],
+            built: vec![],
+        }
+    }
+
+    fn reported(lockfile: &Lockfile, pack: u8, version: &str) -> Resolution {
+        let pack = BlobRef { hash: BlobHash([pack; 32]), size: 9 };
+        Resolution {
+            git: vec![GitPack { pin: pin("ComfyUI"), pack }, GitPack { pin: pin("other"), pack }],
+            environments: vec![lock(lockfile, version)],
+            models: vec![Alias { sha256: Sha256([1; 32]), blob: pack }],
+            ..Resolution::new(lockfile.hash())
+        }
+    }
+
+    #[test]
+    fn parts_of_the_lockfile_are_joined_and_the_first_word_stands() {
+        let lockfile = lockfile();
+        let mut resolution = Resolution::new(lockfile.hash());
+        assert!(resolution.join(&reported(&lockfile, 1, "2.6.0+cpu"), &lockfile));
+        assert_eq!(resolution.pack(&pin("ComfyUI")).expect("it is named").hash, BlobHash([1; 32]));
+        assert_eq!(resolution.pack(&pin("other")), None, "the lockfile knows no such commit");
+        assert_eq!((resolution.environments.len(), resolution.models.len()), (1, 0));
+        let joined = resolution.clone();
+        assert!(!resolution.join(&reported(&lockfile, 2, "2.6.0"), &lockfile));
+        assert_eq!(resolution, joined);
+    }
+
+    #[test]
+    fn lock_of_another_version_hash_or_lockfile_is_left_out() {
+        let mut lockfile = lockfile();
+        let left_out = |lockfile: &Lockfile, reported: &Resolution| {
+            let mut resolution = Resolution::new(lockfile.hash());
+            resolution.join(reported, lockfile);
+            resolution.environments.is_empty()
+        };
+        assert!(left_out(&lockfile, &reported(&lockfile, 1, "2.7.0")));
+        assert!(!left_out(&lockfile, &reported(&lockfile, 1, "2.6.0")));
+        let of_another = reported(&Lockfile::default(), 1, "2.6.0");
+        assert!(left_out(&lockfile, &of_another));
+        lockfile.packages[0].hashes = vec![Sha256([9; 32])];
+        assert!(left_out(&lockfile, &reported(&lockfile, 1, "2.6.0")));
+    }
+
+    #[test]
+    fn signature_is_for_all_that_it_names_and_for_nothing_else() {
+        let (lockfile, key) = (lockfile(), SigningKey::from_bytes(&[7; 32]));
+        let mut resolution = reported(&lockfile, 1, "2.6.0");
+        assert_eq!(resolution.verify(), Err(SignatureError::Unsigned));
+        resolution.sign(&key);
+        let read = Resolution::parse(&resolution.to_canonical_json()).expect("it is read again");
+        assert_eq!(read.verify(), Ok(PublisherKey(key.verifying_key().to_bytes())));
+        let mut altered = read.clone();
+        altered.git.pop();
+        assert_eq!(altered.verify(), Err(SignatureError::Wrong));
+        let mut of_lockfile = lockfile.clone();
+        of_lockfile.sign(&key);
+        let exchanged = Resolution { signature: of_lockfile.signature, ..read };
+        assert_eq!(exchanged.verify(), Err(SignatureError::Wrong));
+    }
+}

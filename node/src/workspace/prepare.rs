@@ -155,7 +155,7 @@ struct Retry {
 
 /// What is to be prepared next.
 enum Next {
-    Now(WantedWorkspace),
+    Now(Box<WantedWorkspace>),
     At(Instant),
     Nothing,
 }
@@ -177,7 +177,7 @@ impl Attempts {
             (retry.resolution == wanted.resolution).then_some(retry.at)
         };
         if let Some(due) = open.clone().find(|wanted| at(wanted).is_none_or(|at| at <= Instant::now())) {
-            return Next::Now(due.clone());
+            return Next::Now(Box::new(due.clone()));
         }
         open.filter_map(at).min().map_or(Next::Nothing, Next::At)
     }

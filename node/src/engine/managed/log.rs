@@ -29,18 +29,27 @@ struct Written {
     bytes: u64,
     lines: VecDeque<String>,
     run: Option<RunId>,
+    /// How many of the last lines are the run's.
+    of_run: usize,
 }
 
 impl ProcessLog {
     /// A log in this file, in place of what it held.
     pub(super) fn create(path: &Path) -> io::Result<Self> {
         let file = File::create(path)?;
-        Ok(Self(Arc::new(Mutex::new(Written { file, bytes: 0, lines: VecDeque::new(), run: None }))))
+        Ok(Self(Arc::new(Mutex::new(Written {
+            file,
+            bytes: 0,
+            lines: VecDeque::new(),
+            run: None,
+            of_run: 0,
+        }))))
     }
 
     /// Names the run that further lines belong to.
     pub(super) fn set_run(&self, run: Option<RunId>) {
-        self.written().run = run;
+        let mut written = self.written();
+        (written.run, written.of_run) = (run, 0);
     }
 
     /// Takes in one line.
@@ -59,6 +68,13 @@ impl ProcessLog {
             written.lines.pop_front();
         }
         written.lines.push_back(line);
+        written.of_run = (written.of_run + 1).min(LINES);
+    }
+
+    /// The lines of the run that was named last.
+    pub(super) fn of_run(&self) -> Vec<String> {
+        let written = self.written();
+        written.lines.range(written.lines.len() - written.of_run..).cloned().collect()
     }
 
     /// The last lines, for an error.
@@ -129,6 +145,6 @@ Import times for custom nodes:
         log.line("got\u{1b} prompt");
         let text = std::fs::read_to_string(folder.path().join("comfyui.log")).expect("a file");
         assert_eq!(text, format!("up\n[{run}] got prompt\n"));
-        assert_eq!(log.tail(), "up\ngot prompt");
+        assert_eq!((log.tail().as_str(), log.of_run()), ("up\ngot prompt", vec!["got prompt".to_owned()]));
     }
 }

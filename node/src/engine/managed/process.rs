@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::ManagedConfig;
+use super::download::undeclared;
 use super::folders::{Folders, files};
 use super::log::ProcessLog;
 use crate::engine::comfyui::{ComfyUi, ComfyUiOptions};
@@ -112,7 +113,8 @@ pub(super) struct Process {
     comfyui: ComfyUi,
     log: ProcessLog,
     folders: Folders,
-    _door: Door,
+    /// Kept as long as it is talked to.
+    door: Door,
 }
 
 impl Launch {
@@ -161,7 +163,7 @@ impl Launch {
         }
         info!(seconds = begun.elapsed().as_secs_f64(), "comfyui is up");
         let (workspace, folders) = (Arc::clone(workspace), self.folders.clone());
-        Ok(Process { workspace, program, comfyui, log, folders, _door: door })
+        Ok(Process { workspace, program, comfyui, log, folders, door })
     }
 
     /// Removes what a process left in its folders.
@@ -319,8 +321,18 @@ impl Process {
                 }
             }
         };
+        let executed = match executed {
+            Err(error) if self.has_no_network() => {
+                Err(undeclared(&error, &self.log.of_run()).unwrap_or(error))
+            }
+            executed => executed,
+        };
         self.log.set_run(None);
         executed
+    }
+
+    fn has_no_network(&self) -> bool {
+        matches!(self.door, Door::Socket(_))
     }
 
     /// Whether nothing is in its queue.

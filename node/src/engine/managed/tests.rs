@@ -190,6 +190,34 @@ async fn process_that_is_up_and_dead_is_ended_and_so_is_one_that_does_not_stop()
 }
 
 #[tokio::test]
+async fn download_at_run_time_is_stopped_and_told_with_its_address() {
+    let Some(machine) = Machine::walled(|_| {}).await else { return };
+    if machine.engine.config.sandbox.is_none() {
+        return;
+    }
+    machine.file("custom_nodes/remote/__init__.py", REMOTE);
+    let failed = machine.run(saving(1, "Remote", &json!({})), &CancellationToken::new()).await;
+    let failed = failed.expect_err("it has no network");
+    assert_eq!(failed.kind, RunErrorKind::UndeclaredFile, "{}", failed.detail);
+    assert!(failed.detail.contains("`https://models.example.org/face.pth`"), "{}", failed.detail);
+    assert_eq!(failed.op.expect("the op is named").class, "Remote");
+}
+
+const REMOTE: &str = r#"
+import urllib.request
+class Remote:
+    RETURN_TYPES, FUNCTION, CATEGORY = ("IMAGE",), "execute", "test"
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"image": ("IMAGE",)}}
+    def execute(self, image):
+        print("fetching https://models.example.org/face.pth")
+        urllib.request.urlopen("https://models.example.org/face.pth", timeout=10)
+        return (image,)
+NODE_CLASS_MAPPINGS = {"Remote": Remote}
+"#;
+
+#[tokio::test]
 async fn out_of_memory_is_told_apart_and_leaves_the_process() {
     let Some(machine) = Machine::new(|_| {}) else { return };
     let cancel = CancellationToken::new();

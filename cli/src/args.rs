@@ -9,6 +9,7 @@ use mesh::store::ByteSize;
 
 use crate::commands::blob::BlobCommand;
 use crate::commands::bundle::BundleCommand;
+use crate::commands::publisher::PublisherCommand;
 use crate::commands::workspace::WorkspaceCommand;
 use crate::settings::limits::{self, RateLimit};
 use crate::{environment, failure};
@@ -56,6 +57,9 @@ pub(crate) enum Command {
     /// Say what a bundle is rebuilt from, without a farm.
     #[command(subcommand)]
     Workspace(WorkspaceCommand),
+    /// Vouch for bundles with a key of your own, and say whose bundles this machine's node rebuilds.
+    #[command(subcommand)]
+    Publisher(PublisherCommand),
     /// Look after the blobs on this machine: models, inputs, outputs.
     #[command(subcommand)]
     Blob(BlobCommand),
@@ -292,6 +296,10 @@ pub(crate) struct DeployArguments {
     /// Let attached ComfyUIs run it, which prove no lock.
     #[arg(long)]
     pub(crate) accept_attached: bool,
+    /// Keep the signature that the bundle's lockfile bears, in place of the farm's: then only nodes whose owners
+    /// trust this publisher rebuild it.
+    #[arg(long)]
+    pub(crate) keep_signature: bool,
     /// Where the models of its lockfile lie on this machine: ComfyUI's folder, or its `models`. They are
     /// served from there until two other nodes keep each of them. Repeatable.
     #[arg(long, value_name = "DIR")]

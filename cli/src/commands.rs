@@ -11,6 +11,7 @@ mod invite;
 mod jobs;
 mod node;
 mod nodes;
+pub(crate) mod publisher;
 mod run;
 mod schema;
 pub(crate) mod workspace;
@@ -42,6 +43,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Schema(arguments) => schema::schema(&arguments),
         Command::Bundle(command) => bundle::bundle(&command),
         Command::Workspace(command) => workspace::workspace(&command),
+        Command::Publisher(command) => publisher::publisher(&command),
         Command::Blob(command) => blob::blob(command, &file).await,
     }
 }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use coordinator::api::ServeError;
 use coordinator::service::StartError as CoordinatorStartError;
 use mesh::control::{CustodianError, FailureKind};
+use mesh::identity::IdentityError;
 use mesh::swarm::JoinError;
 use node::agent::StartError as NodeStartError;
 use node::engine::comfyui::client::AddressError;
@@ -118,6 +119,9 @@ fn classify(error: &anyhow::Error) -> (u8, Option<&'static str>) {
                 FailureKind::Input => (7, None),
                 FailureKind::Other => (1, None),
             };
+        }
+        if let Some(error) = cause.downcast_ref::<IdentityError>() {
+            return (if matches!(error, IdentityError::Random(_)) { 1 } else { 7 }, None);
         }
         if cause.is::<JoinError>() {
             return (10, None);

@@ -30,6 +30,8 @@ pub struct Deployment {
     pub interface: Interface,
     /// Whether an attached ComfyUI may run it.
     pub accept_attached: bool,
+    /// Whether the lockfile keeps the signature that it bears, so that nodes judge its publisher and not the farm.
+    pub keep_signature: bool,
     /// Remarks for whoever deploys.
     pub notes: Vec<String>,
 }

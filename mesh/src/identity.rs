@@ -41,6 +41,9 @@ pub enum IdentityError {
     /// The file holds something else.
     #[error("`{}` is no key file: it holds 64 hex digits and a newline", .0.display())]
     NoKey(PathBuf),
+    /// There is a file already.
+    #[error("`{}` is there already, and a key is never overwritten: name another file", .0.display())]
+    Exists(PathBuf),
     /// The operating system gives no random bytes.
     #[error("the operating system gives no random bytes for a new key")]
     Random(#[source] getrandom::Error),
@@ -59,12 +62,17 @@ impl Identity {
     pub fn load_or_create(path: &Path) -> Result<Self, IdentityError> {
         match fs::symlink_metadata(path) {
             Ok(_) => Self::load(path),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::create(path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match Self::create(path) {
+                // Another process was faster: its key is the one.
+                Err(IdentityError::Exists(_)) => Self::load(path),
+                created => created,
+            },
             Err(source) => Err(IdentityError::Io { attempt: "reading", path: path.to_owned(), source }),
         }
     }
 
-    fn load(path: &Path) -> Result<Self, IdentityError> {
+    /// The key in this file.
+    pub fn load(path: &Path) -> Result<Self, IdentityError> {
         let failure = |source| IdentityError::Io { attempt: "reading", path: path.to_owned(), source };
         let mode = fs::metadata(path).map_err(failure)?.permissions().mode() & 0o777;
         if mode & 0o077 != 0 {
@@ -77,7 +85,8 @@ impl Identity {
         Ok(Self { key: SigningKey::from_bytes(&secret) })
     }
 
-    fn create(path: &Path) -> Result<Self, IdentityError> {
+    /// A new key in a new file.
+    pub fn create(path: &Path) -> Result<Self, IdentityError> {
         let failure = |source| IdentityError::Io { attempt: "writing", path: path.to_owned(), source };
         let identity = Self::generate()?;
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -87,8 +96,9 @@ impl Identity {
         file.as_file().sync_all().map_err(failure)?;
         match file.persist_noclobber(path) {
             Ok(_) => Ok(identity),
-            // Another process was faster: its key is the one.
-            Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Self::load(path),
+            Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
+                Err(IdentityError::Exists(path.to_owned()))
+            }
             Err(error) => Err(failure(error.error)),
         }
     }
@@ -138,6 +148,8 @@ mod tests {
         let made = Identity::load_or_create(&path).expect("a new key");
         assert_eq!(fs::metadata(&path).expect("the file").permissions().mode() & 0o777, 0o600);
         assert_eq!(Identity::load_or_create(&path).expect("the same key").peer(), made.peer());
+        assert!(matches!(Identity::create(&path), Err(IdentityError::Exists(_))));
+        assert_eq!(Identity::load(&path).expect("the same key").peer(), made.peer());
     }
 
     #[test]

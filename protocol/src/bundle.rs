@@ -7,6 +7,7 @@
 mod archive;
 mod packages;
 mod snapshot;
+mod sign;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,6 +20,7 @@ use crate::lockfile::{Lockfile, LockfileError, MAX_LOCKFILE};
 use crate::workflow::{MAX_WORKFLOW, Workflow, WorkflowError};
 
 use archive::Archive;
+pub use sign::{SignBundleError, sign_bundle};
 pub use snapshot::SnapshotError;
 
 const SNAPSHOT: &str = "snapshot.json";

@@ -184,6 +184,48 @@ async fn bundle_is_explained_compared_and_checked_without_a_farm() -> anyhow::Re
 }
 
 #[tokio::test]
+async fn publisher_makes_a_key_signs_a_bundle_and_is_trusted_by_the_owner_of_a_node() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (key, signed, data) = (path("me.key"), path("signed.cpack.zip"), path("node"));
+    let bundle = format!("{}/comfy-pack/cpack/tiny.cpack.zip", farm_tests::facts().display());
+    let ran = comfy_farm(None, &["publisher", "new", "-o", &key]).await?;
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let publisher = ran.stdout.trim();
+    assert_eq!(publisher.len(), 64, "{publisher}");
+    let again = comfy_farm(None, &["publisher", "new", "-o", &key]).await?;
+    assert_eq!(again.code, Some(7));
+    assert!(again.stderr.contains("a key is never overwritten"), "{}", again.stderr);
+
+    let ran = comfy_farm(None, &["publisher", "sign", &bundle, "--key", &key, "-o", &signed]).await?;
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(ran.stdout.contains(&format!("is signed by publisher {publisher}")), "{}", ran.stdout);
+    let ran = comfy_farm(None, &["bundle", "diff", &bundle, &signed]).await?;
+    assert_eq!(ran.stdout, "no difference\n");
+    let farm = Farm::start(FarmOptions { nodes: 0, ..FarmOptions::default() }).await?;
+    let ran = comfy_farm(Some(&farm), &["deploy", &signed, "--name", "signed", "--keep-signature"]).await?;
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let ran = comfy_farm(Some(&farm), &["deploy", &bundle, "--keep-signature"]).await?;
+    assert_eq!(ran.code, Some(7));
+    assert!(ran.stderr.contains("keep_signature: lockfile is not signed"), "{}", ran.stderr);
+
+    let check = async |arguments: &[&str], code: i32, words: &str| -> anyhow::Result<()> {
+        let arguments = [&["publisher"], arguments, &["--data", &data]].concat();
+        let ran = comfy_farm(None, &arguments).await?;
+        assert_eq!((ran.code, format!("{}{}", ran.stdout, ran.stderr).as_str()), (Some(code), words));
+        Ok(())
+    };
+    check(&["ls"], 0, "").await?;
+    check(&["trust", publisher], 0, &format!("publisher {publisher} is trusted\n")).await?;
+    check(&["trust", publisher], 0, &format!("publisher {publisher} was trusted already\n")).await?;
+    check(&["ls"], 0, &format!("{publisher}\n")).await?;
+    check(&["ls", "--json"], 0, &format!("{{\"publishers\":[\"{publisher}\"]}}\n")).await?;
+    check(&["untrust", publisher], 0, &format!("publisher {publisher} is trusted no more\n")).await?;
+    check(&["untrust", publisher], 6, &format!("error: publisher {publisher} was not trusted\n")).await?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn rebuild_of_the_older_bundle_is_planned_to_the_last_url() -> anyhow::Result<()> {
     let bundle = format!("{}/comfy-pack/cpack/example-old-format.cpack.zip", farm_tests::facts().display());
     let arguments = ["workspace", "plan", &bundle, "--accelerator", "cuda12.4", "--json"];

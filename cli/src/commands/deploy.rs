@@ -28,6 +28,9 @@ pub(super) async fn deploy(arguments: &DeployArguments, file: &SettingsFile) -> 
     if arguments.accept_attached {
         query.push(("accept_attached", "true".to_owned()));
     }
+    if arguments.keep_signature {
+        query.push(("keep_signature", "true".to_owned()));
+    }
     let deployed = match client.deploy(&arguments.file, &query).await {
         Err(ClientError::Refused { problem, .. }) if problem["candidates"].is_object() => {
             if json {

@@ -24,7 +24,7 @@ pub(super) async fn prepare(
     publisher: &Identity,
     deployed: OffsetDateTime,
 ) -> Result<DeployedWorkflow, StoreError> {
-    let Deployment { name, bundle, interface, accept_attached, notes } = deployment;
+    let Deployment { name, bundle, interface, accept_attached, keep_signature, notes } = deployment;
     let document = serde_json::to_vec(&interface).expect("an interface has only text keys");
     let interface_blob = blobs.import_bytes(&document).await?;
     let filled = filled(&bundle, &interface);
@@ -32,7 +32,10 @@ pub(super) async fn prepare(
     let lockfile = bundle.lockfile.hash();
     let can_be_rebuilt = bundle.lockfile.comfyui.is_some();
     let document = match can_be_rebuilt {
-        true => Some(blobs.import_bytes(&signed(&bundle.lockfile, publisher).to_canonical_json()).await?),
+        true => {
+            let lockfile = signed(&bundle.lockfile, publisher, keep_signature);
+            Some(blobs.import_bytes(&lockfile.to_canonical_json()).await?)
+        }
         false => None,
     };
     let requirements = Requirements {
@@ -57,10 +60,10 @@ pub(super) async fn prepare(
     })
 }
 
-/// The lockfile with a signature: that of whoever made the bundle, or else the farm's.
-fn signed(lockfile: &Lockfile, publisher: &Identity) -> Lockfile {
+/// The lockfile with a signature: that of whoever made the bundle, where it is to be kept, or else the farm's.
+fn signed(lockfile: &Lockfile, publisher: &Identity, keep: bool) -> Lockfile {
     let mut lockfile = lockfile.clone();
-    if lockfile.verify().is_err() {
+    if !keep || lockfile.verify().is_err() {
         lockfile.sign(publisher.signing_key());
     }
     lockfile
@@ -111,6 +114,20 @@ mod tests {
 
     fn names(names: &[&str]) -> BTreeSet<String> {
         names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn signature_of_a_publisher_stays_only_where_it_is_kept_and_good() {
+        let (farm, author) = (Identity::generate().expect("a key"), Identity::generate().expect("a key"));
+        let signer =
+            |lockfile: &Lockfile, keep: bool| signed(lockfile, &farm, keep).verify().expect("signed").0;
+        let mut lockfile = Lockfile::default();
+        assert_eq!(signer(&lockfile, true), farm.peer().0);
+        lockfile.sign(author.signing_key());
+        assert_eq!(signer(&lockfile, false), farm.peer().0);
+        assert_eq!(signer(&lockfile, true), author.peer().0);
+        lockfile.python = Some("3.11".parse().expect("a version"));
+        assert_eq!(signer(&lockfile, true), farm.peer().0);
     }
 
     #[test]

@@ -52,7 +52,8 @@ async fn deploy(coordinator: &Coordinator) -> WorkflowVersion {
     let width: ExposedInput = "width=1.width".parse().expect("well written");
     let interface = Interface::expose(&bundle.workflow, &[width], &["9".to_owned()], None).expect("exposed");
     let name = "blank".parse().expect("valid");
-    let deployment = Deployment { name, bundle, interface, accept_attached: false, notes: vec![] };
+    let (accept_attached, keep_signature) = (false, false);
+    let deployment = Deployment { name, bundle, interface, accept_attached, keep_signature, notes: vec![] };
     coordinator.handle.deploy(deployment).await.expect("deployed").id.clone()
 }
 

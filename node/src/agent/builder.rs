@@ -9,7 +9,7 @@ use protocol::{Accelerator, PublisherKey, WantedWorkspace};
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::managed::Managed;
-use crate::policy::Policy;
+use crate::policy::{Policy, TrustedPublishers};
 use crate::workspace::Workspace;
 use crate::workspace::assemble::Assembler;
 use crate::workspace::prepare::{BuildError, Builder, Steps};
@@ -48,5 +48,10 @@ impl Builder for Rebuilder {
 
     async fn prove(&self, workspace: &Workspace, cancel: &CancellationToken) -> Result<(), String> {
         self.engine.prove(workspace, cancel).await
+    }
+
+    fn trusted(&self) -> TrustedPublishers {
+        // A file that cannot be read is told by the next build.
+        TrustedPublishers::load(&self.assembler.data).unwrap_or_default()
     }
 }

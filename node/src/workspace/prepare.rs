@@ -1,8 +1,8 @@
 //! Preparing the workspaces that are wanted, one after another, in the order in which they are wanted.
 //!
-//! A failed one is tried again later, a refused one when its list comes anew. What is no longer wanted is
-//! broken off; what was built of it stays, and is found by whoever needs it next. Not here: the steps
-//! themselves, which a [`Builder`] does.
+//! A failed one is tried again later, a refused one when it is wanted otherwise or the owner trusts others, and all
+//! are where the owner trusts somebody no more. What is no longer wanted is broken off; what was built of it
+//! stays, and is found by whoever needs it next. Not here: the steps themselves, which a [`Builder`] does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,10 +20,13 @@ use tracing::{Instrument, info, info_span, warn};
 
 use super::Workspace;
 use super::shelf::{Shelf, Whole};
+use crate::policy::TrustedPublishers;
 
 /// How long after its failure a workspace is tried again; each time twice as long, up to the last.
 const FIRST_RETRY: Duration = Duration::from_secs(30);
 const LAST_RETRY: Duration = Duration::from_secs(30 * 60);
+/// How often it is looked whether the owner trusts others.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// What a workspace is built with.
 #[async_trait]
@@ -40,6 +43,9 @@ pub trait Builder: Send + Sync + 'static {
 
     /// Starts ComfyUI in it and sees that it has all that it must have.
     async fn prove(&self, workspace: &Workspace, cancel: &CancellationToken) -> Result<(), String>;
+
+    /// Whom the owner trusts at the moment. Once they are others, what is wanted is judged again.
+    fn trusted(&self) -> TrustedPublishers;
 }
 
 /// Why a workspace was not built.
@@ -100,6 +106,9 @@ pub async fn prepare_task(
         let hashes = want.iter().flat_map(|want| &want.wanted).map(|wanted| wanted.lockfile).collect();
         shelf.keep_only(&hashes);
         attempts.keep_only(&hashes);
+        if attempts.distrust_any(builder.trusted()) {
+            shelf.doubt_all();
+        }
         let next = want.as_ref().map(|want| (want.publisher, attempts.next(&shelf, &want.wanted)));
         match next {
             Some((farm, Next::Now(next))) => {
@@ -121,7 +130,7 @@ pub async fn prepare_task(
                 changed = wanted.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep_until(pause) => {}
             },
-            Some((_, Next::Nothing)) | None => tokio::select! {
+            None => tokio::select! {
                 () = stop.cancelled() => return,
                 changed = wanted.changed() => if changed.is_err() { return },
             },
@@ -143,6 +152,8 @@ async fn until_unwanted(wanted: &mut watch::Receiver<Option<WantWorkspaces>>, lo
 struct Attempts {
     retries: BTreeMap<LockfileHash, Retry>,
     refused: BTreeMap<LockfileHash, WantedWorkspace>,
+    /// Whom the owner trusted when they were refused.
+    trusted: TrustedPublishers,
 }
 
 /// When a failed one is tried again.
@@ -157,13 +168,22 @@ struct Retry {
 enum Next {
     Now(Box<WantedWorkspace>),
     At(Instant),
-    Nothing,
 }
 
 impl Attempts {
     fn keep_only(&mut self, wanted: &BTreeSet<LockfileHash>) {
         self.retries.retain(|lockfile, _| wanted.contains(lockfile));
         self.refused.retain(|lockfile, _| wanted.contains(lockfile));
+    }
+
+    /// Notes whom the owner trusts now; says whether anybody is trusted no more.
+    fn distrust_any(&mut self, trusted: TrustedPublishers) -> bool {
+        if self.trusted == trusted {
+            return false;
+        }
+        self.refused.clear();
+        let earlier = std::mem::replace(&mut self.trusted, trusted);
+        earlier.iter().any(|key| !self.trusted.contains(key))
     }
 
     fn next(&self, shelf: &Shelf, wanted: &[WantedWorkspace]) -> Next {
@@ -179,7 +199,8 @@ impl Attempts {
         if let Some(due) = open.clone().find(|wanted| at(wanted).is_none_or(|at| at <= Instant::now())) {
             return Next::Now(Box::new(due.clone()));
         }
-        open.filter_map(at).min().map_or(Next::Nothing, Next::At)
+        let look = Instant::now() + LOOK;
+        Next::At(open.filter_map(at).fold(look, Instant::min))
     }
 
     fn note(&mut self, wanted: &WantedWorkspace, state: &WorkspaceState) {
@@ -260,6 +281,7 @@ mod tests {
         answers: Mutex<BTreeMap<u8, Vec<Result<(), BuildError>>>>,
         built: Mutex<Vec<u8>>,
         missing: Mutex<BTreeSet<u8>>,
+        trusted: Mutex<TrustedPublishers>,
     }
 
     #[async_trait]
@@ -294,6 +316,10 @@ mod tests {
                 true => Err("class `KSampler` is not in it".to_owned()),
                 false => Ok(()),
             }
+        }
+
+        fn trusted(&self) -> TrustedPublishers {
+            self.trusted.lock().expect("no panic").clone()
         }
     }
 
@@ -409,7 +435,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn refused_one_is_left_and_one_without_its_classes_fails_at_its_proof() {
+    async fn refused_one_is_judged_again_once_others_are_trusted_and_a_ready_one_too() {
         let builder = Made::default();
         let refused = Err(BuildError::Refused("the publisher is not trusted".to_owned()));
         builder.answers.lock().expect("no panic").insert(1, vec![refused]);
@@ -421,6 +447,18 @@ mod tests {
         assert!(step == PrepareStep::Proof && reason.contains("KSampler"), "{reason}");
         assert!(matches!(farm.shelf.state(hash(1)), Some(WorkspaceState::Refused { .. })));
         assert!(farm.shelf.usable(hash(2)).is_none());
+        let builds =
+            || farm.builder.built.lock().expect("no panic").iter().filter(|number| **number == 1).count();
+        tokio::time::sleep(LOOK * 100).await;
+        assert_eq!(builds(), 1, "nothing has changed that it was refused for");
+        farm.builder.trusted.lock().expect("no panic").insert(PublisherKey([1; 32]));
+        farm.until(1, is_loaded).await;
+        assert_eq!(builds(), 2);
+        let refused = Err(BuildError::Refused("the publisher is trusted no more".to_owned()));
+        farm.builder.answers.lock().expect("no panic").insert(1, vec![refused]);
+        farm.builder.trusted.lock().expect("no panic").remove(&PublisherKey([1; 32]));
+        farm.until(1, |state| matches!(state, WorkspaceState::Refused { .. })).await;
+        assert!(farm.shelf.usable(hash(1)).is_none());
     }
 
     #[tokio::test(start_paused = true)]

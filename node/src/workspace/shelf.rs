@@ -99,12 +99,23 @@ impl Shelf {
     /// Forgets all but these, and has those wait that are new.
     pub(super) fn keep_only(&self, wanted: &BTreeSet<LockfileHash>) {
         let mut places = self.places();
+        if places.keys().eq(wanted) {
+            return;
+        }
         places.retain(|lockfile, _| wanted.contains(lockfile));
         for lockfile in wanted {
             let waiting = || Place { state: WorkspaceState::Waiting, whole: None };
             places.entry(*lockfile).or_insert_with(waiting);
         }
         drop(places);
+        self.tell();
+    }
+
+    /// Has all that are whole be judged again before runs may use them.
+    pub(super) fn doubt_all(&self) {
+        for place in self.places().values_mut().filter(|place| place.whole.is_some()) {
+            *place = Place { state: WorkspaceState::Waiting, whole: None };
+        }
         self.tell();
     }
 

@@ -35,6 +35,7 @@ struct DeployQuery {
     inputs: Vec<ExposedInput>,
     outputs: Vec<String>,
     accept_attached: bool,
+    keep_signature: bool,
 }
 
 /// Deploy the next version of a workflow
@@ -50,6 +51,7 @@ struct DeployQuery {
         ("input" = Option<Vec<String>>, Query, description = "An input to expose, as NAME=NODE.FIELD; repeatable"),
         ("output" = Option<Vec<String>>, Query, description = "The id of an op whose files are an output; repeatable"),
         ("accept_attached" = Option<bool>, Query, description = "Whether an attached ComfyUI, which proves no lockfile, may run it"),
+        ("keep_signature" = Option<bool>, Query, description = "Whether the bundle's lockfile keeps its publisher's signature, so that only nodes that trust this publisher rebuild it; else the farm signs it"),
     ),
     request_body(content((Binary = "application/zip"), (Object = "application/json"))),
     responses((status = 201, body = DeployedAnswer)),
@@ -78,10 +80,15 @@ pub(super) async fn deploy_workflow(
             ));
         }
     };
+    if query.keep_signature {
+        let kept = bundle.lockfile.verify();
+        kept.map_err(|error| ApiError::field("keep_signature", "signature", error.to_string()))?;
+    }
     let interface = query.interface(&bundle.workflow)?;
     let notes = bundle.repairs.iter().map(ToString::to_string).collect();
+    let DeployQuery { accept_attached, keep_signature, .. } = query;
     let deployment =
-        Deployment { name, bundle: bundle.clone(), interface, accept_attached: query.accept_attached, notes };
+        Deployment { name, bundle: bundle.clone(), interface, accept_attached, keep_signature, notes };
     let deployed = api.coordinator.deploy(deployment).await?;
     let missing = missing(&deployed, &bundle, &api.coordinator.nodes().await?);
     let location = workflow_path(&deployed.id.name, deployed.id.version);
@@ -110,8 +117,12 @@ impl DeployQuery {
                     Ok(accept) => query.accept_attached = accept,
                     Err(_) => fault("takes true or false".to_owned()),
                 },
+                "keep_signature" => match value.parse() {
+                    Ok(keep) => query.keep_signature = keep,
+                    Err(_) => fault("takes true or false".to_owned()),
+                },
                 _ => {
-                    let message = "takes `name`, `input`, `output` and `accept_attached`";
+                    let message = "takes `name`, `input`, `output`, `accept_attached` and `keep_signature`";
                     errors.push(FieldProblem::new(key.as_str(), "unknown", message));
                 }
             }

@@ -54,7 +54,7 @@ pub(crate) enum Command {
     /// Explain a bundle in words, without a farm.
     #[command(subcommand)]
     Bundle(BundleCommand),
-    /// Say what a bundle is rebuilt from, without a farm.
+    /// Look after the workspaces that this machine's node rebuilt, and say what a bundle would be rebuilt from.
     #[command(subcommand)]
     Workspace(WorkspaceCommand),
     /// Vouch for bundles with a key of your own, and say whose bundles this machine's node rebuilds.
@@ -90,6 +90,14 @@ pub(crate) struct ToolArguments {
     /// Answer in JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Whose node it is.
+#[derive(Debug, Args)]
+pub(crate) struct DataArguments {
+    /// The node's data folder, running or not. Defaults to `comfy-farm/node` in the user's data folder.
+    #[arg(long, value_name = "DIR", env = environment::DATA)]
+    pub(crate) data: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -261,6 +269,10 @@ pub(crate) struct ManagedArguments {
     /// How long a ComfyUI without work stays, in seconds. Defaults to 600.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) comfyui_idle: Option<u64>,
+    /// How much disk the workspaces may take, such as 300GB; then the least recently used of those that the farm
+    /// does not want go. Their models are blobs, and count towards `--quota`. Defaults to all that is free.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) workspace_quota: Option<ByteSize>,
     /// The index that Python packages come from. Defaults to https://pypi.org/simple.
     #[arg(long, value_name = "URL")]
     pub(crate) package_index: Option<String>,

@@ -42,7 +42,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Undrain(arguments) => drain::set_draining(&arguments, &file, false).await,
         Command::Schema(arguments) => schema::schema(&arguments),
         Command::Bundle(command) => bundle::bundle(&command),
-        Command::Workspace(command) => workspace::workspace(&command),
+        Command::Workspace(command) => workspace::workspace(&command).await,
         Command::Publisher(command) => publisher::publisher(&command),
         Command::Blob(command) => blob::blob(command, &file).await,
     }

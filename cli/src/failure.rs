@@ -61,6 +61,9 @@ pub(crate) enum Failure {
     /// Blobs that are not what their name says.
     #[error("{0}")]
     Damaged(String),
+    /// Workspaces that are not what their lockfiles say.
+    #[error("{0}")]
+    DamagedWorkspace(String),
     /// The owner was asked and did not agree, or could not be asked.
     #[error("{0}")]
     NotAgreed(String),
@@ -81,6 +84,12 @@ fn classify(error: &anyhow::Error) -> (u8, Option<&'static str>) {
         if let Some(failure) = cause.downcast_ref::<Failure>() {
             return match failure {
                 Failure::Damaged(_) => (1, Some("damaged blobs are fetched again when a run needs them")),
+                Failure::DamagedWorkspace(_) => (
+                    1,
+                    Some(
+                        "`comfy-farm workspace rm LOCKFILE` removes one; where it is wanted it is built anew",
+                    ),
+                ),
                 Failure::Usage(_) => (2, None),
                 Failure::NotFound(_) => (6, None),
                 Failure::Input(_) => (7, None),

@@ -205,6 +205,7 @@ pub(crate) struct ManagedSettings {
     /// The owner's flags for ComfyUI.
     pub(crate) comfyui_args: Vec<String>,
     pub(crate) comfyui_idle: Option<Duration>,
+    pub(crate) workspace_quota: Option<ByteSize>,
     pub(crate) package_index: Option<String>,
     pub(crate) torch_index: Option<String>,
 }
@@ -225,6 +226,7 @@ impl ManagedSettings {
             sandbox: !arguments.no_sandbox && table.sandbox.unwrap_or(true),
             comfyui_args: flags.split_whitespace().map(str::to_owned).collect(),
             comfyui_idle: arguments.comfyui_idle.or(table.comfyui_idle).map(Duration::from_secs),
+            workspace_quota: arguments.workspace_quota.or(table.workspace_quota),
             package_index: arguments.package_index.or_else(|| table.package_index.clone()),
             torch_index: arguments.torch_index.or_else(|| table.torch_index.clone()),
         }

@@ -1,5 +1,5 @@
-//! What commands on the same machine ask of the process that has a data folder: its store of blobs, and
-//! its way into the farm.
+//! What commands on the same machine ask of the process that has a data folder: its store of blobs, its way
+//! into the farm, and whatever belongs to its role.
 //!
 //! The process listens on `DATA/control.sock`, which only its user can open. A connection carries one
 //! request, a line of JSON, and answers, one line each: any number of `progress`, then `done` or `failed`.
@@ -8,19 +8,23 @@
 
 mod custodian;
 mod errand;
+mod role;
 mod server;
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use protocol::{BlobHash, BlobName, Transfer};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 pub use custodian::{Custodian, CustodianError};
 pub use errand::{ErrandError, GetRequest, Got, Reach, Whereabouts};
+pub use role::{RoleError, RoleHandler};
 pub use server::{ControlError, ControlServer};
 
 use crate::fetch::{FetchError, FetchFileError};
@@ -71,6 +75,11 @@ pub enum Request {
         /// Which.
         name: BlobName,
     },
+    /// Something that belongs to the role of the process, such as a node's workspaces.
+    Role {
+        /// What, in words that only the two ends know.
+        request: Value,
+    },
 }
 
 /// How far it is.
@@ -101,6 +110,8 @@ pub enum Reply {
     Got(Got),
     /// For `Where`.
     Where(Whereabouts),
+    /// For `Role`.
+    Role(Value),
 }
 
 /// What reading blobs again came to.
@@ -146,11 +157,15 @@ pub enum PerformError {
     /// The farm.
     #[error(transparent)]
     Errand(#[from] ErrandError),
+    /// The role of the process.
+    #[error(transparent)]
+    Role(#[from] RoleError),
 }
 
 impl PerformError {
     fn kind(&self) -> FailureKind {
         match self {
+            Self::Role(error) => error.kind,
             Self::Store(StoreError::Missing(_))
             | Self::Errand(
                 ErrandError::Nobody { .. }
@@ -165,15 +180,22 @@ impl PerformError {
     }
 }
 
-/// Does what is asked with this store, and this way into the farm.
+/// What a process does requests with.
+#[derive(Clone)]
+struct Means {
+    store: BlobStore,
+    reach: Option<Reach>,
+    role: Option<Arc<dyn RoleHandler>>,
+}
+
+/// Does what is asked.
 async fn perform(
-    store: &BlobStore,
-    reach: Option<&Reach>,
+    Means { store, reach, role }: &Means,
     request: Request,
     stop: CancellationToken,
     tell: impl Fn(Progress) + Send + Sync + 'static,
 ) -> Result<Reply, PerformError> {
-    let reach = || reach.ok_or(ErrandError::NoReach);
+    let reach = || reach.as_ref().ok_or(ErrandError::NoReach);
     Ok(match request {
         Request::List => Reply::Listed(store.list()),
         Request::Add { path } => {
@@ -204,6 +226,10 @@ async fn perform(
         }
         Request::Get(request) => Reply::Got(reach()?.get(request, tell).await?),
         Request::Where { name } => Reply::Where(reach()?.whereabouts(name).await),
+        Request::Role { request } => {
+            let role = role.as_ref().ok_or_else(RoleError::none)?;
+            Reply::Role(role.answer(request).await?)
+        }
     })
 }
 

@@ -40,6 +40,7 @@ use crate::join::{BelongError, Belonging};
 use crate::provide::provide_task;
 use crate::run::Tools;
 use crate::workspace::assemble::Assembler;
+use crate::workspace::care::{Caretaker, clear_drafts};
 use crate::workspace::prepare::prepare_task;
 use crate::workspace::shelf::Shelf;
 
@@ -188,13 +189,21 @@ impl Agent {
         exchange.set_origins(OriginReader::new(origins)?);
         let reach = Reach { exchange: exchange.clone(), finder: farm };
         let workspaces = data.join("workspaces");
+        let wants = watch::Sender::new(None);
         let shelf = config.rebuilding.is_some().then(|| Shelf::new(workspaces.join("ready")));
-        let builder = config.rebuilding.map(|Rebuilding { policy, uv, accelerator, engine }| {
+        let mut caretaker = Caretaker::new(workspaces.clone(), blobs.clone());
+        if let Some(shelf) = &shelf {
+            clear_drafts(&workspaces)
+                .map_err(|source| StartError::File { path: workspaces.clone(), source })?;
+            caretaker = caretaker.with_node(shelf.clone(), wants.subscribe());
+        }
+        let builder = config.rebuilding.map(|Rebuilding { policy, uv, accelerator, quota, engine }| {
             let (data, root, reach) = (data.clone(), workspaces, reach.clone());
             let assembler = Assembler { data, root, policy, reach, uv, accelerator };
-            Arc::new(Rebuilder { assembler, engine })
+            Arc::new(Rebuilder { assembler, engine, caretaker: caretaker.clone(), quota })
         });
-        let control = ControlServer::bind(&data, blobs.clone()).map(|server| server.with_reach(reach));
+        let control = ControlServer::bind(&data, blobs.clone());
+        let control = control.map(|server| server.with_reach(reach).with_role(Arc::new(caretaker)));
         let control = control.inspect_err(|error| warn!(error = error_chain(error), "no commands")).ok();
         let ends = Ends::open(&data.join("ends"), blobs.clone()).await?;
         let scratch = empty_folder(&data.join("scratch"))?;
@@ -215,7 +224,7 @@ impl Agent {
             models,
             finder,
             questions,
-            wants: watch::Sender::new(None),
+            wants,
             builder,
         })
     }

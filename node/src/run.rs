@@ -164,6 +164,7 @@ fn whole(grant: &Grant, tools: &Tools) -> Result<Option<Arc<Whole>>, RunError> {
         let detail = format!("the workspace of lockfile {} is not ready here", grant.lockfile);
         return Err(RunError::new(RunErrorKind::EngineUnavailable, detail));
     };
+    shelf.note_use(grant.lockfile);
     Ok(Some(whole))
 }
 

@@ -15,6 +15,8 @@ pub mod log;
 pub mod assemble;
 pub mod prepare;
 pub mod shelf;
+pub mod record;
+pub mod care;
 
 /// A workspace that is whole and on disk. Nothing of it was started yet.
 ///

@@ -207,7 +207,7 @@ async fn publisher_makes_a_key_signs_a_bundle_and_is_trusted_by_the_owner_of_a_n
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     let ran = comfy_farm(Some(&farm), &["deploy", &bundle, "--keep-signature"]).await?;
     assert_eq!(ran.code, Some(7));
-    assert!(ran.stderr.contains("keep_signature: lockfile is not signed"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("keep_signature: it is not signed by any publisher"), "{}", ran.stderr);
 
     let check = async |arguments: &[&str], code: i32, words: &str| -> anyhow::Result<()> {
         let arguments = [&["publisher"], arguments, &["--data", &data]].concat();

@@ -15,6 +15,7 @@ mod kills;
 mod mirrors;
 mod namespaces;
 mod openapi;
+mod owner;
 mod real_comfyui;
 mod sources;
 mod workspaces;

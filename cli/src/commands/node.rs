@@ -112,7 +112,9 @@ async fn managed(settings: &NodeSettings, probe: &impl GpuProbe, gpus: Vec<Devic
         uv.indexes.torch = Some(index.clone());
     }
     let accelerator = probe.accelerator();
-    let rebuilding = Rebuilding { policy: policy.clone(), uv, accelerator, engine: Arc::clone(&engine) };
+    let quota = settings.managed.workspace_quota.map(|quota| quota.0);
+    let rebuilding =
+        Rebuilding { policy: policy.clone(), uv, accelerator, quota, engine: Arc::clone(&engine) };
     let terms = EngineTerms::Managed { policy: policy.clone(), no_walls };
     Made { engine, devices, rebuilding: Some(rebuilding), terms }
 }

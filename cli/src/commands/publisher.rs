@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use protocol::PublisherKey;
 
-use crate::environment;
+use crate::args::DataArguments;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PublisherCommand {
@@ -47,14 +47,6 @@ pub(crate) struct SignArguments {
     /// Answer in JSON.
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-/// Whose node it is.
-#[derive(Debug, Args)]
-pub(crate) struct DataArguments {
-    /// The node's data folder, running or not. Defaults to `comfy-farm/node` in the user's data folder.
-    #[arg(long, value_name = "DIR", env = environment::DATA)]
-    pub(crate) data: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -73,6 +73,7 @@ pub(super) struct NodeTable {
     pub(super) sandbox: Option<bool>,
     pub(super) comfyui_args: Option<String>,
     pub(super) comfyui_idle: Option<u64>,
+    pub(super) workspace_quota: Option<ByteSize>,
     pub(super) package_index: Option<String>,
     pub(super) torch_index: Option<String>,
     pub(super) yes: bool,
@@ -121,6 +122,7 @@ const KNOWN: [(&str, &[&str]); 3] = [
             "sandbox",
             "comfyui_args",
             "comfyui_idle",
+            "workspace_quota",
             "package_index",
             "torch_index",
             "yes",
@@ -245,6 +247,16 @@ mod tests {
             download_limit = ["50MB/s"]
             models = ["/srv/models"]
             allow_private_origins = true
+            trust_farm = false
+            allow_code_host = ["github.com"]
+            allow_pickle = true
+            allow_install_scripts = true
+            sandbox = false
+            comfyui_args = "--lowvram"
+            comfyui_idle = 60
+            workspace_quota = "300GB"
+            package_index = "https://pypi.example/simple"
+            torch_index = "https://torch.example/whl"
             yes = true
         "#;
         parse(text).expect("all are known");

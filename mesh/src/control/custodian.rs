@@ -10,7 +10,8 @@ use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Answer, FailureKind, MAX_ANSWER, PerformError, Progress, Reply, Request, SOCKET, perform, short_path,
+    Answer, FailureKind, MAX_ANSWER, Means, PerformError, Progress, Reply, Request, SOCKET, perform,
+    short_path,
 };
 use crate::folder::{DataFolder, FolderError};
 use crate::store::{BlobStore, StoreError};
@@ -91,7 +92,7 @@ impl Custodian {
             Err(error)
                 if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
             {
-                let folder = DataFolder::take(data, "`comfy-farm blob`")?;
+                let folder = DataFolder::take(data, "a command of `comfy-farm`")?;
                 let store = BlobStore::open(data.join("blobs")).await?;
                 Ok(Self::Ourselves { store, folder })
             }
@@ -107,7 +108,8 @@ impl Custodian {
     ) -> Result<Reply, CustodianError> {
         match self {
             Self::Ourselves { store, .. } => {
-                Ok(perform(store, None, request, CancellationToken::new(), tell).await?)
+                let means = Means { store: store.clone(), reach: None, role: None };
+                Ok(perform(&means, request, CancellationToken::new(), tell).await?)
             }
             Self::Process(path) => {
                 let answer = ask_process(path, &request, &tell).await;

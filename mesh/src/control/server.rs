@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::unistd::Uid;
@@ -17,7 +18,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::{Answer, FailureKind, MAX_REQUEST, Reach, Request, SOCKET, perform};
+use super::{Answer, FailureKind, MAX_REQUEST, Means, Reach, Request, RoleHandler, SOCKET, perform};
 use crate::store::BlobStore;
 
 /// How many commands are served at a time.
@@ -38,8 +39,7 @@ pub struct ControlError {
 pub struct ControlServer {
     listener: UnixListener,
     path: PathBuf,
-    store: BlobStore,
-    reach: Option<Reach>,
+    means: Means,
 }
 
 impl Drop for ControlServer {
@@ -61,12 +61,18 @@ impl ControlServer {
         }
         let listener = super::short_path(&path, UnixListener::bind).map_err(error)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(error)?;
-        Ok(Self { listener, path, store, reach: None })
+        Ok(Self { listener, path, means: Means { store, reach: None, role: None } })
     }
 
     /// Also does what takes the farm.
     pub fn with_reach(mut self, reach: Reach) -> Self {
-        self.reach = Some(reach);
+        self.means.reach = Some(reach);
+        self
+    }
+
+    /// Also does what belongs to the role of the process.
+    pub fn with_role(mut self, role: Arc<dyn RoleHandler>) -> Self {
+        self.means.role = Some(role);
         self
     }
 
@@ -79,8 +85,7 @@ impl ControlServer {
                 Some(_) = connections.join_next() => {}
                 accepted = self.listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
                     Ok((stream, _)) => {
-                        let (store, reach) = (self.store.clone(), self.reach.clone());
-                        connections.spawn(answer_task(stream, store, reach, stop.child_token()));
+                        connections.spawn(answer_task(stream, self.means.clone(), stop.child_token()));
                     }
                     Err(error) => {
                         warn!(%error, "command could not be taken");
@@ -93,20 +98,15 @@ impl ControlServer {
     }
 }
 
-async fn answer_task(stream: UnixStream, store: BlobStore, reach: Option<Reach>, stop: CancellationToken) {
+async fn answer_task(stream: UnixStream, means: Means, stop: CancellationToken) {
     // Whatever is still at work for a command that went away ends with it.
     let _guard = stop.clone().drop_guard();
-    if let Err(error) = answer_impl(stream, store, reach, stop).await {
+    if let Err(error) = answer_impl(stream, &means, stop).await {
         debug!(%error, "command went away");
     }
 }
 
-async fn answer_impl(
-    mut stream: UnixStream,
-    store: BlobStore,
-    reach: Option<Reach>,
-    stop: CancellationToken,
-) -> io::Result<()> {
+async fn answer_impl(mut stream: UnixStream, means: &Means, stop: CancellationToken) -> io::Result<()> {
     let user = stream.peer_cred()?.uid();
     if user != Uid::effective().as_raw() && user != 0 {
         return Err(io::Error::from(io::ErrorKind::PermissionDenied));
@@ -126,7 +126,7 @@ async fn answer_impl(
 
     // Progress that comes before the last one was taken is passed over.
     let (progress, mut told) = mpsc::channel(1);
-    let performing = perform(&store, reach.as_ref(), request, stop, move |so_far| {
+    let performing = perform(means, request, stop, move |so_far| {
         let _ = progress.try_send(so_far);
     });
     tokio::pin!(performing);

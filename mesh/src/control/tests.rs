@@ -60,6 +60,40 @@ async fn folder_without_a_process_is_taken_for_the_moment() {
     assert!(matches!(none, CustodianError::NoFolder(_)), "{none:?}");
 }
 
+/// Says back what it is asked, unless that is nothing.
+struct Echo;
+
+#[async_trait::async_trait]
+impl RoleHandler for Echo {
+    async fn answer(&self, request: Value) -> Result<Value, RoleError> {
+        match request {
+            Value::Null => {
+                Err(RoleError { kind: FailureKind::NotFound, words: "nothing was asked".to_owned() })
+            }
+            request => Ok(request),
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_belongs_to_the_role_of_a_process_is_answered_by_it() {
+    let (_folder, data, store) = data().await;
+    let ask = async |request: Value| {
+        let custodian = Custodian::find(&data).await.expect("it is there");
+        custodian.ask(Request::Role { request }, |_| {}).await
+    };
+    let nobody = ask("hello".into()).await.expect_err("nobody has a role");
+    assert_eq!(nobody.kind(), FailureKind::Input);
+    let server = ControlServer::bind(&data, store).expect("the folder is free").with_role(Arc::new(Echo));
+    let stop = CancellationToken::new();
+    let serving = tokio::spawn(server.serve(stop.clone()));
+    assert_eq!(ask("hello".into()).await.expect("an answer"), Reply::Role("hello".into()));
+    let failed = ask(Value::Null).await.expect_err("it was nothing");
+    assert_eq!((failed.kind(), failed.to_string()), (FailureKind::NotFound, "nothing was asked".to_owned()));
+    stop.cancel();
+    serving.await.expect("it ends");
+}
+
 #[tokio::test]
 async fn words_that_are_no_request_are_answered_and_too_many_of_them_are_cut_off() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -12,6 +12,7 @@ use crate::engine::managed::Managed;
 use crate::policy::{Policy, TrustedPublishers};
 use crate::workspace::Workspace;
 use crate::workspace::assemble::Assembler;
+use crate::workspace::care::Caretaker;
 use crate::workspace::prepare::{BuildError, Builder, Steps};
 use crate::workspace::python::UvConfig;
 use crate::workspace::shelf::Whole;
@@ -24,6 +25,8 @@ pub struct Rebuilding {
     pub uv: UvConfig,
     /// What torch computes on here.
     pub accelerator: Accelerator,
+    /// How much disk its workspaces may take. Defaults to all that there is.
+    pub quota: Option<u64>,
     /// Its engine.
     pub engine: Arc<Managed>,
 }
@@ -32,6 +35,8 @@ pub struct Rebuilding {
 pub(super) struct Rebuilder {
     pub(super) assembler: Assembler,
     pub(super) engine: Arc<Managed>,
+    pub(super) caretaker: Caretaker,
+    pub(super) quota: Option<u64>,
 }
 
 #[async_trait]
@@ -53,5 +58,11 @@ impl Builder for Rebuilder {
     fn trusted(&self) -> TrustedPublishers {
         // A file that cannot be read is told by the next build.
         TrustedPublishers::load(&self.assembler.data).unwrap_or_default()
+    }
+
+    async fn tidy(&self) {
+        if let Some(quota) = self.quota {
+            self.caretaker.keep_quota(quota).await;
+        }
     }
 }

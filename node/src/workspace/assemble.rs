@@ -27,6 +27,7 @@ use super::prepare::{BuildError, Steps};
 use super::python::{
     Ask, Environment, Environments, INSTALL_SCRIPT, Limits, Private, PythonError, Resolver, Uv, UvConfig,
 };
+use super::record::WorkspaceRecord;
 use super::shelf::Whole;
 use crate::os::file::replace;
 use crate::policy::{Policy, TrustedPublishers};
@@ -86,12 +87,16 @@ impl Assembler {
         let files = Files::new(&self.reach, &wanted.providers, cancel);
         let lockfile = self.lockfile(wanted, farm, &files).await?;
         let known = self.resolution(wanted, farm, &files, log).await;
+        let folder = self.root.join("ready").join(wanted.lockfile.to_string());
+        let mut record = WorkspaceRecord::begin(&folder, &lockfile, &wanted.workflow).map_err(failed)?;
         steps.enter(PrepareStep::Code);
         let tree = self.code(&lockfile, &known, &files, steps, log, cancel).await?;
         steps.enter(PrepareStep::Python);
         let environment = self.python(&lockfile, &known, &tree, &files, log, cancel).await?;
+        record.environment = Some(environment.key);
+        record.save(&folder).map_err(failed)?;
         steps.enter(PrepareStep::Models);
-        let folder = self.root.join("ready").join(wanted.lockfile.to_string()).join("files");
+        let folder = folder.join("files");
         let mut holds = files.models(&lockfile, &folder, steps).await?;
         let resolution = self.resolved(&lockfile, &known, &environment, &mut holds).await?;
         let workspace = Workspace {

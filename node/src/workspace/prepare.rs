@@ -46,6 +46,9 @@ pub trait Builder: Send + Sync + 'static {
 
     /// Whom the owner trusts at the moment. Once they are others, what is wanted is judged again.
     fn trusted(&self) -> TrustedPublishers;
+
+    /// Keeps what was built within the disk that it may take. Called when nothing is at work.
+    async fn tidy(&self);
 }
 
 /// Why a workspace was not built.
@@ -124,6 +127,7 @@ pub async fn prepare_task(
                     }
                 };
                 attempts.note(&next, &state);
+                builder.tidy().await;
             }
             Some((_, Next::At(pause))) => tokio::select! {
                 () = stop.cancelled() => return,
@@ -231,6 +235,7 @@ async fn prepare(
     cancel: &CancellationToken,
 ) -> WorkspaceState {
     let lockfile = wanted.lockfile;
+    let _work = shelf.work().await;
     let steps = Steps::new(shelf.clone(), lockfile);
     let begun = Instant::now();
     let state = match builder.build(wanted, farm, &steps, cancel).await {
@@ -321,6 +326,8 @@ mod tests {
         fn trusted(&self) -> TrustedPublishers {
             self.trusted.lock().expect("no panic").clone()
         }
+
+        async fn tidy(&self) {}
     }
 
     fn hash(number: u8) -> LockfileHash {

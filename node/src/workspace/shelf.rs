@@ -4,14 +4,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use mesh::store::BlobHold;
 use protocol::{BlobRef, LockfileHash, Preparing, WorkspaceState};
-use tokio::sync::watch;
+use tokio::sync::{OwnedMutexGuard, watch};
 use tracing::warn;
 
 use super::Workspace;
+use super::record::WorkspaceRecord;
 
 /// Marks, in the folder of a workspace, that a run succeeded in it.
 const PROVEN: &str = "proven";
@@ -27,6 +28,25 @@ struct Inner {
     ready: PathBuf,
     places: Mutex<BTreeMap<LockfileHash, Place>>,
     changed: watch::Sender<u64>,
+    /// What was ever put here and may still be used.
+    lent: Mutex<BTreeMap<LockfileHash, Vec<Lent>>>,
+    /// Held by whoever builds or removes workspaces.
+    work: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// A workspace that runs have, and ComfyUIs are in.
+struct Lent {
+    whole: Weak<Whole>,
+    workspace: Weak<Workspace>,
+}
+
+impl Lent {
+    /// How many have it, the shelf being one of them.
+    fn users(&self) -> usize {
+        let wholes = self.whole.strong_count();
+        // The whole itself is no user of its workspace.
+        wholes + self.workspace.strong_count().saturating_sub(usize::from(wholes > 0))
+    }
 }
 
 /// One workspace.
@@ -49,7 +69,8 @@ impl Shelf {
     /// An empty shelf; whole workspaces are in this folder.
     pub fn new(ready: PathBuf) -> Self {
         let (changed, _) = watch::channel(0);
-        Self { inner: Arc::new(Inner { ready, places: Mutex::default(), changed }) }
+        let (places, lent, work) = (Mutex::default(), Mutex::default(), Arc::default());
+        Self { inner: Arc::new(Inner { ready, places, changed, lent, work }) }
     }
 
     /// Where the workspace of a lockfile is, or will be.
@@ -89,6 +110,50 @@ impl Shelf {
             }
             self.set(lockfile, WorkspaceState::Proven);
         }
+    }
+
+    /// Notes that a run uses a workspace.
+    pub fn note_use(&self, lockfile: LockfileHash) {
+        if let Err(error) = WorkspaceRecord::note_use(&self.folder_of(lockfile)) {
+            warn!(%error, "use of the workspace is not remembered");
+        }
+    }
+
+    /// Whether a run or a ComfyUI is in it.
+    pub(super) fn is_at_work(&self, lockfile: LockfileHash) -> bool {
+        let places = self.places();
+        self.is_lent(&places, lockfile)
+    }
+
+    /// Lets nobody use a workspace any more, unless somebody does; says whether that is so.
+    pub(super) fn take_out(&self, lockfile: LockfileHash) -> bool {
+        let mut places = self.places();
+        if self.is_lent(&places, lockfile) {
+            return false;
+        }
+        if let Some(place) = places.get_mut(&lockfile).filter(|place| place.whole.is_some()) {
+            *place = Place { state: WorkspaceState::Waiting, whole: None };
+        }
+        drop(places);
+        self.tell();
+        true
+    }
+
+    fn is_lent(&self, places: &BTreeMap<LockfileHash, Place>, lockfile: LockfileHash) -> bool {
+        let lent = self.inner.lent.lock().unwrap_or_else(PoisonError::into_inner);
+        let users: usize = lent.get(&lockfile).into_iter().flatten().map(Lent::users).sum();
+        let is_here = places.get(&lockfile).is_some_and(|place| place.whole.is_some());
+        users > usize::from(is_here)
+    }
+
+    /// Waits until nobody builds or removes workspaces, and lets nobody do so as long as the answer lives.
+    pub(super) async fn work(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.inner.work).lock_owned().await
+    }
+
+    /// The same, unless somebody does at the moment.
+    pub(super) fn try_work(&self) -> Option<OwnedMutexGuard<()>> {
+        Arc::clone(&self.inner.work).try_lock_owned().ok()
     }
 
     /// Whether a run succeeded in it, now or before this start.
@@ -135,9 +200,17 @@ impl Shelf {
 
     /// Puts a whole workspace here.
     pub(super) fn put(&self, lockfile: LockfileHash, whole: Whole, state: WorkspaceState) {
-        if let Some(place) = self.places().get_mut(&lockfile) {
-            *place = Place { state, whole: Some(Arc::new(whole)) };
+        let whole = Arc::new(whole);
+        let lent = Lent { whole: Arc::downgrade(&whole), workspace: Arc::downgrade(&whole.workspace) };
+        let mut places = self.places();
+        if let Some(place) = places.get_mut(&lockfile) {
+            *place = Place { state, whole: Some(whole) };
         }
+        let mut all = self.inner.lent.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_one = all.entry(lockfile).or_default();
+        of_one.push(lent);
+        of_one.retain(|lent| lent.users() > 0);
+        drop((places, all));
         self.tell();
     }
 

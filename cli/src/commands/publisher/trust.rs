@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use node::policy::TrustedPublishers;
 use serde_json::json;
 
-use super::{DataArguments, LsArguments, TrustArguments};
+use super::{LsArguments, TrustArguments};
+use crate::args::DataArguments;
 use crate::failure::Failure;
 use crate::{settings, show};
 

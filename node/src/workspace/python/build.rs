@@ -76,20 +76,6 @@ impl Environments {
         Some(Environment { key, folder, python, lock, built })
     }
 
-    /// Removes what builds that were killed left behind. To be called while none is at work.
-    pub fn clean(&self) -> io::Result<()> {
-        for folder in [self.folder.clone(), self.uv.folder("temporary")] {
-            let temporary = folder != self.folder;
-            for entry in std::fs::read_dir(folder)? {
-                let entry = entry?;
-                if temporary || entry.file_name().as_encoded_bytes().starts_with(b".") {
-                    std::fs::remove_dir_all(entry.path())?;
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Builds the environment of a lock, unless it is here.
     pub async fn build(
         &self,

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::index::{Downloads, Index, sdist, wheel};
 use super::*;
+use crate::workspace::care::clear_drafts;
 use crate::workspace::log::PrepareLog;
 
 /// A node's folders, with a real uv and an index.
@@ -257,7 +258,7 @@ async fn killed_build_leaves_no_environment_and_the_next_one_is_whole() {
     let half = environments.folder.join(format!(".{}-dead/environment/bin", lock.key(None)));
     std::fs::create_dir_all(&half).expect("a folder");
     assert_eq!(environments.find(&lock, None), None);
-    environments.clean().expect("it is removed");
+    clear_drafts(setting.folder.path()).expect("it is removed");
     assert!(listed(&environments.folder).is_empty());
 
     let cancel = CancellationToken::new();

@@ -1,0 +1,206 @@
+//! What is on disk, what belongs to what, and how much it takes. Blocks.
+//!
+//! Not here: what is removed of it.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use protocol::{LockfileHash, Preparing, WorkspaceState};
+
+use super::{CareError, Caretaker, WorkspaceEntry};
+use crate::os::file::folder_bytes;
+use crate::workspace::record::WorkspaceRecord;
+use crate::workspace::shelf::Shelf;
+
+/// A workspace on disk, as far as it is made.
+pub(super) struct Kept {
+    pub(super) lockfile: LockfileHash,
+    pub(super) folder: PathBuf,
+    /// `None` for one that was broken off before anything was made.
+    pub(super) record: Option<WorkspaceRecord>,
+}
+
+impl Kept {
+    /// The folders that it shares with those of the same pins: its code, its environment.
+    pub(super) fn parts(&self, root: &Path) -> Vec<PathBuf> {
+        let Some(record) = &self.record else { return Vec::new() };
+        let environment = record.environment.map(|key| root.join("environments").join(key.to_string()));
+        [root.join("code").join(record.code().to_string())].into_iter().chain(environment).collect()
+    }
+
+    /// Whether everything is there.
+    fn is_whole(&self, root: &Path) -> bool {
+        let Some(record) = &self.record else { return false };
+        let mut models = record.lockfile.models.iter().filter(|model| !model.disabled);
+        record.environment.is_some()
+            && self.parts(root).iter().all(|part| part.is_dir())
+            && models.all(|model| self.folder.join("files").join(model.path.as_str()).is_file())
+    }
+
+    /// When it was last used, in seconds since 1970.
+    pub(super) fn used(&self) -> Option<u64> {
+        let used = WorkspaceRecord::used(&self.folder).ok()?;
+        used.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs())
+    }
+}
+
+impl Caretaker {
+    /// All workspaces on disk.
+    pub(super) fn kept(&self) -> Result<Vec<Kept>, CareError> {
+        let ready = self.root.join("ready");
+        let mut kept = Vec::new();
+        for name in names(&ready).map_err(CareError::io("reading", &ready))? {
+            let Ok(hash) = name.parse() else { continue };
+            let (lockfile, folder) = (LockfileHash(hash), ready.join(&name));
+            let record = WorkspaceRecord::load(&folder).map_err(CareError::io("reading", &folder))?;
+            kept.push(Kept { lockfile, folder, record });
+        }
+        Ok(kept)
+    }
+
+    /// The ones whose lockfile begins like this; all of them for `None`.
+    pub(super) fn named(&self, prefix: Option<&str>) -> Result<Vec<Kept>, CareError> {
+        let mut kept = self.kept()?;
+        if let Some(prefix) = prefix {
+            kept.retain(|kept| kept.lockfile.to_string().starts_with(prefix));
+            match kept.len() {
+                0 => return Err(CareError::Unknown(prefix.to_owned())),
+                1 => {}
+                count => return Err(CareError::Ambiguous { prefix: prefix.to_owned(), count }),
+            }
+        }
+        Ok(kept)
+    }
+
+    /// Every workspace that is here or is to be, the last used first.
+    pub(super) fn list(&self) -> Result<Vec<WorkspaceEntry>, CareError> {
+        let kept = self.kept()?;
+        let mut users: BTreeMap<PathBuf, usize> = BTreeMap::new();
+        for part in kept.iter().flat_map(|kept| kept.parts(&self.root)) {
+            *users.entry(part).or_default() += 1;
+        }
+        let size = |part: &PathBuf| Ok((part.clone(), bytes(part)?));
+        let sizes = users.keys().map(size).collect::<Result<BTreeMap<_, _>, CareError>>()?;
+        let mut entries = kept
+            .iter()
+            .map(|kept| {
+                let parts = kept.parts(&self.root);
+                let of = |index: usize| parts.get(index).map_or(0, |part| sizes[part]);
+                let own = parts.iter().filter(|part| users[*part] == 1).map(|part| sizes[part]);
+                let models = kept.record.iter().flat_map(|record| &record.lockfile.models);
+                let models = models.filter(|model| !model.disabled).map(|model| model.size);
+                let on_disk = match kept.is_whole(&self.root) {
+                    true if Shelf::was_proven(&kept.folder) => "proven",
+                    true => "whole",
+                    false => "incomplete",
+                };
+                Ok(WorkspaceEntry {
+                    workflows: kept
+                        .record
+                        .as_ref()
+                        .map(|record| record.workflows.clone())
+                        .unwrap_or_default(),
+                    code_bytes: of(0),
+                    python_bytes: of(1),
+                    model_bytes: models.fold(0, u64::saturating_add),
+                    own_bytes: own.sum::<u64>() + bytes(&kept.folder)?,
+                    used: kept.used(),
+                    ..self.entry(kept.lockfile, on_disk)
+                })
+            })
+            .collect::<Result<Vec<_>, CareError>>()?;
+        entries.extend(self.not_begun(&kept));
+        entries.sort_by_key(|entry| std::cmp::Reverse(entry.used));
+        Ok(entries)
+    }
+
+    /// Those that are wanted and of which nothing is on disk yet.
+    fn not_begun(&self, kept: &[Kept]) -> Vec<WorkspaceEntry> {
+        let Some(running) = &self.running else { return Vec::new() };
+        let want = running.wanted.borrow();
+        let wanted = want.iter().flat_map(|want| &want.wanted);
+        let new = wanted.filter(|wanted| !kept.iter().any(|kept| kept.lockfile == wanted.lockfile));
+        let entry = |wanted: &protocol::WantedWorkspace| WorkspaceEntry {
+            workflows: [wanted.workflow.to_string()].into(),
+            ..self.entry(wanted.lockfile, "waiting")
+        };
+        new.map(entry).collect()
+    }
+
+    /// What the node says of one; as it is on disk, where it says nothing.
+    fn entry(&self, lockfile: LockfileHash, on_disk: &str) -> WorkspaceEntry {
+        let shelf = self.running.as_ref().map(|running| &running.shelf);
+        let state = shelf.and_then(|shelf| shelf.state(lockfile));
+        let detail = state.as_ref().and_then(|state| match state {
+            WorkspaceState::Preparing(Preparing { step, .. }) => Some(step.to_string()),
+            WorkspaceState::Failed { step, reason } => Some(format!("{step}: {reason}")),
+            WorkspaceState::Refused { reason } => Some(reason.clone()),
+            _ => None,
+        });
+        WorkspaceEntry {
+            lockfile,
+            workflows: BTreeSet::new(),
+            state: state.map_or(on_disk, |state| state.as_str()).to_owned(),
+            detail,
+            wanted: self.wanted().map(|wanted| wanted.contains(&lockfile)),
+            at_work: shelf.is_some_and(|shelf| shelf.is_at_work(lockfile)),
+            code_bytes: 0,
+            python_bytes: 0,
+            model_bytes: 0,
+            own_bytes: 0,
+            used: None,
+        }
+    }
+
+    /// How much disk everything of workspaces takes but what runs write: a file under several names once.
+    pub(super) fn disk_bytes(&self) -> Result<u64, CareError> {
+        let (mut seen, mut total) = (HashSet::new(), 0);
+        for name in names(&self.root).map_err(CareError::io("reading", &self.root))? {
+            if name != "slots" {
+                let part = self.root.join(name);
+                let added = add_bytes(&part, &mut seen);
+                total += added.map_err(CareError::io("reading", &part))?;
+            }
+        }
+        Ok(total)
+    }
+}
+
+/// The names in a folder, but for drafts; none, where there is no folder.
+pub(super) fn names(folder: &Path) -> io::Result<Vec<String>> {
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let names = entries.map(|entry| Ok(entry?.file_name().into_string().unwrap_or_default()));
+    let is_draft = |name: &io::Result<String>| name.as_ref().is_ok_and(|name| name.starts_with('.'));
+    names.filter(|name| !is_draft(name)).collect()
+}
+
+/// How many bytes a folder has; none, where it is not there.
+pub(super) fn bytes(folder: &Path) -> Result<u64, CareError> {
+    match folder_bytes(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        counted => counted.map_err(CareError::io("measuring", folder)),
+    }
+}
+
+fn add_bytes(path: &Path, seen: &mut HashSet<(u64, u64)>) -> io::Result<u64> {
+    let metadata = match std::fs::symlink_metadata(path) {
+        // It went while we looked.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        metadata => metadata?,
+    };
+    if !metadata.is_dir() {
+        let is_new = metadata.nlink() == 1 || seen.insert((metadata.dev(), metadata.ino()));
+        return Ok(if is_new { metadata.len() } else { 0 });
+    }
+    let mut total = 0;
+    for entry in std::fs::read_dir(path)? {
+        total += add_bytes(&entry?.path(), seen)?;
+    }
+    Ok(total)
+}

@@ -1,0 +1,150 @@
+//! Removing workspaces, with the parts that no other one uses. Blocks.
+//!
+//! Nothing is removed while one is being built, which may have found a part that it did not make. What is removed is
+//! out of its place first, so that a kill leaves no half of it. Not here: which ones are wanted.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use protocol::LockfileHash;
+use tracing::{info, warn};
+
+use super::inventory::{Kept, bytes, names};
+use super::{CareError, Caretaker, Removed};
+
+/// The folders with parts that workspaces share.
+const SHARED: [&str; 2] = ["code", "environments"];
+
+impl Caretaker {
+    /// Removes one; for `None`, all that are not wanted and in which nothing is at work.
+    pub(super) fn remove(&self, prefix: Option<&str>) -> Result<Removed, CareError> {
+        let _quiet = self.quiet()?;
+        let mut removed = Removed::default();
+        match prefix {
+            Some(_) => {
+                for kept in self.named(prefix)? {
+                    if !self.take_out(kept.lockfile) {
+                        return Err(CareError::AtWork(kept.lockfile));
+                    }
+                    self.discard(&kept, &mut removed)?;
+                }
+            }
+            None => {
+                let wanted = self.wanted().ok_or(CareError::WantedUnknown)?;
+                for kept in self.kept()?.iter().filter(|kept| !wanted.contains(&kept.lockfile)) {
+                    match self.take_out(kept.lockfile) {
+                        true => self.discard(kept, &mut removed)?,
+                        false => removed.at_work.push(kept.lockfile),
+                    }
+                }
+            }
+        }
+        removed.bytes += self.sweep()?;
+        Ok(removed)
+    }
+
+    /// Removes the least recently used of those that are not wanted, until all of them take no more than this.
+    pub(super) fn evict(&self, quota: u64) -> Result<Removed, CareError> {
+        let (Ok(_quiet), Some(wanted)) = (self.quiet(), self.wanted()) else { return Ok(Removed::default()) };
+        let mut unwanted = self.kept()?;
+        unwanted.retain(|kept| !wanted.contains(&kept.lockfile));
+        unwanted.sort_by_key(Kept::used);
+        let (mut removed, mut unwanted) = (Removed::default(), unwanted.into_iter());
+        while self.disk_bytes()? > quota {
+            let Some(next) = unwanted.find(|kept| self.take_out(kept.lockfile)) else {
+                warn!(quota, "workspaces take more than their quota, and all are wanted or at work");
+                break;
+            };
+            self.discard(&next, &mut removed)?;
+            removed.bytes += self.sweep()?;
+            info!(lockfile = %next.lockfile.0.fmt_short(), "workspace is evicted");
+        }
+        Ok(removed)
+    }
+
+    /// Evicts as [`evict`](Self::evict) does. A failure is told and costs nothing but disk.
+    pub(crate) async fn keep_quota(&self, quota: u64) {
+        if let Err(error) = self.blocking(move |care| care.evict(quota)).await {
+            warn!(error = protocol::error_chain(&error), "workspaces are not kept within their quota");
+        }
+    }
+
+    /// Nothing is built as long as this is held.
+    fn quiet(&self) -> Result<Option<tokio::sync::OwnedMutexGuard<()>>, CareError> {
+        let quiet = self.running.as_ref().map(|running| running.shelf.try_work());
+        quiet.map(|quiet| quiet.ok_or(CareError::Building)).transpose()
+    }
+
+    fn take_out(&self, lockfile: LockfileHash) -> bool {
+        self.running.as_ref().is_none_or(|running| running.shelf.take_out(lockfile))
+    }
+
+    /// Removes what is one workspace's alone, whatever it shares.
+    fn discard(&self, kept: &Kept, removed: &mut Removed) -> Result<(), CareError> {
+        let name = kept.lockfile.to_string();
+        let byte_code = self.root.join("slots/byte-code").join(&name);
+        for folder in [&kept.folder, &byte_code] {
+            removed.bytes += bytes(folder)?;
+            remove_folder(folder)?;
+        }
+        // People may have read it already, and it is not worth an error.
+        let _ = std::fs::remove_file(self.root.join("logs").join(format!("{name}.log")));
+        removed.workspaces.push(kept.lockfile);
+        Ok(())
+    }
+
+    /// Removes code and environments that no workspace uses; says how many bytes they had.
+    fn sweep(&self) -> Result<u64, CareError> {
+        let used: BTreeSet<PathBuf> = self.kept()?.iter().flat_map(|kept| kept.parts(&self.root)).collect();
+        let mut swept = 0;
+        for folder in SHARED.map(|name| self.root.join(name)) {
+            for name in names(&folder).map_err(CareError::io("reading", &folder))? {
+                let part = folder.join(name);
+                if !used.contains(&part) {
+                    swept += bytes(&part)?;
+                    remove_folder(&part)?;
+                    if folder.ends_with("environments") {
+                        // It has every file of an environment under a second name.
+                        remove_folder(&self.root.join("uv/cache"))?;
+                    }
+                }
+            }
+        }
+        Ok(swept)
+    }
+}
+
+/// Removes a folder, if it is there.
+fn remove_folder(folder: &Path) -> Result<(), CareError> {
+    let remove = || {
+        let parent = folder.parent().unwrap_or(Path::new("."));
+        if !folder.exists() {
+            return Ok(());
+        }
+        let aside = tempfile::Builder::new().prefix(".").tempdir_in(parent)?;
+        std::fs::rename(folder, aside.path().join("removed"))?;
+        aside.close()
+    };
+    remove().map_err(CareError::io("removing", folder))
+}
+
+/// Removes what builds and removals that were killed left. To be called before any is at work.
+pub(crate) fn clear_drafts(root: &Path) -> io::Result<()> {
+    for name in ["code", "environments", "git", "locks", "ready", "slots/byte-code", "uv", "uv/temporary"] {
+        let folder = root.join(name);
+        if !folder.is_dir() {
+            continue;
+        }
+        for entry in std::fs::read_dir(&folder)? {
+            let entry = entry?;
+            let is_left = name == "uv/temporary" || entry.file_name().as_encoded_bytes().starts_with(b".");
+            match entry.file_type()?.is_dir() {
+                true if is_left => std::fs::remove_dir_all(entry.path())?,
+                false if is_left => std::fs::remove_file(entry.path())?,
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}

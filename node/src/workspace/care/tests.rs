@@ -1,0 +1,233 @@
+//! Workspaces that are laid out by hand, looked after.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use data_encoding::BASE64URL_NOPAD;
+use protocol::{
+    BlobHash, BlobRef, CodeSpec, EnvironmentHash, EnvironmentKey, GitPin, Lockfile, PublisherKey,
+    WantedWorkspace, WorkflowVersion, WorkspaceState,
+};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::policy::Policy;
+use crate::workspace::Workspace;
+use crate::workspace::code::CodeTrees;
+use crate::workspace::git::tests::Upstream;
+use crate::workspace::git::{Fetching, GitStore};
+use crate::workspace::record::WorkspaceRecord;
+use crate::workspace::shelf::Whole;
+
+/// A node's folder, and whoever looks after it.
+struct Kept {
+    folder: tempfile::TempDir,
+    care: Caretaker,
+    shelf: Shelf,
+    wants: watch::Sender<Option<WantWorkspaces>>,
+}
+
+impl Kept {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let store = BlobStore::open(folder.path().join("blobs")).await.expect("a store");
+        let root = folder.path().join("workspaces");
+        let (shelf, wants) = (Shelf::new(root.join("ready")), watch::Sender::new(None));
+        Self { folder, care: Caretaker::new(root, store), shelf, wants }
+    }
+
+    /// As a running node looks after it.
+    fn running(&self) -> Caretaker {
+        self.care.clone().with_node(self.shelf.clone(), self.wants.subscribe())
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        self.folder.path().join("workspaces").join(path)
+    }
+
+    fn write(&self, path: &str, bytes: &[u8]) {
+        let path = self.at(path);
+        fs::create_dir_all(path.parent().expect("it has one")).expect("made");
+        fs::write(path, bytes).expect("written");
+    }
+
+    /// A workspace of this workflow with 100 bytes of code of this commit and 1000 bytes of this environment.
+    fn lay_out(&self, workflow: &str, commit: u8, environment: u8) -> LockfileHash {
+        let pin = json!({ "url": "https://example.org/ComfyUI", "commit": format!("{commit:040}") });
+        let package = json!({ "name": workflow, "version": "1" });
+        let lockfile = json!({ "format": 1, "comfyui": pin, "packages": [package] });
+        let lockfile = Lockfile::parse(lockfile.to_string().as_bytes()).expect("a lockfile");
+        let ready = self.at("ready").join(lockfile.hash().to_string());
+        let version = WorkflowVersion { name: workflow.parse().expect("a name"), version: 1 };
+        let mut record = WorkspaceRecord::begin(&ready, &lockfile, &version).expect("written");
+        let key = EnvironmentKey(BlobHash([environment; 32]));
+        record.environment = Some(key);
+        record.save(&ready).expect("written");
+        self.write(&format!("code/{}/ComfyUI/main.py", record.code()), &[0; 100]);
+        self.write(&format!("environments/{key}/lib.py"), &[0; 1000]);
+        self.write("uv/cache/lib.py", &[0; 1000]);
+        lockfile.hash()
+    }
+
+    fn want(&self, lockfiles: &[LockfileHash]) {
+        let wanted = |lockfile: &LockfileHash| WantedWorkspace {
+            workflow: WorkflowVersion { name: "new".parse().expect("a name"), version: 3 },
+            lockfile: *lockfile,
+            document: BlobRef::of(b""),
+            classes: BTreeSet::new(),
+            models: BTreeSet::new(),
+            providers: vec![],
+            resolution: None,
+        };
+        let wanted = lockfiles.iter().map(wanted).collect();
+        self.wants.send_replace(Some(WantWorkspaces { publisher: PublisherKey([0; 32]), wanted }));
+        self.shelf.keep_only(&lockfiles.iter().copied().collect());
+    }
+
+    fn put(&self, lockfile: LockfileHash) {
+        let workspace = Workspace {
+            lockfile,
+            environment: EnvironmentHash(BlobHash([0; 32])),
+            code: protocol::CodeHash(BlobHash([0; 32])),
+            python: PathBuf::new(),
+            comfyui: PathBuf::new(),
+            files: PathBuf::new(),
+            classes: BTreeSet::new(),
+            model_names: BTreeSet::new(),
+        };
+        let whole = Whole { workspace: Arc::new(workspace), holds: vec![], resolution: None };
+        self.shelf.put(lockfile, whole, WorkspaceState::Loaded);
+    }
+}
+
+#[tokio::test]
+async fn removal_takes_the_parts_that_no_other_workspace_uses() {
+    let kept = Kept::new().await;
+    let (first, second) = (kept.lay_out("first", 1, 1), kept.lay_out("second", 1, 2));
+    let entries = kept.care.list().expect("listed");
+    let entry = entries.iter().find(|entry| entry.lockfile == first).expect("it is there");
+    assert_eq!((entry.code_bytes, entry.python_bytes, entry.state.as_str()), (100, 1000, "whole"));
+    assert!(entry.own_bytes > 1000 && entry.own_bytes < 2000, "the code is not its own: {entry:?}");
+    assert_eq!((entry.wanted, entry.workflows.first().map(String::as_str)), (None, Some("first@1")));
+
+    let remove = |prefix: &str| kept.care.remove(Some(prefix));
+    assert!(matches!(remove(""), Err(CareError::Ambiguous { count: 2, .. })));
+    assert!(matches!(remove("nothing"), Err(CareError::Unknown(_))));
+    assert!(matches!(kept.care.remove(None), Err(CareError::WantedUnknown)));
+    let removed = remove(&first.to_string()[..20]).expect("removed");
+    assert_eq!((removed.workspaces.as_slice(), removed.at_work.len()), (&[first][..], 0));
+    assert_eq!(removed.bytes, entry.own_bytes);
+    let count = |folder: &str| fs::read_dir(kept.at(folder)).expect("a folder").count();
+    assert_eq!((count("ready"), count("code"), count("environments")), (1, 1, 1));
+    assert!(!kept.at("uv/cache").exists(), "it would keep the files of the environment");
+    remove(&second.to_string()).expect("removed");
+    assert_eq!((count("ready"), count("code"), count("environments")), (0, 0, 0));
+}
+
+#[tokio::test]
+async fn running_node_removes_nothing_that_is_at_work_or_while_it_builds() {
+    let kept = Kept::new().await;
+    let (wanted, used) = (kept.lay_out("wanted", 1, 1), kept.lay_out("used", 2, 2));
+    let care = kept.running();
+    assert!(matches!(care.remove(None), Err(CareError::WantedUnknown)), "no coordinator was heard");
+    kept.want(&[wanted, used]);
+    kept.put(used);
+    let run = kept.shelf.usable(used).expect("it is ready");
+    assert!(matches!(care.remove(Some(&used.to_string())), Err(CareError::AtWork(_))));
+    kept.want(&[wanted]);
+    let removed = care.remove(None).expect("done");
+    assert_eq!((removed.workspaces.as_slice(), removed.at_work.as_slice()), (&[][..], &[used][..]));
+    // A ComfyUI stays in it for a while after the run.
+    let comfyui = Arc::clone(&run.workspace);
+    drop(run);
+    assert!(care.list().expect("listed").iter().any(|entry| entry.lockfile == used && entry.at_work));
+    drop(comfyui);
+    let building = kept.shelf.try_work().expect("nobody is at work");
+    assert!(matches!(care.remove(None), Err(CareError::Building)));
+    drop(building);
+    assert_eq!(care.remove(None).expect("done").workspaces, [used]);
+    // One that is wanted is built anew after that.
+    kept.put(wanted);
+    assert_eq!(care.remove(Some(&wanted.to_string())).expect("done").workspaces, [wanted]);
+    assert_eq!(kept.shelf.state(wanted), Some(WorkspaceState::Waiting));
+    let entry = care.list().expect("listed").pop().expect("it is to be");
+    assert_eq!(
+        (entry.state.as_str(), entry.workflows.first().map(String::as_str)),
+        ("waiting", Some("new@3"))
+    );
+}
+
+#[tokio::test]
+async fn quota_costs_the_least_recently_used_that_nobody_wants() {
+    let kept = Kept::new().await;
+    let lockfiles: Vec<_> = (1..=4).map(|n| kept.lay_out(&format!("w{n}"), n, n)).collect();
+    for (age, lockfile) in [4, 1, 3, 2].into_iter().zip(&lockfiles) {
+        let record = kept.shelf.folder_of(*lockfile).join("workspace.json");
+        let used = SystemTime::now() - Duration::from_secs(age * 3600);
+        fs::File::open(record).expect("there").set_modified(used).expect("own file");
+    }
+    let care = kept.running();
+    let total = care.disk_bytes().expect("measured");
+    assert_eq!(care.evict(total - 1).expect("done"), Removed::default(), "what is wanted is not known");
+    // The oldest is wanted.
+    kept.want(&lockfiles[..1]);
+    assert_eq!(care.evict(total).expect("done"), Removed::default());
+    assert_eq!(care.evict(total - 1).expect("done").workspaces, [lockfiles[2]]);
+    assert_eq!(care.evict(0).expect("done").workspaces, [lockfiles[3], lockfiles[1]]);
+    assert!(kept.shelf.folder_of(lockfiles[0]).exists());
+}
+
+#[tokio::test]
+async fn verification_finds_what_changed_in_each_part() {
+    let (kept, upstream) = (Kept::new().await, Upstream::new());
+    let main = upstream.commit(&[("main.py", 0o100644, "run\n")]);
+    let model = kept.care.store.import_bytes(b"a tiny model").await.expect("there is room");
+    let lockfile = json!({ "format": 1, "comfyui": main, "models": [
+        { "path": "models/vae/tiny.safetensors", "size": model.size, "blob": model.hash, "disabled": false },
+    ]});
+    let lockfile = Lockfile::parse(lockfile.to_string().as_bytes()).expect("a lockfile");
+    let trees = CodeTrees::new(kept.at("code"), GitStore::open(kept.at("git")).expect("opens"));
+    let policy = Policy { private_origins: true, ..Policy::default() };
+    let fetching = Fetching { policy: &policy, progress: &|_| {}, cancel: &CancellationToken::new() };
+    let tree = trees.build(&CodeSpec::of(&lockfile), &fetching).expect("built");
+    let key = EnvironmentKey(BlobHash([1; 32]));
+    let library = format!("environments/{key}/lib/python3.11/site-packages/lib.py");
+    kept.write(&library, b"VERSION = 1\n");
+    let hash = BASE64URL_NOPAD.encode(&Sha256::digest(b"VERSION = 1\n"));
+    let record = library.replace("lib.py", "lib-1.dist-info/RECORD");
+    kept.write(&record, format!("lib.py,sha256={hash},12\n").as_bytes());
+    let ready = kept.at("ready").join(lockfile.hash().to_string());
+    let version = WorkflowVersion { name: "fox".parse().expect("a name"), version: 1 };
+    let mut record = WorkspaceRecord::begin(&ready, &lockfile, &version).expect("written");
+    record.environment = Some(key);
+    record.save(&ready).expect("written");
+
+    let verified = kept.care.verify(None).await.expect("verified");
+    assert!(verified.len() == 1 && verified[0].is_good(), "{verified:?}");
+    fs::remove_file(tree.comfyui.join("main.py")).expect("own file");
+    kept.write(&library, b"VERSION = 2\n");
+    fs::write(kept.care.store.path_of(model.hash).expect("there"), b"another one!").expect("own file");
+    let verified = kept.care.verify(Some(&lockfile.hash().to_string())).await.expect("verified").remove(0);
+    assert_eq!(verified.code, ["main.py"]);
+    assert_eq!(verified.python, ["lib/python3.11/site-packages/lib.py"]);
+    assert_eq!(verified.models, ["models/vae/tiny.safetensors: it was damaged, and is forgotten"]);
+    let _pin: GitPin = main;
+}
+
+#[tokio::test]
+async fn drafts_of_a_killed_build_are_cleared_and_nothing_else() {
+    let kept = Kept::new().await;
+    let lockfile = kept.lay_out("kept", 1, 1);
+    for path in ["code/.draft/tree/main.py", "environments/.x-1/environment/bin/python", "git/.y/z"] {
+        kept.write(path, b"half");
+    }
+    kept.write("uv/temporary/build/x", b"half");
+    clear_drafts(&kept.at("")).expect("cleared");
+    for path in ["code/.draft", "environments/.x-1", "git/.y", "uv/temporary/build"] {
+        assert!(!kept.at(path).exists(), "{path}");
+    }
+    assert_eq!(kept.care.list().expect("listed")[0].state, "whole", "{lockfile}");
+}

@@ -1,4 +1,5 @@
-//! A bundle: workflow, lockfile and inputs under one hash, and how comfy-pack's zips become one.
+//! A bundle: workflow, lockfile and inputs under one hash, how comfy-pack's zips become one, and how one is
+//! written as such a zip.
 //!
 //! The hash is of the canonical manifest, never of a zip. Reading trusts nothing: every name, limit and
 //! text is checked before the first byte goes to the caller's sink. Not here: where the bytes are kept
@@ -7,6 +8,7 @@
 mod archive;
 mod packages;
 mod snapshot;
+mod write;
 mod sign;
 
 use std::collections::BTreeMap;
@@ -22,6 +24,7 @@ use crate::workflow::{MAX_WORKFLOW, Workflow, WorkflowError};
 use archive::Archive;
 pub use sign::{SignBundleError, sign_bundle};
 pub use snapshot::SnapshotError;
+pub use write::{WriteBundleError, write_bundle};
 
 const SNAPSHOT: &str = "snapshot.json";
 const WORKFLOW: &str = "workflow_api.json";

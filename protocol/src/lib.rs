@@ -36,7 +36,7 @@ mod facts;
 pub use blob::{BlobHash, BlobRef, GROUP_SIZE, PIECE_SIZE, ParseBlobHashError};
 pub use bundle::{
     Bundle, BundleError, BundleHash, BundleLimits, BundleManifest, Repair, SignBundleError, Sink,
-    SnapshotError, read_bundle, sign_bundle,
+    SnapshotError, WriteBundleError, read_bundle, sign_bundle, write_bundle,
 };
 pub use collection::{CollectedFile, Collection, CollectionError, MAX_COLLECTED, MAX_COLLECTION};
 pub use environment::{

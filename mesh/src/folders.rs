@@ -4,9 +4,10 @@
 //! name files that are never served, one path a line, in `.comfy-farm-private`. Not here: how a change of
 //! one file is noticed; that is `store::in_place`.
 
-mod paths;
+pub mod paths;
 pub(crate) mod walk;
 mod watch;
+pub mod names;
 
 use std::collections::HashSet;
 use std::num::NonZero;

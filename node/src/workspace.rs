@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use protocol::{CodeHash, EnvironmentHash, LockfileHash};
 
 pub mod plan;
+pub mod lock;
 pub mod git;
 pub mod code;
 pub mod python;

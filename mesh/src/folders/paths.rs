@@ -22,16 +22,9 @@ pub(super) fn folders_of(root: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// The folders that the file names and that exist.
 fn model_folders(file: &Path) -> io::Result<Vec<PathBuf>> {
-    if fs::metadata(file)?.len() > MAX_FILE {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "a list of paths has at most 1 MiB"));
-    }
-    let text = fs::read_to_string(file)?;
-    let here = file.parent().unwrap_or(Path::new("/"));
-    let home = std::env::home_dir();
-    let mut folders: Vec<PathBuf> = sections(&text)
+    let mut folders: Vec<PathBuf> = listed_folders(file)?
         .into_iter()
-        .flat_map(|section| section.folders(here, home.as_deref()))
-        .filter_map(|folder| fs::canonicalize(folder).ok())
+        .filter_map(|folder| fs::canonicalize(folder.path).ok())
         .filter(|folder| folder.is_dir())
         .collect();
     folders.sort();
@@ -40,38 +33,60 @@ fn model_folders(file: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(folders)
 }
 
+/// The folders that ComfyUI's `extra_model_paths.yaml` names, each with its kind, whether they exist or not.
+pub fn listed_folders(file: &Path) -> io::Result<Vec<ModelFolder>> {
+    if fs::metadata(file)?.len() > MAX_FILE {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "a list of paths has at most 1 MiB"));
+    }
+    let text = fs::read_to_string(file)?;
+    let here = file.parent().unwrap_or(Path::new("/"));
+    let home = std::env::home_dir();
+    Ok(sections(&text).into_iter().flat_map(|section| section.folders(here, home.as_deref())).collect())
+}
+
+/// A folder of models of one kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelFolder {
+    /// What ComfyUI calls the kind, such as `checkpoints`.
+    pub kind: String,
+    /// Where it lies.
+    pub path: PathBuf,
+}
+
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Section {
     base: Option<String>,
-    paths: Vec<String>,
+    /// Kinds and paths.
+    paths: Vec<(String, String)>,
 }
 
 impl Section {
-    fn folders(self, here: &Path, home: Option<&Path>) -> Vec<PathBuf> {
+    fn folders(self, here: &Path, home: Option<&Path>) -> Vec<ModelFolder> {
         let expand = |path: &str| match (path.strip_prefix("~/"), home) {
             (Some(rest), Some(home)) => home.join(rest),
             _ => PathBuf::from(path),
         };
         // A relative base is relative to the file, as ComfyUI has it.
         let base = here.join(self.base.as_deref().map_or_else(PathBuf::new, expand));
-        self.paths.iter().map(|path| base.join(expand(path))).collect()
+        let folder = |(kind, path): (String, String)| ModelFolder { kind, path: base.join(expand(&path)) };
+        self.paths.into_iter().map(folder).collect()
     }
 }
 
 fn sections(text: &str) -> Vec<Section> {
     let mut sections: Vec<Section> = Vec::new();
     // Deeper lines than this belong to the block that was begun there.
-    let mut block: Option<usize> = None;
+    let mut block: Option<(usize, String)> = None;
     for line in text.lines() {
         let content = line.split(" #").next().unwrap_or_default().trim();
         if content.is_empty() || content.starts_with('#') {
             continue;
         }
         let depth = line.len() - line.trim_start().len();
-        if let (Some(begun), Some(section)) = (block, sections.last_mut())
-            && depth > begun
+        if let (Some((begun, kind)), Some(section)) = (&block, sections.last_mut())
+            && depth > *begun
         {
-            section.paths.push(unquote(content).to_owned());
+            section.paths.push((kind.clone(), unquote(content).to_owned()));
             continue;
         }
         block = None;
@@ -85,8 +100,8 @@ fn sections(text: &str) -> Vec<Section> {
         match (key.trim(), value) {
             ("is_default", _) => {}
             ("base_path", value) => section.base = Some(value.to_owned()),
-            (_, "" | "|" | ">" | "|-") => block = Some(depth),
-            (_, path) => section.paths.push(path.to_owned()),
+            (kind, "" | "|" | ">" | "|-") => block = Some((depth, kind.to_owned())),
+            (kind, path) => section.paths.push((kind.to_owned(), path.to_owned())),
         }
     }
     sections
@@ -111,12 +126,14 @@ mod tests {
             .flat_map(|section| section.folders(Path::new("/here"), None))
             .collect();
         let expected = [
-            "/srv/models/check points/",
-            "/srv/models/clip/",
-            "/srv/models/text_encoders/",
-            "/other/vae",
-            "/here/loras",
+            ("checkpoints", "/srv/models/check points/"),
+            ("text_encoders", "/srv/models/clip/"),
+            ("text_encoders", "/srv/models/text_encoders/"),
+            ("vae", "/other/vae"),
+            ("loras", "/here/loras"),
         ];
-        assert_eq!(found, expected.map(PathBuf::from));
+        let expected =
+            expected.map(|(kind, path)| ModelFolder { kind: kind.to_owned(), path: PathBuf::from(path) });
+        assert_eq!(found, expected);
     }
 }

@@ -28,7 +28,7 @@ mod events;
 mod failure;
 #[cfg(test)]
 mod faults;
-mod models;
+pub(crate) mod models;
 mod outputs;
 mod session;
 mod socket;

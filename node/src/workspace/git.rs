@@ -5,6 +5,7 @@
 //! fetch       from the upstream, submodules included
 //! checkout    the files of a commit, byte for byte, read-only
 //! pack        a commit as one file, from which another node has it with no way to the upstream
+//! local       a repository in somebody's folder: its upstream, its commit, what was changed
 //! ```
 //!
 //! The only home of git2. Nothing of a repository is executed and no setting of a user changes a file: no
@@ -16,6 +17,7 @@ mod fetch;
 mod tree;
 mod checkout;
 mod pack;
+mod local;
 #[cfg(test)]
 pub(super) mod tests;
 
@@ -31,6 +33,7 @@ use self::tree::{Entry, Kind};
 pub use checkout::Checkout;
 pub use error::GitError;
 pub use fetch::Fetching;
+pub(super) use local::{Difference, LocalRepository};
 
 /// How deep submodules may be nested.
 const MAX_DEPTH: usize = 8;

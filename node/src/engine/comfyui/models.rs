@@ -16,7 +16,7 @@ pub(super) struct NamedModel<'a> {
 }
 
 /// Whether a value looks like the file of a model.
-pub(super) fn names_a_model(value: &str) -> bool {
+pub(crate) fn names_a_model(value: &str) -> bool {
     const ENDINGS: [&str; 8] = [".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".gguf"];
     let value = value.to_ascii_lowercase();
     ENDINGS.iter().any(|ending| value.ends_with(ending))

@@ -1,0 +1,158 @@
+//! A repository as it lies in somebody's folder: where it came from, at which commit it is, and what of it
+//! is not as that commit has it.
+//!
+//! Only reads. Not here: which differences matter.
+
+use std::path::{Path, PathBuf};
+
+use git2::{ErrorCode, Repository, Status, StatusOptions};
+use protocol::GitCommit;
+
+use super::GitError;
+
+/// A repository with its files.
+pub(in crate::workspace) struct LocalRepository {
+    folder: PathBuf,
+    repository: Repository,
+}
+
+/// A file that is not as the commit has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::workspace) struct Difference {
+    /// Where it lies in the folder.
+    pub(in crate::workspace) path: String,
+    /// Whether the commit has no such file.
+    pub(in crate::workspace) is_new: bool,
+}
+
+impl LocalRepository {
+    /// The repository of this very folder; `None` where it is none, whatever it lies in.
+    pub(in crate::workspace) fn open(folder: &Path) -> Result<Option<Self>, GitError> {
+        if !folder.join(".git").exists() {
+            return Ok(None);
+        }
+        let opened = Repository::open(folder);
+        let repository = opened.map_err(|source| fail("open", folder, source))?;
+        Ok(Some(Self { folder: folder.to_owned(), repository }))
+    }
+
+    /// The address that it was cloned from: of the remote that its branch follows, else of `origin`, else of
+    /// the first. A user name or token in it is left out.
+    pub(in crate::workspace) fn remote(&self) -> Option<String> {
+        let followed = || {
+            let head = self.repository.head().ok()?;
+            let remote = self.repository.branch_upstream_remote(head.name().ok()?).ok()?;
+            remote.as_str().ok().map(str::to_owned)
+        };
+        let first = || self.repository.remotes().ok()?.iter().flatten().flatten().next().map(str::to_owned);
+        let named = |name: String| {
+            let remote = self.repository.find_remote(&name).ok()?;
+            remote.url().ok().filter(|url| !url.is_empty()).map(without_user)
+        };
+        followed().and_then(named).or_else(|| named("origin".to_owned())).or_else(|| named(first()?))
+    }
+
+    /// The commit that its files are at; `None` where nothing was ever committed.
+    pub(in crate::workspace) fn commit(&self) -> Result<Option<GitCommit>, GitError> {
+        match self.repository.head().and_then(|head| head.peel_to_commit()) {
+            Ok(commit) => Ok(commit.id().to_string().parse().ok()),
+            Err(error) if matches!(error.code(), ErrorCode::UnbornBranch | ErrorCode::NotFound) => Ok(None),
+            Err(error) => Err(fail("read", &self.folder, error)),
+        }
+    }
+
+    /// Whether the commit has this path.
+    pub(in crate::workspace) fn has(&self, path: &str) -> bool {
+        let tree = self.repository.head().and_then(|head| head.peel_to_tree());
+        tree.is_ok_and(|tree| tree.get_path(Path::new(path)).is_ok())
+    }
+
+    /// Whether a branch or tag of some upstream, as far as is known here, has the commit.
+    pub(in crate::workspace) fn is_published(&self) -> bool {
+        let Some(head) = self.repository.head().ok().and_then(|head| head.target()) else { return false };
+        let known = ["refs/remotes/*", "refs/tags/*"].iter().flat_map(|glob| {
+            let references = self.repository.references_glob(glob);
+            let commits = references.into_iter().flatten().flatten();
+            commits.filter_map(|reference| Some(reference.peel_to_commit().ok()?.id())).collect::<Vec<_>>()
+        });
+        let mut known: Vec<_> = known.collect();
+        known.sort_unstable();
+        known.dedup();
+        known.contains(&head)
+            || known.iter().any(|tip| self.repository.graph_descendant_of(*tip, head).unwrap_or(false))
+    }
+
+    /// All files that are not as the commit has them, also such that git was never told of; none of those
+    /// that it is told to pass over.
+    pub(in crate::workspace) fn differences(&self) -> Result<Vec<Difference>, GitError> {
+        let mut options = StatusOptions::new();
+        options.include_untracked(true).recurse_untracked_dirs(true).include_ignored(false);
+        let statuses = self.repository.statuses(Some(&mut options));
+        let statuses = statuses.map_err(|source| fail("compare", &self.folder, source))?;
+        let difference = |entry: git2::StatusEntry<'_>| Difference {
+            path: String::from_utf8_lossy(entry.path_bytes()).into_owned(),
+            is_new: entry.status() == Status::WT_NEW,
+        };
+        Ok(statuses.iter().map(difference).collect())
+    }
+}
+
+fn fail(attempt: &'static str, folder: &Path, source: git2::Error) -> GitError {
+    GitError::Git { attempt, url: folder.display().to_string(), source }
+}
+
+/// An address over http or https without the user name and password that may stand in it.
+fn without_user(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://").filter(|(scheme, _)| scheme.starts_with("http")) else {
+        return url.to_owned();
+    };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    format!("{scheme}://{host}{path}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::Upstream;
+    use super::*;
+
+    #[test]
+    fn clone_tells_its_upstream_commit_and_differences() {
+        let upstream = Upstream::new();
+        let pin = upstream.commit(&[("main.py", 0o100644, "one\n"), (".gitignore", 0o100644, "*.log\n")]);
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("clone");
+        let clone = Repository::clone(pin.url.as_str(), &path).expect("cloned");
+        let local = LocalRepository::open(&path).expect("opens").expect("is one");
+        assert_eq!(local.remote().as_deref(), Some(pin.url.as_str()));
+        assert_eq!(local.commit().expect("read"), Some(pin.commit));
+        assert!(local.is_published() && local.has("main.py") && !local.has("other.py"));
+        assert_eq!(local.differences().expect("compared"), []);
+
+        for (name, text) in [("main.py", "two\n"), ("other.py", "x\n"), ("x.log", "x\n")] {
+            std::fs::write(path.join(name), text).expect("own folder");
+        }
+        let differences = local.differences().expect("compared");
+        let difference = |path: &str, is_new| Difference { path: path.to_owned(), is_new };
+        assert_eq!(differences, [difference("main.py", false), difference("other.py", true)]);
+
+        let tree = clone.head().expect("a head").peel_to_tree().expect("a tree");
+        let author = git2::Signature::new("a", "a@example.org", &git2::Time::new(0, 0)).expect("a name");
+        let parent = clone.head().expect("a head").peel_to_commit().expect("a commit");
+        clone.commit(Some("HEAD"), &author, &author, "own", &tree, &[&parent]).expect("committed");
+        assert!(!local.is_published(), "nobody else has a commit that was never pushed");
+        clone.remote_set_url("origin", "https://me:secret@example.org/x.git").expect("set");
+        assert_eq!(local.remote().as_deref(), Some("https://example.org/x.git"));
+    }
+
+    #[test]
+    fn folder_in_a_repository_is_none_itself_and_an_empty_repository_has_no_commit() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        Repository::init(folder.path()).expect("made");
+        let inside = folder.path().join("inside");
+        std::fs::create_dir(&inside).expect("own folder");
+        assert!(LocalRepository::open(&inside).expect("looked at").is_none());
+        let local = LocalRepository::open(folder.path()).expect("opens").expect("is one");
+        assert_eq!((local.remote(), local.commit().expect("read")), (None, None));
+    }
+}

@@ -1,0 +1,131 @@
+//! The way back: from somebody's working ComfyUI folder to the lockfile of one workflow.
+//!
+//! ```text
+//! repositories   ComfyUI and each custom node -> upstream and commit; what differs is refused by name
+//! packages       the Python that runs it -> its version and what is installed in it
+//! named          the workflow -> the model and input files that it names
+//! sources        a model file -> where else it can be fetched from
+//! ```
+//!
+//! Only reads; all faults are found before the first model is hashed, and told together. Blocks. Not here: the
+//! bundle that is made of it.
+
+mod error;
+mod repositories;
+mod packages;
+mod named;
+mod sources;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use mesh::folders::IndexProgress;
+use mesh::folders::names::{FileNames, names_of};
+use protocol::{HttpsUrl, LockedModel, Lockfile, Sha256, Source, Workflow};
+
+pub use error::{Fault, LockError};
+pub use sources::without_token;
+
+use named::{ModelFile, ModelFolders};
+use packages::Installed;
+
+/// What is to be recorded.
+#[derive(Clone, Copy, Debug)]
+pub struct LockRequest<'a> {
+    /// The folder of ComfyUI, with its `main.py`.
+    pub comfyui: &'a Path,
+    /// The workflow: only what it names of models and inputs is recorded.
+    pub workflow: &'a Workflow,
+    /// The Python that runs ComfyUI. Defaults to that of `venv` or `.venv` in its folder, else `python3`.
+    pub python: Option<&'a Path>,
+    /// Further folders like ComfyUI's `models`.
+    pub models: &'a [PathBuf],
+    /// Where models can be fetched from, by their SHA-256.
+    pub sources: &'a [(Sha256, HttpsUrl)],
+}
+
+/// A folder as it was recorded.
+#[derive(Clone, Debug, Default)]
+pub struct Locked {
+    /// Every version and model.
+    pub lockfile: Lockfile,
+    /// The input files that the workflow names, by their path in ComfyUI's input folder.
+    pub inputs: BTreeMap<String, PathBuf>,
+    /// What was recorded otherwise than it lies there, in words.
+    pub notes: Vec<String>,
+    /// What a rebuild elsewhere will lack, in words.
+    pub lacking: Vec<String>,
+}
+
+/// What was found out on the way.
+#[derive(Debug, Default)]
+struct Findings {
+    notes: Vec<String>,
+    lacking: Vec<String>,
+    faults: Vec<Fault>,
+}
+
+/// Records a folder. `tell` hears how far the hashing of the models is.
+pub fn lock(request: &LockRequest<'_>, tell: &(dyn Fn(IndexProgress) + Sync)) -> Result<Locked, LockError> {
+    let &LockRequest { comfyui, workflow, .. } = request;
+    if !comfyui.join("main.py").is_file() || !comfyui.join("nodes.py").is_file() {
+        return Err(LockError::NotComfyUi(comfyui.to_owned()));
+    }
+    let mut findings = Findings::default();
+    let pin = repositories::comfyui(comfyui, &mut findings);
+    let custom_nodes = repositories::custom_nodes(comfyui, &mut findings)?;
+    let Installed { python, packages } = packages::installed(comfyui, request.python, &mut findings)?;
+    let folders = ModelFolders::of(comfyui, request.models)?;
+    let files = named::models(workflow, &folders, &mut findings);
+    let inputs = named::inputs(workflow, &comfyui.join("input"), &mut findings);
+    if !findings.faults.is_empty() {
+        return Err(LockError::Faults { folder: comfyui.to_owned(), faults: findings.faults });
+    }
+    let paths: Vec<PathBuf> = files.iter().map(|file| file.file.clone()).collect();
+    let names = names_of(&paths, tell)?;
+    let unused = unused_source(request.sources, &names);
+    if let Some(sha256) = unused {
+        return Err(LockError::UnusedSource { sha256 });
+    }
+    let model =
+        |(file, names): (ModelFile, FileNames)| model(file, names, request.sources, &mut findings.notes);
+    let models = files.into_iter().zip(names).map(model).collect();
+    let lockfile = Lockfile {
+        python: Some(python),
+        comfyui: pin,
+        custom_nodes,
+        packages,
+        models,
+        ..Lockfile::default()
+    };
+    Ok(Locked { lockfile, inputs, notes: findings.notes, lacking: findings.lacking })
+}
+
+fn model(
+    ModelFile { path, file }: ModelFile,
+    names: FileNames,
+    given: &[(Sha256, HttpsUrl)],
+    notes: &mut Vec<String>,
+) -> LockedModel {
+    let given = given.iter().filter(|(sha256, _)| *sha256 == names.sha256).map(|(_, url)| url.clone());
+    let beside = sources::beside(&file, names.sha256, notes);
+    let mut known = BTreeSet::new();
+    let urls = given.chain(beside).filter(|url| known.insert(url.clone()));
+    LockedModel {
+        path,
+        size: names.blob.size,
+        sha256: Some(names.sha256),
+        blob: Some(names.blob.hash),
+        sources: urls.map(|url| Source { url }).collect(),
+        disabled: false,
+        share: true,
+    }
+}
+
+/// A source that was given for a model that the workflow does not use: a typing error must be noticed.
+fn unused_source(given: &[(Sha256, HttpsUrl)], names: &[FileNames]) -> Option<Sha256> {
+    let is_used = |sha256: &Sha256| names.iter().any(|names| names.sha256 == *sha256);
+    given.iter().map(|(sha256, _)| *sha256).find(|sha256| !is_used(sha256))
+}

@@ -1,0 +1,194 @@
+//! What is installed in the Python that runs ComfyUI, asked of that Python itself.
+//!
+//! Not here: which of it a machine with another GPU installs; `python` decides that.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use protocol::{HttpsUrl, PackagePin, Pin, Token, normalized};
+use serde::Deserialize;
+
+use super::sources::without_token;
+use super::{Findings, LockError};
+use crate::workspace::python::{TORCH_INDEX, is_torch_family};
+
+/// Asks a Python for its version and for all that is installed, the first of one name being what is imported. The
+/// folder that the question is asked in is none of its packages.
+const QUESTION: &str = r#"
+import sys
+sys.path = [folder for folder in sys.path if folder]
+import json, platform
+from importlib import metadata
+packages = []
+for found in metadata.distributions():
+    name = (found.metadata or {}).get("Name")
+    if name:
+        packages.append({"name": name, "version": found.version, "origin": found.read_text("direct_url.json")})
+print(json.dumps({"python": platform.python_version(), "packages": packages}))
+"#;
+
+/// What a Python has.
+#[derive(Debug)]
+pub(super) struct Installed {
+    /// Its full version.
+    pub(super) python: Token,
+    /// Its packages, by name.
+    pub(super) packages: Vec<PackagePin>,
+}
+
+/// Asks the Python of a ComfyUI folder.
+pub(super) fn installed(
+    comfyui: &Path,
+    given: Option<&Path>,
+    findings: &mut Findings,
+) -> Result<Installed, LockError> {
+    let program = given.map_or_else(|| usual_python(comfyui), Path::to_owned);
+    let answer = ask(&program)?;
+    let wrong = |reason: String| LockError::Python { program: program.clone(), reason };
+    let python = answer.python.parse().map_err(|_| wrong(format!("its version is `{}`", answer.python)))?;
+    let packages = pins(answer.packages, findings);
+    if !packages.iter().any(|package| package.name.as_str() == "torch") {
+        return Err(LockError::NoTorch { program });
+    }
+    Ok(Installed { python, packages })
+}
+
+/// The Python that is usually meant.
+fn usual_python(comfyui: &Path) -> PathBuf {
+    let own = ["venv", ".venv"].map(|folder| comfyui.join(folder).join("bin/python"));
+    own.into_iter().find(|program| program.exists()).unwrap_or_else(|| PathBuf::from("python3"))
+}
+
+fn ask(program: &Path) -> Result<Answer, LockError> {
+    let mut command = Command::new(program);
+    command.args(["-c", QUESTION]).stdin(Stdio::null());
+    let output =
+        command.output().map_err(|source| LockError::NoPython { program: program.to_owned(), source })?;
+    let wrong = |reason: String| LockError::Python { program: program.to_owned(), reason };
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(wrong(said.lines().next_back().unwrap_or("it fails").to_owned()));
+    }
+    // What a site's own start-up prints comes before.
+    let line = output.stdout.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+    serde_json::from_slice(line).map_err(|error| wrong(error.to_string()))
+}
+
+#[derive(Debug, Deserialize)]
+struct Answer {
+    python: String,
+    packages: Vec<Package>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Package {
+    name: String,
+    version: String,
+    /// What its installer wrote into `direct_url.json`, where it came from no index.
+    origin: Option<String>,
+}
+
+fn pins(packages: Vec<Package>, findings: &mut Findings) -> Vec<PackagePin> {
+    let mut first = BTreeMap::new();
+    for package in packages {
+        first.entry(normalized(&package.name)).or_insert(package);
+    }
+    let has_torch = first.contains_key("torch");
+    let before = first.len();
+    first.retain(|name, _| !(has_torch && follows_torch(name)));
+    if first.len() < before {
+        findings.notes.push(format!(
+            "{} packages of CUDA are left out: they follow the build of torch that each machine gets",
+            before - first.len()
+        ));
+    }
+    first.into_iter().filter_map(|(name, package)| pin(&name, package, findings)).collect()
+}
+
+/// Whether torch itself asks for exactly the version that its build needs.
+fn follows_torch(name: &str) -> bool {
+    let is_cuda = name.starts_with("nvidia-") && name != "nvidia-ml-py";
+    is_cuda
+        || ["triton", "cuda-toolkit", "cuda-bindings", "cuda-pathfinder"].contains(&name)
+        || name.starts_with("pytorch-triton")
+}
+
+fn pin(name: &str, Package { version, origin, .. }: Package, findings: &mut Findings) -> Option<PackagePin> {
+    let origin = origin.and_then(|text| serde_json::from_str::<Origin>(&text).ok());
+    let place = |origin: &Origin| {
+        let reason =
+            if origin.url.starts_with("file:") { "it lies on this machine" } else { "nodes do not ask it" };
+        format!("package `{name}`: left out, because it was installed from `{}`: {reason}", origin.url)
+    };
+    let pin = match origin {
+        // A file of an index that was downloaded before, as far as can be told.
+        Some(origin) if origin.url.starts_with("file:") && origin.archive_info.is_some() => {
+            findings.notes.push(format!(
+                "package `{name}` came from a file: version {version} of the index is recorded"
+            ));
+            None
+        }
+        Some(origin) => match origin.pin() {
+            Some(pin) => Some(pin),
+            None => {
+                findings.lacking.push(place(&origin));
+                return None;
+            }
+        },
+        None => None,
+    };
+    let index = pin.is_none().then(|| index_of(name, &version)).flatten();
+    let named = name.parse().ok().zip(pin.or_else(|| version.parse().ok().map(Pin::Version)));
+    let Some((name, pin)) = named else {
+        findings.lacking.push(format!("package `{name}`: left out, because `{version}` is no version"));
+        return None;
+    };
+    Some(PackagePin { index, ..PackagePin::new(name, pin) })
+}
+
+/// The index of a build for one accelerator, which the usual index never has; torch's own family is looked
+/// for there in any case.
+fn index_of(name: &str, version: &str) -> Option<HttpsUrl> {
+    let (release, build) = version.split_once('+')?;
+    let is_build = ["cu", "rocm"].iter().any(|kind| {
+        build
+            .strip_prefix(kind)
+            .is_some_and(|rest| rest.bytes().next().is_some_and(|byte| byte.is_ascii_digit()))
+    }) || ["cpu", "xpu"].contains(&build);
+    if is_torch_family(name) || !is_build {
+        return None;
+    }
+    let nightly = if release.contains("dev") { "/nightly" } else { "" };
+    format!("{TORCH_INDEX}{nightly}/{build}").parse().ok()
+}
+
+/// Where a package came from (PEP 610).
+#[derive(Debug, Deserialize)]
+struct Origin {
+    url: String,
+    archive_info: Option<serde::de::IgnoredAny>,
+    vcs_info: Option<Repository>,
+    subdirectory: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Repository {
+    vcs: String,
+    commit_id: String,
+}
+
+impl Origin {
+    /// The pin, where nodes can follow it.
+    fn pin(&self) -> Option<Pin> {
+        let folder =
+            self.subdirectory.as_ref().map_or_else(String::new, |name| format!("#subdirectory={name}"));
+        match &self.vcs_info {
+            Some(Repository { vcs, commit_id }) if vcs == "git" => {
+                format!("{}@{commit_id}{folder}", self.url).parse().ok().map(Pin::Git)
+            }
+            Some(_) => None,
+            None => without_token(&format!("{}{folder}", self.url)).parse().ok().map(Pin::Url),
+        }
+    }
+}

@@ -9,6 +9,7 @@ use mesh::store::ByteSize;
 
 use crate::commands::blob::BlobCommand;
 use crate::commands::bundle::BundleCommand;
+use crate::commands::pack::PackArguments;
 use crate::commands::publisher::PublisherCommand;
 use crate::commands::workspace::WorkspaceCommand;
 use crate::settings::limits::{self, RateLimit};
@@ -51,6 +52,8 @@ pub(crate) enum Command {
     Undrain(DrainArguments),
     /// Show the API that a bundle or workflow would get.
     Schema(SchemaArguments),
+    /// Make a bundle of a workflow and of the ComfyUI folder in which it works, without a farm.
+    Pack(PackArguments),
     /// Explain a bundle in words, without a farm.
     #[command(subcommand)]
     Bundle(BundleCommand),

@@ -11,6 +11,7 @@ mod invite;
 mod jobs;
 mod node;
 mod nodes;
+pub(crate) mod pack;
 pub(crate) mod publisher;
 mod run;
 mod schema;
@@ -41,6 +42,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Drain(arguments) => drain::set_draining(&arguments, &file, true).await,
         Command::Undrain(arguments) => drain::set_draining(&arguments, &file, false).await,
         Command::Schema(arguments) => schema::schema(&arguments),
+        Command::Pack(arguments) => pack::pack(&arguments),
         Command::Bundle(command) => bundle::bundle(&command),
         Command::Workspace(command) => workspace::workspace(&command).await,
         Command::Publisher(command) => publisher::publisher(&command),

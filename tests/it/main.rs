@@ -16,6 +16,7 @@ mod mirrors;
 mod namespaces;
 mod openapi;
 mod owner;
+mod pack;
 mod real_comfyui;
 mod sources;
 mod workspaces;

@@ -14,7 +14,7 @@ use protocol::{BlobRef, Bundle, BundleLimits, CustomNode, PackagePin, Pin, read_
 use crate::failure::Failure;
 
 /// More than the largest workflow that is read, so that a larger one is refused for its size.
-const MAX_WORKFLOW: u64 = 32 << 20;
+pub(super) const MAX_WORKFLOW: u64 = 32 << 20;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum BundleCommand {
@@ -77,7 +77,7 @@ pub(super) fn read(path: &Path) -> anyhow::Result<Bundle> {
 }
 
 /// A custom node as what it is called by, and the version that is pinned.
-fn name_and_version(node: &CustomNode) -> (String, String) {
+pub(super) fn name_and_version(node: &CustomNode) -> (String, String) {
     let disabled = |version: String, is_disabled: &bool| {
         if *is_disabled { format!("{version}, switched off") } else { version }
     };

@@ -129,3 +129,13 @@ fn unused_source(given: &[(Sha256, HttpsUrl)], names: &[FileNames]) -> Option<Sh
     let is_used = |sha256: &Sha256| names.iter().any(|names| names.sha256 == *sha256);
     given.iter().map(|(sha256, _)| *sha256).find(|sha256| !is_used(sha256))
 }
+
+/// The first few of a list in words, and how many more there are.
+fn some_of(mut names: Vec<String>, most: usize) -> String {
+    let more = names.len().saturating_sub(most);
+    names.truncate(most);
+    if more > 0 {
+        names.push(format!("{more} more"));
+    }
+    names.join(", ")
+}

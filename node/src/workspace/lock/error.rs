@@ -112,13 +112,13 @@ pub enum Fault {
     #[error(
         "{what} is not as its commit has it, which a lockfile cannot carry ({}): commit and push this, or put it away \
          with `git stash -u`",
-        files.join(", ")
+        files
     )]
     Changed {
         /// Whose.
         what: String,
         /// Some of the files, and how many more.
-        files: Vec<String>,
+        files: String,
     },
     /// A name or address in it is none that a lockfile can have.
     #[error("{what} cannot be recorded: {fault}")]

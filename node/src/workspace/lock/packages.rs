@@ -10,7 +10,7 @@ use protocol::{HttpsUrl, PackagePin, Pin, Token, normalized};
 use serde::Deserialize;
 
 use super::sources::without_token;
-use super::{Findings, LockError};
+use super::{Findings, LockError, some_of};
 use crate::workspace::python::{TORCH_INDEX, is_torch_family};
 
 /// Asks a Python for its version and for all that is installed, the first of one name being what is imported. The
@@ -27,6 +27,9 @@ for found in metadata.distributions():
         packages.append({"name": name, "version": found.version, "origin": found.read_text("direct_url.json")})
 print(json.dumps({"python": platform.python_version(), "packages": packages}))
 "#;
+
+/// How many packages of one note are named.
+const NAMED: usize = 5;
 
 /// What a Python has.
 #[derive(Debug)]
@@ -103,7 +106,16 @@ fn pins(packages: Vec<Package>, findings: &mut Findings) -> Vec<PackagePin> {
             before - first.len()
         ));
     }
-    first.into_iter().filter_map(|(name, package)| pin(&name, package, findings)).collect()
+    let mut from_files = Vec::new();
+    let pins = first.into_iter().filter_map(|(name, package)| pin(&name, package, &mut from_files, findings));
+    let pins = pins.collect();
+    if !from_files.is_empty() {
+        let named = some_of(from_files, NAMED);
+        findings.notes.push(format!(
+            "packages that came from files of this machine are recorded by their version, for the index has it: {named}"
+        ));
+    }
+    pins
 }
 
 /// Whether torch itself asks for exactly the version that its build needs.
@@ -114,7 +126,12 @@ fn follows_torch(name: &str) -> bool {
         || name.starts_with("pytorch-triton")
 }
 
-fn pin(name: &str, Package { version, origin, .. }: Package, findings: &mut Findings) -> Option<PackagePin> {
+fn pin(
+    name: &str,
+    Package { version, origin, .. }: Package,
+    from_files: &mut Vec<String>,
+    findings: &mut Findings,
+) -> Option<PackagePin> {
     let origin = origin.and_then(|text| serde_json::from_str::<Origin>(&text).ok());
     let place = |origin: &Origin| {
         let reason =
@@ -124,9 +141,7 @@ fn pin(name: &str, Package { version, origin, .. }: Package, findings: &mut Find
     let pin = match origin {
         // A file of an index that was downloaded before, as far as can be told.
         Some(origin) if origin.url.starts_with("file:") && origin.archive_info.is_some() => {
-            findings.notes.push(format!(
-                "package `{name}` came from a file: version {version} of the index is recorded"
-            ));
+            from_files.push(format!("`{name}` {version}"));
             None
         }
         Some(origin) => match origin.pin() {

@@ -9,7 +9,7 @@ use std::path::Path;
 use protocol::{CustomNode, GitPin, GitUrl, ParseTextError};
 use serde::Deserialize;
 
-use super::{Fault, Findings, LockError};
+use super::{Fault, Findings, LockError, some_of};
 use crate::workspace::git::{Difference, LocalRepository};
 use crate::workspace::plan::folder_of;
 
@@ -198,17 +198,12 @@ fn pin(
 /// The fault of files that change what runs.
 fn changed(what: &str, differences: &[Difference]) -> Option<Fault> {
     let is_code = |path: &str| CODE.iter().any(|ending| path.ends_with(ending));
-    let mut files: Vec<String> = differences
+    let files: Vec<String> = differences
         .iter()
         .filter(|difference| !difference.is_new || is_code(&difference.path))
         .map(|difference| format!("`{}`", difference.path))
         .collect();
-    let more = files.len().saturating_sub(NAMED);
-    files.truncate(NAMED);
-    if more > 0 {
-        files.push(format!("{more} more"));
-    }
-    (!files.is_empty()).then(|| Fault::Changed { what: what.to_owned(), files })
+    (!files.is_empty()).then(|| Fault::Changed { what: what.to_owned(), files: some_of(files, NAMED) })
 }
 
 /// A text that was checked, or the fault that it is none.

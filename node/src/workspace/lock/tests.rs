@@ -245,6 +245,11 @@ fn packages_are_pinned_as_they_were_installed() {
     assert_eq!(index, Some("https://download.pytorch.org/whl/cu124"));
     assert_eq!(pinned("torch").index, None, "its index is always that of its build");
     assert!(!packages.iter().any(|package| package.name.as_str() == "editable"));
+    assert!(
+        locked.notes.iter().any(|note| note.ends_with("for the index has it: `downloaded` 3")),
+        "{:?}",
+        locked.notes
+    );
     assert!(locked.lacking.join("\n").contains("package `editable`: left out"), "{:?}", locked.lacking);
 }
 

@@ -1,0 +1,178 @@
+//! `comfy-farm pack`: a bundle of a workflow and of the ComfyUI folder in which it works.
+//!
+//! Not here: what is recorded of the folder; `node::workspace::lock` knows that.
+
+use std::fs::{File, Permissions};
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+use clap::Args;
+use mesh::store::ByteSize;
+use node::workspace::lock::{LockRequest, Locked, lock, without_token};
+use protocol::{Bundle, HttpsUrl, LockedModel, Sha256, Workflow, write_bundle};
+use serde_json::json;
+
+use super::bundle::{MAX_WORKFLOW, name_and_version, read};
+use crate::failure::Failure;
+use crate::show;
+
+#[derive(Debug, Args)]
+pub(crate) struct PackArguments {
+    /// The folder of ComfyUI, with its `main.py`.
+    #[arg(long, value_name = "DIR")]
+    comfyui: PathBuf,
+    /// The workflow in API format.
+    #[arg(long, value_name = "FILE")]
+    workflow: PathBuf,
+    /// Where the bundle goes. Defaults to the workflow's name with `.cpack.zip`, in this folder.
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// The Python that runs ComfyUI. Defaults to that of `venv` or `.venv` in its folder, else `python3`.
+    #[arg(long, value_name = "PROGRAM")]
+    python: Option<PathBuf>,
+    /// A further folder like ComfyUI's `models`. Repeatable.
+    #[arg(long, value_name = "DIR")]
+    models_dir: Vec<PathBuf>,
+    /// Where a model can be fetched from, by its SHA-256. Repeatable.
+    #[arg(long, value_name = "SHA256=URL", value_parser = source)]
+    source: Vec<(Sha256, HttpsUrl)>,
+    /// Answer in JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn pack(arguments: &PackArguments) -> anyhow::Result<()> {
+    let bytes = read_workflow(&arguments.workflow)?;
+    let refused = |error: &dyn std::error::Error| {
+        Failure::Input(format!("`{}`: {}", arguments.workflow.display(), protocol::error_chain(error)))
+    };
+    let workflow = Workflow::parse(&bytes).map_err(|error| refused(&error))?;
+    let progress = show::ByteProgress::new();
+    let request = LockRequest {
+        comfyui: &arguments.comfyui,
+        workflow: &workflow,
+        python: arguments.python.as_deref(),
+        models: &arguments.models_dir,
+        sources: &arguments.source,
+    };
+    let locked = lock(&request, &|now| progress.show(now));
+    drop(progress);
+    let locked = locked.map_err(|error| Failure::Input(protocol::error_chain(&error)))?;
+    let path = arguments.output.clone().unwrap_or_else(|| usual_path(&arguments.workflow));
+    let bundle = write(&path, &bytes, &locked)?;
+    tell(arguments, &path, &bundle, &locked)
+}
+
+fn read_workflow(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let unreadable = |error| Failure::Input(format!("`{}` cannot be read: {error}", path.display()));
+    let mut bytes = Vec::new();
+    File::open(path).and_then(|file| file.take(MAX_WORKFLOW).read_to_end(&mut bytes)).map_err(unreadable)?;
+    Ok(bytes)
+}
+
+/// `flux_api.json` becomes `flux.cpack.zip`.
+fn usual_path(workflow: &Path) -> PathBuf {
+    let stem = workflow.file_stem().unwrap_or_default().to_string_lossy();
+    let name = stem.strip_suffix("_api").filter(|name| !name.is_empty()).unwrap_or(&stem);
+    PathBuf::from(format!("{name}.cpack.zip"))
+}
+
+/// Writes the bundle beside its place, reads it as a node would, and moves it there.
+fn write(path: &Path, workflow: &[u8], locked: &Locked) -> anyhow::Result<Bundle> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // As any file that its owner makes, for the system's mask to narrow.
+    let permissions = Permissions::from_mode(0o666);
+    let draft =
+        tempfile::Builder::new().prefix(".pack-").suffix(".zip").permissions(permissions).tempfile_in(folder);
+    let draft = draft.with_context(|| format!("`{}` cannot be written to", folder.display()))?;
+    let inputs = locked.inputs.iter().map(|(name, file)| (name.clone(), File::open(file)));
+    write_bundle(draft.as_file(), workflow, &locked.lockfile, inputs)
+        .map_err(|error| Failure::Input(protocol::error_chain(&error)))?;
+    let bundle = read(draft.path())?;
+    ensure!(bundle.lockfile == locked.lockfile, "the bundle is not read as it was written");
+    let file = draft.persist(path).with_context(|| format!("`{}` cannot be written", path.display()))?;
+    file.sync_all()?;
+    Ok(bundle)
+}
+
+fn tell(arguments: &PackArguments, path: &Path, bundle: &Bundle, locked: &Locked) -> anyhow::Result<()> {
+    let size = std::fs::metadata(path)?.len();
+    let lockfile = &locked.lockfile;
+    let unsourced: Vec<&LockedModel> =
+        lockfile.models.iter().filter(|model| model.sources.is_empty()).collect();
+    if arguments.json {
+        show::json(&json!({
+            "file": path,
+            "size": size,
+            "bundle": bundle.hash(),
+            "lockfile_hash": lockfile.hash(),
+            "lockfile": lockfile,
+            "inputs": bundle.manifest.inputs,
+            "notes": locked.notes,
+            "lacking": locked.lacking,
+            "without_source": unsourced.iter().map(|model| &model.path).collect::<Vec<_>>(),
+        }));
+        return Ok(());
+    }
+    println!("packed {}, {}", path.display(), ByteSize(size));
+    if let Some(pin) = &lockfile.comfyui {
+        println!("ComfyUI   {} of {}", pin.commit, pin.url);
+    }
+    for node in &lockfile.custom_nodes {
+        let (name, version) = name_and_version(node);
+        println!("node      {name}  {version}");
+    }
+    if let Some(python) = &lockfile.python {
+        println!("Python    {python} with {} packages", lockfile.packages.len());
+    }
+    for model in &lockfile.models {
+        let from = model.sources.first().map_or_else(String::new, |source| format!("  from {}", source.url));
+        println!("model     {}  {}{from}", model.path, ByteSize(model.size));
+    }
+    for (name, blob) in &bundle.manifest.inputs {
+        println!("input     {name}  {}", ByteSize(blob.size));
+    }
+    locked.notes.iter().for_each(|note| println!("note      {note}"));
+    locked.lacking.iter().for_each(|lacking| println!("lacking   {lacking}"));
+    if !unsourced.is_empty() {
+        println!("\ndeploys only if a peer holds it (`--source SHA256=URL` names where else it is):");
+    }
+    for LockedModel { path, sha256, .. } in unsourced {
+        println!("  {path}  {}", sha256.map_or_else(String::new, |sha256| sha256.to_string()));
+    }
+    Ok(())
+}
+
+/// Reads `SHA256=URL`. A token in the address would be published with it, so it is left out.
+fn source(text: &str) -> Result<(Sha256, HttpsUrl), String> {
+    let (sha256, url) = text.split_once('=').ok_or("give a SHA-256 and an https URL as SHA256=URL")?;
+    let sha256 = sha256.strip_prefix("sha256:").unwrap_or(sha256);
+    let sha256 = sha256.to_ascii_lowercase().parse().map_err(|error| format!("{error}"))?;
+    Ok((sha256, without_token(url).parse().map_err(|error| format!("{error}"))?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bundle_is_named_after_its_workflow() {
+        let check = |workflow: &str, path: &str| assert_eq!(usual_path(Path::new(workflow)), Path::new(path));
+        check("x/flux_api.json", "flux.cpack.zip");
+        check("Flux 1.dev.json", "Flux 1.dev.cpack.zip");
+        check("_api.json", "_api.cpack.zip");
+    }
+
+    #[test]
+    fn source_is_a_sha256_and_an_https_url_without_a_token() {
+        let sha256 = "ab".repeat(32);
+        let (read, url) =
+            source(&format!("sha256:{}=https://a.org/x?token=1&b=2", sha256.to_uppercase())).expect("one");
+        assert_eq!((read.to_string(), url.as_str()), (sha256.clone(), "https://a.org/x?b=2"));
+        for wrong in ["x", "ab=https://a.org/x", &format!("{sha256}=http://a.org/x")] {
+            assert!(source(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! A real ComfyUI made into a bundle, and what that bundle says of it.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+use farm_tests::{Process, comfyui_folder};
+use serde_json::{Value, json};
+
+const UPSTREAM: &str = "https://github.com/comfyanonymous/ComfyUI.git";
+
+fn git(folder: &Path, arguments: &[&str]) -> anyhow::Result<String> {
+    let own = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "init.defaultBranch=master"];
+    let output = Command::new("git").current_dir(folder).args(own).args(arguments).output()?;
+    ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
+
+/// What the binary prints; it is to succeed.
+async fn comfy_farm(folder: &Path, arguments: &[&str]) -> anyhow::Result<String> {
+    let output = Process::comfy_farm(folder, arguments).current_dir(folder).output().await?;
+    ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+async fn json_of(folder: &Path, arguments: &[&str]) -> anyhow::Result<Value> {
+    let printed = comfy_farm(folder, arguments).await?;
+    serde_json::from_str(&printed).with_context(|| printed)
+}
+
+/// A clone of the real ComfyUI, as far as git can tell, with one model in it; says its commit.
+fn clone(installed: &Path, folder: &Path) -> anyhow::Result<String> {
+    let copied = Command::new("cp").arg("-r").arg(installed.join("ComfyUI")).arg(folder).status()?;
+    ensure!(copied.success(), "ComfyUI cannot be copied");
+    let comfyui = folder.join("ComfyUI");
+    git(&comfyui, &["init", "--quiet"])?;
+    // The nodes of the tests are part of this upstream, beside those that come with ComfyUI.
+    git(&comfyui, &["add", "--force", "custom_nodes/farm_test", "custom_nodes/websocket_image_save.py"])?;
+    git(&comfyui, &["add", "."])?;
+    git(&comfyui, &["commit", "--quiet", "--message", "all of it"])?;
+    git(&comfyui, &["remote", "add", "origin", UPSTREAM])?;
+    std::fs::write(comfyui.join("models/upscale_models/tiny.safetensors"), b"a tiny model")?;
+    git(&comfyui, &["rev-parse", "HEAD"])
+}
+
+#[tokio::test]
+async fn real_comfyui_is_packed_and_its_bundle_shown_and_planned() -> anyhow::Result<()> {
+    let Some(installed) = comfyui_folder() else { return Ok(()) };
+    let folder = tempfile::tempdir()?;
+    let folder = folder.path();
+    let commit = clone(&installed, folder)?;
+    let workflow = json!({
+        "1": { "class_type": "LoadImage", "inputs": { "image": "example.png" } },
+        "2": { "class_type": "UpscaleModelLoader", "inputs": { "model_name": "tiny.safetensors" } },
+        "3": { "class_type": "ImageUpscaleWithModel", "inputs": { "upscale_model": ["2", 0], "image": ["1", 0] } },
+        "4": { "class_type": "SaveImage", "inputs": { "images": ["3", 0], "filename_prefix": "x" } },
+    });
+    std::fs::write(folder.join("upscale_api.json"), workflow.to_string())?;
+    let python = installed.join("venv/bin/python");
+    let python = python.to_str().context("UTF-8")?;
+    let pack = ["pack", "--comfyui", "ComfyUI", "--workflow", "upscale_api.json", "--python", python];
+    let words = comfy_farm(folder, &pack).await?;
+    for expected in [
+        "packed upscale.cpack.zip",
+        &format!("ComfyUI   {commit} of {UPSTREAM}"),
+        "input     example.png",
+        "deploys only if a peer holds it",
+    ] {
+        assert!(words.contains(expected), "{expected}: {words}");
+    }
+
+    let shown = json_of(folder, &["bundle", "show", "upscale.cpack.zip", "--json"]).await?;
+    let (lockfile, manifest) = (&shown["lockfile"], &shown["manifest"]);
+    assert_eq!(lockfile["comfyui"], json!({ "url": UPSTREAM, "commit": commit }));
+    assert_eq!(lockfile["custom_nodes"], json!([]), "all of them are in ComfyUI's own commit");
+    let listed =
+        Command::new(python).args(["-c", "import platform; print(platform.python_version())"]).output()?;
+    assert_eq!(lockfile["python"], String::from_utf8(listed.stdout)?.trim());
+    let versions = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/real/requirements.txt"))?;
+    let pinned = |package: &Value| {
+        let (name, version) = (package["name"].as_str().unwrap_or_default(), package["version"].as_str());
+        versions.contains(&format!("{name}=={} ", version.unwrap_or_default()))
+    };
+    // `venv` itself brings pip.
+    let packages = lockfile["packages"].as_array().context("a list")?.iter();
+    let packages: Vec<&Value> = packages.filter(|package| package["name"] != "pip").collect();
+    assert_eq!(packages.len(), versions.lines().filter(|line| line.contains("==")).count());
+    assert!(packages.iter().copied().all(pinned), "{packages:?}");
+    let model = &lockfile["models"][0];
+    assert_eq!(lockfile["models"].as_array().map(Vec::len), Some(1), "{lockfile}");
+    assert_eq!(
+        (&model["path"], &model["size"]),
+        (&json!("models/upscale_models/tiny.safetensors"), &json!(12))
+    );
+    assert!(manifest["inputs"]["example.png"].is_object(), "{manifest}");
+    assert_eq!(shown["repairs"], json!([]));
+
+    let plan = json_of(folder, &["workspace", "plan", "upscale.cpack.zip", "--json"]).await?;
+    assert_eq!(plan["lockfile"], shown["lockfile_hash"]);
+    assert_eq!(
+        plan["steps"][0],
+        json!({ "step": "git", "url": UPSTREAM, "commit": commit, "path": "ComfyUI" })
+    );
+    assert_eq!(plan["lacking"].as_array().map(Vec::len), Some(1), "only a source of the model: {plan}");
+
+    // The same again, with a source, is the same but for that.
+    let source =
+        format!("{}=https://example.org/tiny.safetensors", model["sha256"].as_str().unwrap_or_default());
+    let again = json_of(folder, &[&pack[..], &["--source", &source, "--json"]].concat()).await?;
+    assert_eq!(again["without_source"], json!([]));
+    let mut without = again["lockfile"].clone();
+    without["models"][0]["sources"] = json!([]);
+    assert_eq!(&without, lockfile);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_cannot_be_packed_is_told_with_what_to_do() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let check = async |workflow: &str, words: &str| -> anyhow::Result<()> {
+        std::fs::write(folder.path().join("w.json"), workflow)?;
+        let arguments = ["pack", "--comfyui", ".", "--workflow", "w.json"];
+        let output =
+            Process::comfy_farm(folder.path(), &arguments).current_dir(folder.path()).output().await?;
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(7), "{told}");
+        assert!(told.contains(words), "{words}: {told}");
+        Ok(())
+    };
+    check(r#"{"nodes": [], "links": []}"#, "in ComfyUI save it with `Export (API)`").await?;
+    let api = r#"{"1": {"class_type": "EmptyImage", "inputs": {}}}"#;
+    check(api, "name the folder of ComfyUI itself").await?;
+    Ok(())
+}

@@ -10,7 +10,11 @@ export const PICTURE = `<svg xmlns="http://www.w3.org/2000/svg" width="512" heig
 <path d="M0 50 18 28l12 14 10-12 24 24v10H0z" fill="#708d81"/><path d="M0 58l22-14 42 18v2H0z" fill="#001427"/></svg>`;
 
 const gpu = (id, name, gib) => ({ id, device: { kind: "gpu", name, memory: gib * 2 ** 30 }, run: null });
-const common = { agent_version: "0.1.0", platform: "linux-x86_64", labels: {}, address: "192.168.1.20", seen: before(3) };
+const quiet = { labels: {}, workspaces: [], transfers: [], faults: [] };
+const common = { ...quiet, agent_version: "0.1.0", platform: "linux-x86_64", address: "192.168.1.20", seen: before(3) };
+const workspace = (state, workflow, rest = {}) => ({
+  lockfile: workflow.padEnd(64, "0"), workflows: [workflow], state, step: null, done: 0, total: 0, reason: null, ...rest,
+});
 
 export const nodes = [
   {
@@ -34,6 +38,32 @@ export const nodes = [
     engine: { kind: "builtin" },
     slots: [{ id: 0, device: { kind: "cpu", threads: 12 }, run: null }],
     blobs: 3,
+  },
+  {
+    ...common,
+    peer: peer("Cellar"),
+    host_name: "cellar",
+    connected: true,
+    draining: false,
+    engine: { kind: "managed" },
+    slots: [gpu(0, "NVIDIA GeForce RTX 4090", 24)],
+    workspaces: [
+      workspace("proven", "fox-in-snow@3"),
+      workspace("loaded", "portrait@1"),
+      workspace("waiting", "landscape@2"),
+      workspace("proven", "poster@7"),
+      workspace("proven", "restore@1"),
+      workspace("preparing", "upscale@1", { step: "models", done: 4.2 * 2 ** 30, total: 6.4 * 2 ** 30 }),
+      workspace("preparing", "sketch@1", { step: "proof" }),
+      workspace("failed", "video@4", {
+        step: "python",
+        reason: "resolving the packages: `uv` ended with 1; its last lines:\n  × No solution found when resolving dependencies:\n  ╰─▶ Because only torch<2.9 is available and you require torch==2.9.1, your requirements are unsatisfiable.",
+      }),
+      workspace("refused", "mask@2", {
+        reason: `it is signed by publisher ${"5e".repeat(32)}, whom this node does not trust: its owner can run \`comfy-farm publisher trust ${"5e".repeat(32)}\``,
+      }),
+    ],
+    blobs: 118,
   },
   {
     ...common,

@@ -16,6 +16,7 @@ export type JobError = Schemas["JobError"];
 export type JobState = Schemas["JobState"];
 export type Jobs = Schemas["Jobs"];
 export type Node = Schemas["Node"];
+export type NodeWorkspace = Schemas["NodeWorkspace"];
 export type Nodes = Schemas["Nodes"];
 export type Output = Schemas["Output"];
 export type Problem = Schemas["Problem"];

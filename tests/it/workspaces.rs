@@ -3,87 +3,57 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
-use farm_tests::{Farm, FarmOptions, PackageIndex, Studio, comfyui_folder, eventually_within, uv};
+use anyhow::{Context, bail, ensure};
+use farm_tests::{
+    Farm, FarmOptions, Namespaces, PackageIndex, Process, Studio, comfyui_folder, eventually_within, is_root,
+    skipped, uv,
+};
 use image::{Rgb, RgbImage, RgbaImage};
 use serde_json::{Value, json};
 
 /// How long a rebuild from nothing may take beside other work: 1.5 GB of packages are installed and ComfyUI starts.
 const REBUILD: Duration = Duration::from_secs(400);
+const FARM_TEST: &str = include_str!("../real/nodes/farm_test/__init__.py");
 
-/// A farm that rebuilds, and where it can rebuild from.
-struct Office {
-    farm: Farm,
-    studio: Studio,
-    index: PackageIndex,
-    models: PathBuf,
+/// What an author's machine and its origins are made of; `None` where something is not installed.
+struct Sources {
+    installed: PathBuf,
+    /// A PATH on which uv is.
     programs: String,
 }
 
-impl Office {
-    /// `None` where there is no real ComfyUI or no uv to test with.
-    async fn start() -> anyhow::Result<Option<Self>> {
+impl Sources {
+    fn find() -> anyhow::Result<Option<Self>> {
         let Some((installed, uv)) = comfyui_folder().zip(uv()) else { return Ok(None) };
-        let farm = Farm::start(FarmOptions { nodes: 0, ..FarmOptions::default() }).await?;
-        let origin = farm.folder.path().join("origin");
-        std::fs::create_dir_all(&origin)?;
-        let index = PackageIndex::serve(&installed.join("index")).await?;
         let path = std::env::var("PATH")?;
         let programs = format!("{}:{path}", uv.parent().context("uv is in a folder")?.display());
-        let (studio, models) = (Studio::new(&installed, &origin), farm.folder.path().join("models"));
-        Ok(Some(Self { farm, studio, index, models, programs }))
+        Ok(Some(Self { installed, programs }))
     }
+}
 
-    /// Starts a managed node that may read from the office's own origins.
-    async fn managed_node(&mut self, more: &[&str]) -> anyhow::Result<()> {
-        let (simple, torch) = (format!("{}/simple", self.index.url), format!("{}/torch", self.index.url));
-        let mut arguments = vec!["--engine", "managed", "--allow-private-origins"];
-        if !more.contains(&"--package-index") {
-            arguments.extend(["--package-index", &simple, "--torch-index", &torch]);
-        }
-        arguments.extend(more);
-        self.farm.start_node_with(&arguments, &[("PATH", &self.programs)]).await
-    }
+/// The flags of a managed node that may read from the origins of the test.
+fn managed(index: &PackageIndex) -> Vec<String> {
+    let (simple, torch) = (format!("{}/simple", index.url), format!("{}/torch", index.url));
+    ["--engine", "managed", "--allow-private-origins", "--package-index", &simple, "--torch-index", &torch]
+        .map(str::to_owned)
+        .to_vec()
+}
 
-    /// The lockfile of the author's machine.
-    async fn lockfile(&self, custom_nodes: &[Value], models: &[Value]) -> anyhow::Result<Value> {
-        Ok(json!({
-            "format": 1,
-            "python": "3.11",
-            "comfyui": self.studio.comfyui().await?,
-            "custom_nodes": custom_nodes,
-            "packages": self.studio.packages().await?,
-            "models": models,
-        }))
-    }
-
-    /// Waits until the node's only workspace is in one of these states; gives it as it is told.
-    async fn workspace(&self, node: usize, states: &[&str]) -> anyhow::Result<Value> {
-        let peer = self.farm.nodes[node].peer.as_str();
-        let waited = eventually_within(REBUILD, || async {
-            let nodes = self.farm.get("/v1/nodes").await?;
-            let nodes = nodes["nodes"].as_array().cloned().unwrap_or_default();
-            let node = nodes.into_iter().find(|node| node["peer"] == peer).unwrap_or_default();
-            Ok(Some(node["workspaces"][0].clone()).filter(|workspace| {
-                ["failed", "refused"].iter().chain(states).any(|state| workspace["state"] == *state)
-            }))
-        });
-        let last = match waited.await {
-            Ok(workspace) => workspace,
-            Err(error) => bail!("{error}; the node's log:\n{}", self.farm.nodes[node].process.log()),
-        };
-        let state = last["state"].as_str().unwrap_or_default();
-        if !states.contains(&state) {
-            bail!("the workspace is {last}; the node's log:\n{}", self.farm.nodes[node].process.log());
-        }
-        Ok(last)
-    }
-
-    async fn render(&self, workflow: &str, picture: &Path) -> anyhow::Result<RgbaImage> {
-        let job = self.farm.submit(workflow, &[("picture", picture)], &[]).await?;
-        let job = self.farm.wait_for_success(job["id"].as_str().unwrap_or_default()).await?;
-        Ok(image::load_from_memory(&self.farm.output(&job).await?)?.into_rgba8())
-    }
+/// The lockfile of the author's machine.
+async fn lockfile(
+    studio: &Studio,
+    comfyui: &str,
+    custom_nodes: &[Value],
+    models: &[Value],
+) -> anyhow::Result<Value> {
+    Ok(json!({
+        "format": 1,
+        "python": "3.11",
+        "comfyui": studio.comfyui(comfyui).await?,
+        "custom_nodes": custom_nodes,
+        "packages": studio.packages().await?,
+        "models": models,
+    }))
 }
 
 /// Enlarges a picture with a model and an op of a custom node.
@@ -98,40 +68,196 @@ fn upscaling() -> Value {
     })
 }
 
-const FARM_TEST: &str = include_str!("../real/nodes/farm_test/__init__.py");
+/// Inverts a picture.
+fn inverting() -> Value {
+    json!({
+        "1": { "class_type": "LoadImage", "inputs": { "image": "x.png" } },
+        "2": { "class_type": "ImageInvert", "inputs": { "image": ["1", 0] } },
+        "9": { "class_type": "SaveImage", "inputs": { "images": ["2", 0], "filename_prefix": "x" } },
+    })
+}
+
+/// A small picture of many colours.
+fn picture(folder: &Path) -> anyhow::Result<PathBuf> {
+    let path = folder.join("picture.png");
+    RgbImage::from_fn(24, 16, |x, y| Rgb([(x * 10) as u8, (y * 15) as u8, 128])).save(&path)?;
+    Ok(path)
+}
+
+/// The workspace of a workflow on a node, as `/v1/nodes` tells it, once it is in this state or will never be.
+fn settled(nodes: &Value, peer: &str, workflow: &str, state: &str) -> Option<Value> {
+    let node = nodes["nodes"].as_array()?.iter().find(|node| node["peer"] == peer)?;
+    let is_of = |workspace: &&Value| {
+        workspace["workflows"]
+            .as_array()
+            .is_some_and(|workflows| workflows.iter().any(|name| name == workflow))
+    };
+    let workspace = node["workspaces"].as_array()?.iter().find(is_of)?;
+    let is_settled = [state, "failed", "refused"].iter().any(|settled| workspace["state"] == *settled);
+    is_settled.then(|| workspace.clone())
+}
+
+async fn wait_for_workspace(farm: &Farm, workflow: &str, state: &str) -> anyhow::Result<Value> {
+    let node = &farm.nodes[0];
+    let ask = || async { Ok(settled(&farm.get("/v1/nodes").await?, &node.peer, workflow, state)) };
+    let log = || format!("the node's log:\n{}", node.process.log());
+    let workspace = eventually_within(REBUILD, ask).await.with_context(log)?;
+    ensure!(workspace["state"] == state, "the workspace is {workspace}; {}", log());
+    Ok(workspace)
+}
 
 #[tokio::test]
-async fn node_rebuilds_the_authors_workspace_and_renders_in_it() -> anyhow::Result<()> {
-    let Some(mut office) = Office::start().await? else { return Ok(()) };
-    let upscaler = office.studio.upscaler(&office.models).await?;
-    let node = office.studio.custom_node("farm_test", &[("__init__.py", FARM_TEST)]).await?;
-    let lockfile = office.lockfile(&[node], &[upscaler]).await?;
-    let bundle = office.studio.bundle("upscale", &upscaling(), &lockfile)?;
-    let models = office.models.to_str().context("UTF-8")?.to_owned();
-    office.managed_node(&["--models", &models]).await?;
-    office.farm.deploy(&bundle, "upscale", &[("input", "picture=1.image"), ("output", "9")]).await?;
-    office.workspace(0, &["loaded"]).await?;
+async fn node_rebuilds_what_authors_had_and_shares_what_is_equal_in_it() -> anyhow::Result<()> {
+    let Some(sources) = Sources::find()? else { return Ok(()) };
+    let mut farm = Farm::start(FarmOptions { nodes: 0, ..FarmOptions::default() }).await?;
+    let origin = farm.folder.path().join("origin");
+    let studio = Studio::new(&sources.installed, &origin);
+    let index =
+        PackageIndex::serve(&sources.installed.join("index"), std::net::TcpListener::bind("127.0.0.1:0")?)?;
+    let flags = managed(&index);
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    farm.start_node_with(&flags, &[("PATH", &sources.programs)]).await?;
+    let query = [("input", "picture=1.image"), ("output", "9")];
+    let lockfile_of = |comfyui, nodes| lockfile(&studio, comfyui, nodes, &[]);
+    let bundle = studio.bundle("invert", &inverting(), &lockfile_of("ComfyUI", &[]).await?)?;
+    farm.deploy(&bundle, "invert", &query).await?;
+    wait_for_workspace(&farm, "invert@1", "loaded").await?;
+    let asked = index.requests();
 
-    let picture = office.farm.folder.path().join("picture.png");
-    RgbImage::from_fn(24, 16, |x, y| Rgb([(x * 10) as u8, (y * 15) as u8, 128])).save(&picture)?;
-    let made = office.render("upscale", &picture).await?;
-    assert_eq!(made.dimensions(), (48, 32));
-    office.workspace(0, &["proven"]).await?;
+    // Another ComfyUI with the same packages shares their environment.
+    let bundle = studio.bundle("older", &inverting(), &lockfile_of("ComfyUI-0.3.52", &[]).await?)?;
+    farm.deploy(&bundle, "older", &query).await?;
+    wait_for_workspace(&farm, "older@1", "loaded").await?;
+    let environments = farm.nodes[0].data.join("workspaces/environments");
+    assert_eq!(std::fs::read_dir(environments)?.count(), 1);
+    assert_eq!(index.requests(), asked, "what is here is asked of nobody");
 
-    // With every origin gone, a second node has it all from the first.
-    let asked = office.index.requests();
-    std::fs::rename(office.farm.folder.path().join("origin"), office.farm.folder.path().join("away"))?;
-    office
-        .managed_node(&[
-            "--package-index",
-            "http://127.0.0.1:9/simple",
-            "--torch-index",
-            "http://127.0.0.1:9",
-        ])
-        .await?;
-    office.workspace(1, &["loaded"]).await?;
-    assert_eq!(office.index.requests(), asked);
-    office.farm.post(&format!("/v1/nodes/{}/drain", office.farm.nodes[0].peer), &json!({})).await?;
-    assert!(office.render("upscale", &picture).await? == made, "the second node makes other pixels");
+    // A custom node that does not import is told with its traceback, and holds up nobody.
+    let broken = studio.custom_node("broken", &[("__init__.py", "import nowhere_to_be_found\n")]).await?;
+    let mut workflow = inverting();
+    workflow["2"]["class_type"] = json!("Broken");
+    let bundle = studio.bundle("broken", &workflow, &lockfile_of("ComfyUI", &[broken]).await?)?;
+    farm.deploy(&bundle, "broken", &query).await?;
+    let failed = wait_for_workspace(&farm, "broken@1", "failed").await?;
+    let reason = failed["reason"].as_str().unwrap_or_default();
+    assert!(failed["step"] == "proof" && reason.contains("Traceback"), "{failed}");
+    assert!(reason.contains("No module named 'nowhere_to_be_found'"), "{failed}");
+
+    let mut made = Vec::new();
+    for workflow in ["invert", "older"] {
+        let job = farm.submit(workflow, &[("picture", &picture(farm.folder.path())?)], &[]).await?;
+        let job = farm.wait_for_success(job["id"].as_str().unwrap_or_default()).await?;
+        made.push(image::load_from_memory(&farm.output(&job).await?)?.into_rgba8());
+        wait_for_workspace(&farm, &format!("{workflow}@1"), "proven").await?;
+    }
+    assert!(made[0] == made[1] && made[0].dimensions() == (24, 16));
     Ok(())
+}
+
+/// A farm of two machines: the coordinator and a node on the one, a node on the other.
+struct Machines {
+    namespaces: Namespaces,
+    folder: tempfile::TempDir,
+    coordinator: Process,
+    nodes: Vec<(Process, String)>,
+    ticket: String,
+    key: String,
+}
+
+impl Machines {
+    async fn start() -> anyhow::Result<Self> {
+        let namespaces = Namespaces::new(2).await?;
+        let folder = tempfile::tempdir()?;
+        let data = folder.path().join("coordinator");
+        let arguments = ["coordinator", "--json", "--http", "127.0.0.1:8288", "--data", text(&data)];
+        let command = namespaces.comfy_farm(0, folder.path(), &arguments);
+        let mut coordinator = Process::start(command, &folder.path().join("coordinator.log"))?;
+        let up = coordinator.json().await?;
+        let said = |key: &str| up[key].as_str().unwrap_or_default().to_owned();
+        let (ticket, key) = (said("ticket"), said("key"));
+        Ok(Self { namespaces, folder, coordinator, nodes: Vec::new(), ticket, key })
+    }
+
+    async fn start_node(&mut self, machine: usize, flags: &[String], programs: &str) -> anyhow::Result<()> {
+        let data = self.folder.path().join(format!("node-{machine}"));
+        let mut arguments = vec!["node", "--yes", "--join", &self.ticket, "--data", text(&data)];
+        arguments.extend(flags.iter().map(String::as_str));
+        let mut command = self.namespaces.comfy_farm(machine, self.folder.path(), &arguments);
+        command.env("PATH", programs);
+        let mut node = Process::start(command, &data.with_extension("log"))?;
+        let peer = node.line().await?.split_whitespace().nth(1).context("a node says who it is")?.to_owned();
+        self.nodes.push((node, peer));
+        Ok(())
+    }
+
+    /// A command of a person at the coordinator's machine.
+    async fn tool(&self, arguments: &[&str]) -> anyhow::Result<Value> {
+        let mut command = self.namespaces.comfy_farm(0, self.folder.path(), arguments);
+        let output = command.args(["--json", "--key", &self.key]).output().await?;
+        let words = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.success(), "{arguments:?}: {words}\n{}", self.coordinator.log());
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    async fn wait_for_workspace(&self, node: usize, state: &str) -> anyhow::Result<()> {
+        let (process, peer) = &self.nodes[node];
+        let ask = || async { Ok(settled(&self.tool(&["nodes"]).await?, peer, "upscale@1", state)) };
+        let workspace = eventually_within(REBUILD, ask).await.with_context(|| process.log())?;
+        ensure!(
+            workspace["state"] == state,
+            "the workspace is {workspace}; the node's log:\n{}",
+            process.log()
+        );
+        Ok(())
+    }
+
+    async fn render(&self, picture: &Path) -> anyhow::Result<RgbaImage> {
+        let (picture, out) = (format!("picture=@{}", picture.display()), self.folder.path().join("out"));
+        let ran = self.tool(&["run", "upscale", &picture, "--out", text(&out)]).await?;
+        Ok(image::open(ran["saved"][0].as_str().context("a path")?)?.into_rgba8())
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("the folders of tests are in UTF-8")
+}
+
+#[tokio::test]
+async fn node_that_reaches_its_peer_alone_rebuilds_everything_and_makes_the_same_pixels() -> anyhow::Result<()>
+{
+    let Some(sources) = Sources::find()? else { return Ok(()) };
+    if !is_root() {
+        skipped("network namespaces need root");
+        return Ok(());
+    }
+    let mut machines = Machines::start().await?;
+    let folder = machines.folder.path().to_owned();
+    let (origin, models) = (folder.join("origin"), folder.join("models"));
+    let studio = Studio::new(&sources.installed, &origin);
+    let index = PackageIndex::serve(&sources.installed.join("index"), machines.namespaces.listen(0)?)?;
+    let upscaler = studio.upscaler(&models).await?;
+    let node = studio.custom_node("farm_test", &[("__init__.py", FARM_TEST)]).await?;
+    let lockfile = lockfile(&studio, "ComfyUI", &[node], &[upscaler]).await?;
+    let bundle = studio.bundle("upscale", &upscaling(), &lockfile)?;
+    let flags = [managed(&index), vec!["--models".to_owned(), text(&models).to_owned()]].concat();
+    machines.start_node(0, &flags, &sources.programs).await?;
+    machines.tool(&["deploy", text(&bundle), "--input", "picture=1.image", "--output", "9"]).await?;
+    machines.wait_for_workspace(0, "loaded").await?;
+    let picture = picture(&folder)?;
+    let made = machines.render(&picture).await?;
+    assert_eq!(made.dimensions(), (48, 32));
+    machines.wait_for_workspace(0, "proven").await?;
+
+    // The other machine reaches this one alone: no index, and no repository.
+    let asked = index.requests();
+    std::fs::rename(&origin, folder.join("away"))?;
+    machines.start_node(1, &managed(&index), &sources.programs).await?;
+    machines.wait_for_workspace(1, "loaded").await?;
+    assert_eq!(index.requests(), asked);
+    machines.tool(&["drain", &machines.nodes[0].1]).await?;
+    let same = machines.render(&picture).await?;
+    if same != made {
+        bail!("the second machine makes other pixels");
+    }
+    machines.wait_for_workspace(1, "proven").await
 }

@@ -2,6 +2,7 @@
 //!
 //! Not here: what is in it.
 
+use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +11,6 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
-use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tower_http::services::ServeDir;
 
@@ -23,12 +23,13 @@ pub struct PackageIndex {
 }
 
 impl PackageIndex {
-    /// Serves this folder.
-    pub async fn serve(folder: &Path) -> anyhow::Result<Self> {
+    /// Serves this folder to whoever comes to the listener.
+    pub fn serve(folder: &Path, listener: TcpListener) -> anyhow::Result<Self> {
         let requests = Arc::<AtomicU64>::default();
         let app = Router::new().fallback_service(ServeDir::new(folder));
         let app = app.layer(from_fn_with_state(Arc::clone(&requests), count));
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        listener.set_nonblocking(true)?;
+        let listener = tokio::net::TcpListener::from_std(listener)?;
         let url = format!("http://127.0.0.1:{}", listener.local_addr()?.port());
         let mut serving = JoinSet::new();
         serving.spawn(async move {

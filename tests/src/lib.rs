@@ -5,6 +5,7 @@
 
 mod farm;
 mod index;
+mod namespaces;
 mod origin;
 mod process;
 mod studio;
@@ -12,6 +13,7 @@ mod tools;
 
 pub use farm::{Farm, FarmOptions, NodeHandle, eventually, eventually_within, job_input};
 pub use index::PackageIndex;
+pub use namespaces::Namespaces;
 pub use origin::Origin;
 pub use process::{Process, binary};
 pub use studio::Studio;

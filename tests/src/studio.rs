@@ -47,10 +47,15 @@ impl Studio {
         Self { installed: installed.to_owned(), folder: folder.to_owned() }
     }
 
-    /// ComfyUI at one commit of a repository, as a lockfile pins it.
-    pub async fn comfyui(&self) -> anyhow::Result<Value> {
-        let repository = self.folder.join("ComfyUI");
-        copy(&self.installed.join("ComfyUI"), &repository).await?;
+    /// A ComfyUI of the installed ones (`ComfyUI`, `ComfyUI-0.3.52`) at one commit of a repository, as a lockfile
+    /// pins it.
+    pub async fn comfyui(&self, which: &str) -> anyhow::Result<Value> {
+        let repository = self.folder.join(which);
+        if repository.exists() {
+            return pinned(&repository).await;
+        }
+        std::fs::create_dir_all(&self.folder)?;
+        copy(&self.installed.join(which), &repository).await?;
         for other in ["custom_nodes/farm_test", "input", "output", "temp", "user", "models"] {
             let _ = std::fs::remove_dir_all(repository.join(other));
         }
@@ -124,18 +129,24 @@ async fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
 
 /// Makes a folder a repository with one commit of all that is in it.
 async fn commit(repository: &Path) -> anyhow::Result<Value> {
-    let git = async |arguments: &[&str]| -> anyhow::Result<String> {
-        let mut command = Command::new("git");
-        command.arg("-C").arg(repository).args(["-c", "user.name=a", "-c", "user.email=a@example.org"]);
-        // Nobody's own settings, and nothing of theirs ignored.
-        command.args(["-c", "core.excludesFile="]).env("GIT_CONFIG_GLOBAL", "/dev/null").args(arguments);
-        let output = command.output().await?;
-        ensure!(output.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
-    };
-    git(&["init", "--quiet"]).await?;
-    git(&["add", "--all", "--force", ".", ":!*__pycache__*"]).await?;
-    git(&["commit", "--quiet", "--message", "as it is"]).await?;
+    git(repository, &["init", "--quiet"]).await?;
+    git(repository, &["add", "--all", "--force", ".", ":!*__pycache__*"]).await?;
+    git(repository, &["commit", "--quiet", "--message", "as it is"]).await?;
+    pinned(repository).await
+}
+
+/// A repository at its commit, as a lockfile pins it.
+async fn pinned(repository: &Path) -> anyhow::Result<Value> {
     let url = format!("file://{}", repository.display());
-    Ok(json!({ "url": url, "commit": git(&["rev-parse", "HEAD"]).await? }))
+    Ok(json!({ "url": url, "commit": git(repository, &["rev-parse", "HEAD"]).await? }))
+}
+
+async fn git(repository: &Path, arguments: &[&str]) -> anyhow::Result<String> {
+    let mut command = Command::new("git");
+    command.arg("-C").arg(repository).args(["-c", "user.name=a", "-c", "user.email=a@example.org"]);
+    // Nobody's own settings, and nothing of theirs ignored.
+    command.args(["-c", "core.excludesFile="]).env("GIT_CONFIG_GLOBAL", "/dev/null").args(arguments);
+    let output = command.output().await?;
+    ensure!(output.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }

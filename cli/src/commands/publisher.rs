@@ -16,7 +16,7 @@ pub(crate) enum PublisherCommand {
     New(NewArguments),
     /// Sign the lockfile of a bundle.
     Sign(SignArguments),
-    /// Have this machine's node rebuild what a publisher signed. A running node heeds it at once.
+    /// Have this machine's node rebuild what a publisher signed.
     Trust(TrustArguments),
     /// Have it rebuild and run nothing more of a publisher.
     Untrust(TrustArguments),

@@ -1,6 +1,6 @@
 //! The publishers that the node's owner trusts, beside the farm: a file of keys, one a line.
 //!
-//! Read again for each judgement, so that `comfy-farm publisher trust` takes effect at once.
+//! Read again for each judgement, so that `comfy-farm publisher trust` takes effect on a running node.
 
 use std::collections::BTreeSet;
 use std::fs;

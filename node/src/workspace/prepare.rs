@@ -119,11 +119,20 @@ pub async fn prepare_task(
                 let span = info_span!("workspace", workflow = %next.workflow, lockfile = %next.lockfile.0.fmt_short());
                 let preparing = prepare(&*builder, &shelf, &next, farm, &cancel).instrument(span);
                 tokio::pin!(preparing);
-                let state = tokio::select! {
-                    state = &mut preparing => state,
-                    () = until_unwanted(&mut wanted, next.lockfile) => {
+                let state = loop {
+                    tokio::select! {
+                        state = &mut preparing => break state,
+                        () = until_unwanted(&mut wanted, next.lockfile) => {
+                            cancel.cancel();
+                            break preparing.await;
+                        }
+                        () = tokio::time::sleep(LOOK) => {}
+                    }
+                    if attempts.distrust_any(builder.trusted()) {
                         cancel.cancel();
-                        preparing.await
+                        let state = preparing.await;
+                        shelf.doubt_all();
+                        break state;
                     }
                 };
                 attempts.note(&next, &state);
@@ -478,5 +487,20 @@ mod tests {
         farm.wanted.send_replace(want(&[2]));
         farm.until(2, is_loaded).await;
         assert_eq!(farm.shelf.state(hash(1)), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_being_built_is_judged_again_where_a_publisher_is_trusted_no_more() {
+        let builder = Made::default();
+        builder.trusted.lock().expect("no panic").insert(PublisherKey([1; 32]));
+        let refused = Err(BuildError::Refused("the publisher is not trusted".to_owned()));
+        builder.answers.lock().expect("no panic").insert(2, vec![refused, Ok(())]);
+        let farm = Preparing::start(builder);
+        farm.wanted.send_replace(want(&[1, 2]));
+        farm.until(2, |state| matches!(state, WorkspaceState::Preparing(_))).await;
+        farm.builder.trusted.lock().expect("no panic").remove(&PublisherKey([1; 32]));
+        farm.until(2, |state| matches!(state, WorkspaceState::Refused { .. })).await;
+        farm.until(1, is_loaded).await;
+        assert_eq!(*farm.builder.built.lock().expect("no panic"), [1, 2, 1, 2]);
     }
 }

@@ -12,8 +12,9 @@ use tokio::process::Command;
 use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
 
-/// Packages of ComfyUI's page, which nobody looks at here and no test index has.
-const PAGE_PACKAGES: &str = "comfyui-";
+/// Packages that the test's index has not: those of ComfyUI's page, and one of its older versions that nothing here
+/// needs.
+const NOT_THERE: [&str; 2] = ["comfyui-", "soundfile"];
 /// Writes an upscaler that ComfyUI's loader takes for one (see shared/facts/real-comfyui.md), of random weights.
 const UPSCALER: &str = "
 import sys, torch
@@ -61,7 +62,7 @@ impl Studio {
         }
         let requirements = repository.join("requirements.txt");
         let text = std::fs::read_to_string(&requirements)?;
-        let kept = text.lines().filter(|line| !line.starts_with(PAGE_PACKAGES));
+        let kept = text.lines().filter(|line| !NOT_THERE.iter().any(|package| line.starts_with(package)));
         std::fs::write(&requirements, kept.map(|line| format!("{line}\n")).collect::<String>())?;
         commit(&repository).await
     }

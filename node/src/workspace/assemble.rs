@@ -221,10 +221,10 @@ fn asks(tree: &CodeTree) -> std::io::Result<Vec<Ask>> {
     tree.requirements().into_iter().map(ask).collect()
 }
 
-/// Names what was asked for, so that it is resolved once.
+/// Names what was asked for beyond the pins, so that it is resolved once.
 fn lock_name(spec: &EnvironmentSpec, asks: &[Ask]) -> BlobHash {
     let mut named = spec.hash().to_string();
-    for ask in asks {
+    for ask in asks.iter().filter(|ask| !ask.is_pinned_by(spec)) {
         named.push_str(&BlobHash::of(ask.text.as_bytes()).to_string());
     }
     BlobHash::of(named.as_bytes())

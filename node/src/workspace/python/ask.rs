@@ -3,7 +3,7 @@
 //! Pure. Only names, versions and archives are taken from it: which index is asked, and which files of this
 //! machine are read, is never a stranger's to say. Not here: whether the asks go together.
 
-use protocol::normalized;
+use protocol::{EnvironmentSpec, normalized};
 
 use super::PythonError;
 
@@ -37,6 +37,16 @@ pub(super) struct Asked {
 }
 
 impl Ask {
+    /// Whether every package that it asks for is pinned: then it changes nothing, because pins stand.
+    pub fn is_pinned_by(&self, spec: &EnvironmentSpec) -> bool {
+        let is_pinned = |asked: &Requirement| {
+            // An extra asks for more packages.
+            let has_extra = asked.text.contains('[');
+            !has_extra && spec.packages.iter().any(|package| normalized(package.name.as_str()) == asked.name)
+        };
+        self.read().is_ok_and(|asked| asked.requirements.iter().all(is_pinned))
+    }
+
     /// Reads it.
     pub(super) fn read(&self) -> Result<Asked, PythonError> {
         let mut asked = Asked::default();
@@ -126,10 +136,23 @@ fn without_comment(line: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use protocol::{Accelerator, Lockfile};
+
     use super::*;
 
     fn ask(text: &str) -> Result<Asked, PythonError> {
         Ask { from: "requirements.txt".to_owned(), text: text.to_owned() }.read()
+    }
+
+    #[test]
+    fn ask_for_what_is_pinned_changes_nothing() {
+        let lockfile = Lockfile::parse(
+            br#"{"format":1,"packages":[{"name":"Torch","version":"2.6.0"},{"name":"kornia","version":"0.7"}]}"#,
+        );
+        let spec = EnvironmentSpec::of(&lockfile.expect("a lockfile"), "linux-x86_64", Accelerator::Cpu);
+        let is_pinned = |text: &str| Ask { from: "x".to_owned(), text: text.to_owned() }.is_pinned_by(&spec);
+        assert!(is_pinned("torch\nkornia>=0.8\n") && is_pinned("# nothing\n"));
+        assert!(!is_pinned("torch\nscipy\n") && !is_pinned("kornia[x]\n"));
     }
 
     #[test]

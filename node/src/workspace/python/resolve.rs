@@ -109,17 +109,9 @@ impl Resolver {
             Err(conflict @ PythonError::Conflict { .. }) => conflict,
             compiled => return compiled,
         };
-        match self.compile(project, true, python, log, cancel).await {
-            Ok(packages) => {
-                log.line(&format!("installed as recorded all the same: {conflict}"));
-                Ok(packages)
-            }
-            Err(PythonError::Canceled) => Err(PythonError::Canceled),
-            Err(error) => {
-                log.line(&format!("nor with the pins against everything: {error}"));
-                Err(conflict)
-            }
-        }
+        log.line(&format!("the pins stand all the same: {conflict}"));
+        // What is in conflict even so is the reason.
+        self.compile(project, true, python, log, cancel).await
     }
 
     async fn compile(

@@ -4,8 +4,10 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, ensure};
-use farm_tests::{Process, comfyui_folder};
+use farm_tests::{Farm, FarmOptions, PackageIndex, Process, Studio, comfyui_folder};
 use serde_json::{Value, json};
+
+use crate::workspaces::{FARM_TEST, Sources, managed, picture, upscaling, wait_for_workspace};
 
 const UPSTREAM: &str = "https://github.com/comfyanonymous/ComfyUI.git";
 
@@ -81,11 +83,9 @@ async fn real_comfyui_is_packed_and_its_bundle_shown_and_planned() -> anyhow::Re
         let (name, version) = (package["name"].as_str().unwrap_or_default(), package["version"].as_str());
         versions.contains(&format!("{name}=={} ", version.unwrap_or_default()))
     };
-    // `venv` itself brings pip.
-    let packages = lockfile["packages"].as_array().context("a list")?.iter();
-    let packages: Vec<&Value> = packages.filter(|package| package["name"] != "pip").collect();
+    let packages = lockfile["packages"].as_array().context("a list")?;
     assert_eq!(packages.len(), versions.lines().filter(|line| line.contains("==")).count());
-    assert!(packages.iter().copied().all(pinned), "{packages:?}");
+    assert!(packages.iter().all(pinned), "{packages:?}");
     let model = &lockfile["models"][0];
     assert_eq!(lockfile["models"].as_array().map(Vec::len), Some(1), "{lockfile}");
     assert_eq!(
@@ -111,6 +111,41 @@ async fn real_comfyui_is_packed_and_its_bundle_shown_and_planned() -> anyhow::Re
     let mut without = again["lockfile"].clone();
     without["models"][0]["sources"] = json!([]);
     assert_eq!(&without, lockfile);
+    Ok(())
+}
+
+#[tokio::test]
+async fn packed_folder_is_rebuilt_by_a_node_and_renders() -> anyhow::Result<()> {
+    let Some(Sources { installed, programs }) = Sources::find()? else { return Ok(()) };
+    let mut farm = Farm::start(FarmOptions { nodes: 0, ..FarmOptions::default() }).await?;
+    let folder = farm.folder.path().to_owned();
+    let studio = Studio::new(&installed, &folder.join("origin"));
+    let comfyui = studio.comfyui("ComfyUI").await?;
+    let node = studio.custom_node("farm_test", &[("__init__.py", FARM_TEST)]).await?;
+    let url = |pin: &Value| pin["url"].as_str().unwrap_or_default().to_owned();
+    git(&folder, &["clone", "--quiet", &url(&comfyui), "ComfyUI"])?;
+    git(&folder.join("ComfyUI/custom_nodes"), &["clone", "--quiet", &url(&node)])?;
+    let models = folder.join("ComfyUI/models");
+    studio.upscaler(&models).await?;
+    std::fs::write(folder.join("upscale_api.json"), upscaling().to_string())?;
+    let python = installed.join("venv/bin/python");
+    let python = python.to_str().context("UTF-8")?;
+    let pack =
+        ["pack", "--comfyui", "ComfyUI", "--workflow", "upscale_api.json", "--python", python, "--json"];
+    let packed = json_of(&folder, &pack).await?;
+    assert_eq!(packed["lockfile"]["comfyui"], comfyui);
+    assert_eq!(packed["lockfile"]["custom_nodes"], json!([node]));
+
+    let index = PackageIndex::serve(&installed.join("index"), std::net::TcpListener::bind("127.0.0.1:0")?)?;
+    let flags = [managed(&index), vec!["--models".to_owned(), models.display().to_string()]].concat();
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    farm.start_node_with(&flags, &[("PATH", &programs)]).await?;
+    let bundle = folder.join("upscale.cpack.zip");
+    farm.deploy(&bundle, "upscale", &[("input", "picture=1.image"), ("output", "9")]).await?;
+    wait_for_workspace(&farm, "upscale@1", "loaded").await?;
+    let job = farm.submit("upscale", &[("picture", &picture(&folder)?)], &[]).await?;
+    let job = farm.wait_for_success(job["id"].as_str().unwrap_or_default()).await?;
+    assert_eq!(image::load_from_memory(&farm.output(&job).await?)?.to_rgba8().dimensions(), (48, 32));
     Ok(())
 }
 

@@ -13,17 +13,17 @@ use serde_json::{Value, json};
 
 /// How long a rebuild from nothing may take beside other work: 1.5 GB of packages are installed and ComfyUI starts.
 const REBUILD: Duration = Duration::from_secs(400);
-const FARM_TEST: &str = include_str!("../real/nodes/farm_test/__init__.py");
+pub(crate) const FARM_TEST: &str = include_str!("../real/nodes/farm_test/__init__.py");
 
 /// What an author's machine and its origins are made of; `None` where something is not installed.
-struct Sources {
-    installed: PathBuf,
+pub(crate) struct Sources {
+    pub(crate) installed: PathBuf,
     /// A PATH on which uv is.
-    programs: String,
+    pub(crate) programs: String,
 }
 
 impl Sources {
-    fn find() -> anyhow::Result<Option<Self>> {
+    pub(crate) fn find() -> anyhow::Result<Option<Self>> {
         let Some((installed, uv)) = comfyui_folder().zip(uv()) else { return Ok(None) };
         let path = std::env::var("PATH")?;
         let programs = format!("{}:{path}", uv.parent().context("uv is in a folder")?.display());
@@ -32,7 +32,7 @@ impl Sources {
 }
 
 /// The flags of a managed node that may read from the origins of the test.
-fn managed(index: &PackageIndex) -> Vec<String> {
+pub(crate) fn managed(index: &PackageIndex) -> Vec<String> {
     let (simple, torch) = (format!("{}/simple", index.url), format!("{}/torch", index.url));
     ["--engine", "managed", "--allow-private-origins", "--package-index", &simple, "--torch-index", &torch]
         .map(str::to_owned)
@@ -57,7 +57,7 @@ async fn lockfile(
 }
 
 /// Enlarges a picture with a model and an op of a custom node.
-fn upscaling() -> Value {
+pub(crate) fn upscaling() -> Value {
     json!({
         "1": { "class_type": "LoadImage", "inputs": { "image": "x.png" } },
         "2": { "class_type": "UpscaleModelLoader", "inputs": { "model_name": "tiny.safetensors" } },
@@ -78,7 +78,7 @@ fn inverting() -> Value {
 }
 
 /// A small picture of many colours.
-fn picture(folder: &Path) -> anyhow::Result<PathBuf> {
+pub(crate) fn picture(folder: &Path) -> anyhow::Result<PathBuf> {
     let path = folder.join("picture.png");
     RgbImage::from_fn(24, 16, |x, y| Rgb([(x * 10) as u8, (y * 15) as u8, 128])).save(&path)?;
     Ok(path)
@@ -97,7 +97,7 @@ fn settled(nodes: &Value, peer: &str, workflow: &str, state: &str) -> Option<Val
     is_settled.then(|| workspace.clone())
 }
 
-async fn wait_for_workspace(farm: &Farm, workflow: &str, state: &str) -> anyhow::Result<Value> {
+pub(crate) async fn wait_for_workspace(farm: &Farm, workflow: &str, state: &str) -> anyhow::Result<Value> {
     let node = &farm.nodes[0];
     let ask = || async { Ok(settled(&farm.get("/v1/nodes").await?, &node.peer, workflow, state)) };
     let log = || format!("the node's log:\n{}", node.process.log());

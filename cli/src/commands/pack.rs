@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use clap::Args;
+use mesh::folders::names::KnownNames;
 use mesh::store::ByteSize;
 use node::workspace::lock::{LockRequest, Locked, lock, without_token};
 use protocol::{Bundle, HttpsUrl, LockedModel, Sha256, Workflow, write_bundle};
@@ -16,7 +17,7 @@ use serde_json::json;
 
 use super::bundle::{MAX_WORKFLOW, name_and_version, read};
 use crate::failure::Failure;
-use crate::show;
+use crate::{environment, settings, show};
 
 #[derive(Debug, Args)]
 pub(crate) struct PackArguments {
@@ -38,6 +39,10 @@ pub(crate) struct PackArguments {
     /// Where a model can be fetched from, by its SHA-256. Repeatable.
     #[arg(long, value_name = "SHA256=URL", value_parser = source)]
     source: Vec<(Sha256, HttpsUrl)>,
+    /// The data folder of a node that serves these models: what it has hashed is not hashed again. Defaults to
+    /// that of this user's node.
+    #[arg(long, value_name = "DIR", env = environment::DATA)]
+    data: Option<PathBuf>,
     /// Answer in JSON.
     #[arg(long)]
     json: bool,
@@ -49,6 +54,7 @@ pub(super) fn pack(arguments: &PackArguments) -> anyhow::Result<()> {
         Failure::Input(format!("`{}`: {}", arguments.workflow.display(), protocol::error_chain(error)))
     };
     let workflow = Workflow::parse(&bytes).map_err(|error| refused(&error))?;
+    let known = KnownNames::read(&settings::node_data(arguments.data.as_deref())?.join("blobs"))?;
     let progress = show::ByteProgress::new();
     let request = LockRequest {
         comfyui: &arguments.comfyui,
@@ -56,6 +62,7 @@ pub(super) fn pack(arguments: &PackArguments) -> anyhow::Result<()> {
         python: arguments.python.as_deref(),
         models: &arguments.models_dir,
         sources: &arguments.source,
+        known: &known,
     };
     let locked = lock(&request, &|now| progress.show(now));
     drop(progress);

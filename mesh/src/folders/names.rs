@@ -2,15 +2,16 @@
 //!
 //! Not here: serving them. A file whose names are asked for here does not become a blob.
 
+use std::collections::HashMap;
 use std::num::NonZero;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
 use protocol::{BlobRef, PIECE_SIZE, Sha256};
 
 use super::IndexProgress;
-use crate::store::{StoreError, hash_model};
+use crate::store::{InPlaceFile, InPlaceIndex, StoreError, hash_model};
 
 /// The two names of a file's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,11 +22,40 @@ pub struct FileNames {
     pub sha256: Sha256,
 }
 
-/// The names of these files, in their order; all cores read. `tell` hears after each piece how far it is.
+/// What files were called by when a store last looked at them where they lie.
+#[derive(Debug, Default)]
+pub struct KnownNames(HashMap<PathBuf, InPlaceFile>);
+
+impl KnownNames {
+    /// Those that the store in this folder has; none where there is no store.
+    pub fn read(store: &Path) -> Result<Self, StoreError> {
+        let files = InPlaceIndex::read(store)?;
+        Ok(Self(files.into_iter().map(|file| (file.path.clone(), file)).collect()))
+    }
+
+    /// The names of a file that is still what it was.
+    fn of(&self, path: &Path) -> Option<FileNames> {
+        let path = std::fs::canonicalize(path).ok()?;
+        let file = self.0.get(&path)?;
+        let is_unchanged = std::fs::metadata(&path).is_ok_and(|metadata| file.matches(&metadata));
+        file.sha256.filter(|_| is_unchanged).map(|sha256| FileNames { blob: file.blob, sha256 })
+    }
+}
+
+/// The names of these files, in their order; those that are not known are read, with all cores. `tell` hears
+/// after each piece how far it is.
 pub fn names_of(
     paths: &[PathBuf],
+    known: &KnownNames,
     tell: &(dyn Fn(IndexProgress) + Sync),
 ) -> Result<Vec<FileNames>, StoreError> {
+    let names: Vec<Option<FileNames>> = paths.iter().map(|path| known.of(path)).collect();
+    let unknown = paths.iter().zip(&names).filter(|(_, names)| names.is_none()).map(|(path, _)| path);
+    let mut read = read(&unknown.collect::<Vec<_>>(), tell)?.into_iter();
+    Ok(names.into_iter().filter_map(|names| names.or_else(|| read.next())).collect())
+}
+
+fn read(paths: &[&PathBuf], tell: &(dyn Fn(IndexProgress) + Sync)) -> Result<Vec<FileNames>, StoreError> {
     let sizes = paths.iter().map(|path| std::fs::metadata(path).map_or(0, |metadata| metadata.len()));
     let (total, done, next) = (sizes.sum(), AtomicU64::new(0), AtomicUsize::new(0));
     // It is asked before each piece whether to stop, and so knows of each piece.
@@ -60,8 +90,11 @@ mod tests {
     use std::sync::Mutex;
 
     use sha2::Digest;
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
+    use crate::folders::index;
+    use crate::store::BlobStore;
 
     #[test]
     fn files_are_named_in_their_order_and_every_byte_is_told() {
@@ -74,7 +107,8 @@ mod tests {
             .zip(&contents)
             .for_each(|(path, bytes)| std::fs::write(path, bytes).expect("own folder"));
         let told = Mutex::new(Vec::new());
-        let names = names_of(&paths, &|progress| told.lock().expect("no panic").push(progress));
+        let none = KnownNames::default();
+        let names = names_of(&paths, &none, &|progress| told.lock().expect("no panic").push(progress));
         let expected = contents.iter().map(|bytes| FileNames {
             blob: BlobRef::of(bytes),
             sha256: Sha256(sha2::Sha256::digest(bytes).into()),
@@ -83,6 +117,28 @@ mod tests {
         let told = told.into_inner().expect("no panic");
         assert!(told.iter().all(|told| told.total == 3 * PIECE_SIZE + 8 && told.done <= told.total));
         assert!(told.iter().any(|told| told.done >= 3 * PIECE_SIZE));
-        assert!(names_of(&[folder.path().join("none")], &|_| {}).is_err());
+        assert!(names_of(&[folder.path().join("none")], &none, &|_| {}).is_err());
+    }
+
+    #[tokio::test]
+    async fn file_that_a_store_knows_is_read_again_only_where_it_changed() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (data, path) = (folder.path().join("data"), folder.path().join("x.safetensors"));
+        std::fs::write(&path, b"a model").expect("own folder");
+        let store = BlobStore::open(&data).await.expect("a store");
+        index(&store, &path, CancellationToken::new(), |_| {}).await.expect("indexed");
+        let known = KnownNames::read(&data).expect("it can be read");
+        let names = |known: &KnownNames| {
+            let told = AtomicU64::new(0);
+            let names = names_of(std::slice::from_ref(&path), known, &|_| {
+                told.fetch_add(1, Ordering::Relaxed);
+            });
+            (names.expect("it can be read")[0], told.into_inner())
+        };
+        let (first, read) = names(&known);
+        assert_eq!((first.blob, read), (BlobRef::of(b"a model"), 0));
+        assert_eq!(names(&KnownNames::read(&folder.path().join("none")).expect("there is none")), (first, 1));
+        std::fs::write(&path, b"another").expect("own folder");
+        assert_eq!(names(&known).0.blob, BlobRef::of(b"another"));
     }
 }

@@ -1,12 +1,15 @@
-//! The folders that ComfyUI's `extra_model_paths.yaml` names.
+//! What two lists say: the folders that ComfyUI's `extra_model_paths.yaml` names, and what a folder's own
+//! `.comfy-farm-private` gives to nobody.
 //!
-//! Only what ComfyUI's own example uses is understood: sections of `key: value` lines, where a value may
+//! Of the first only what ComfyUI's own example uses is understood: sections of `key: value` lines, where a value may
 //! be a block of several lines (`|`). Not here: which files in them are models.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+/// The list of what is never served.
+const PRIVATE: &str = ".comfy-farm-private";
 /// The longest such file that is read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
 
@@ -42,6 +45,16 @@ pub fn listed_folders(file: &Path) -> io::Result<Vec<ModelFolder>> {
     let here = file.parent().unwrap_or(Path::new("/"));
     let home = std::env::home_dir();
     Ok(sections(&text).into_iter().flat_map(|section| section.folders(here, home.as_deref())).collect())
+}
+
+/// The files and folders in a folder of models that its owner gives to nobody.
+pub fn private_paths(root: &Path) -> io::Result<Vec<PathBuf>> {
+    let text = match fs::read_to_string(root.join(PRIVATE)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        text => text?,
+    };
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    Ok(lines.map(|line| root.join(line.trim_end_matches('/'))).collect())
 }
 
 /// A folder of models of one kind.

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 
 use tracing::debug;
 
+use super::paths::private_paths;
+
 /// How deep folders may lie in each other.
 const MAX_DEPTH: usize = 32;
-/// The list of what is never served.
-const PRIVATE: &str = ".comfy-farm-private";
 /// What downloads are called until they are done.
 const UNFINISHED: [&str; 9] =
     ["part", "partial", "tmp", "temp", "crdownload", "download", "incomplete", "aria2", "lock"];
@@ -31,7 +31,7 @@ pub(crate) fn walk(root: &Path) -> io::Result<Vec<Found>> {
     if metadata.is_file() {
         return Ok(vec![Found { path: root.to_owned(), metadata, shared: true }]);
     }
-    let private = read_private(root)?;
+    let private = private_paths(root)?;
     let mut found = Vec::new();
     let mut folders = vec![(root.to_owned(), 0)];
     while let Some((folder, depth)) = folders.pop() {
@@ -68,14 +68,4 @@ fn is_finished(path: &Path) -> bool {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".aria2");
     !UNFINISHED.contains(&extension.as_str()) && !Path::new(&beside).exists()
-}
-
-/// The files and folders that the folder's owner does not give away.
-fn read_private(root: &Path) -> io::Result<Vec<PathBuf>> {
-    let text = match fs::read_to_string(root.join(PRIVATE)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        text => text?,
-    };
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-    Ok(lines.map(|line| root.join(line.trim_end_matches('/'))).collect())
 }

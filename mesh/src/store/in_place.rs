@@ -64,10 +64,10 @@ impl InPlaceFile {
 }
 
 /// The list of such files on the disk.
-pub(super) struct InPlaceIndex;
+pub(crate) struct InPlaceIndex;
 
 impl InPlaceIndex {
-    pub(super) fn read(directory: &Path) -> Result<Vec<InPlaceFile>, StoreError> {
+    pub(crate) fn read(directory: &Path) -> Result<Vec<InPlaceFile>, StoreError> {
         let path = directory.join(NAME);
         let bytes = match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

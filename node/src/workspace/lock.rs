@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use mesh::folders::IndexProgress;
-use mesh::folders::names::{FileNames, names_of};
+use mesh::folders::names::{FileNames, KnownNames, names_of};
 use protocol::{HttpsUrl, LockedModel, Lockfile, Sha256, Source, Workflow};
 
 pub use error::{Fault, LockError};
@@ -44,6 +44,8 @@ pub struct LockRequest<'a> {
     pub models: &'a [PathBuf],
     /// Where models can be fetched from, by their SHA-256.
     pub sources: &'a [(Sha256, HttpsUrl)],
+    /// What is known of files already, so that they are not read again.
+    pub known: &'a KnownNames,
 }
 
 /// A folder as it was recorded.
@@ -84,7 +86,7 @@ pub fn lock(request: &LockRequest<'_>, tell: &(dyn Fn(IndexProgress) + Sync)) ->
         return Err(LockError::Faults { folder: comfyui.to_owned(), faults: findings.faults });
     }
     let paths: Vec<PathBuf> = files.iter().map(|file| file.file.clone()).collect();
-    let names = names_of(&paths, tell)?;
+    let names = names_of(&paths, request.known, tell)?;
     let unused = unused_source(request.sources, &names);
     if let Some(sha256) = unused {
         return Err(LockError::UnusedSource { sha256 });
@@ -104,13 +106,16 @@ pub fn lock(request: &LockRequest<'_>, tell: &(dyn Fn(IndexProgress) + Sync)) ->
 }
 
 fn model(
-    ModelFile { path, file }: ModelFile,
+    ModelFile { path, file, is_private }: ModelFile,
     names: FileNames,
     given: &[(Sha256, HttpsUrl)],
     notes: &mut Vec<String>,
 ) -> LockedModel {
     let given = given.iter().filter(|(sha256, _)| *sha256 == names.sha256).map(|(_, url)| url.clone());
     let beside = sources::beside(&file, names.sha256, notes);
+    if is_private {
+        notes.push(format!("model `{path}` is private where it lies: no peer will be given it"));
+    }
     let mut known = BTreeSet::new();
     let urls = given.chain(beside).filter(|url| known.insert(url.clone()));
     LockedModel {
@@ -120,7 +125,7 @@ fn model(
         blob: Some(names.blob.hash),
         sources: urls.map(|url| Source { url }).collect(),
         disabled: false,
-        share: true,
+        share: !is_private,
     }
 }
 

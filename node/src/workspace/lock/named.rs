@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use mesh::folders::paths::{ModelFolder, listed_folders};
+use mesh::folders::paths::{ModelFolder, listed_folders, private_paths};
 use protocol::{ModelPath, Workflow};
 
 use super::{Findings, LockError};
@@ -27,6 +27,8 @@ pub(super) struct ModelFile {
     pub(super) path: ModelPath,
     /// Where it lies here.
     pub(super) file: PathBuf,
+    /// Whether its owner gives it to nobody.
+    pub(super) is_private: bool,
 }
 
 /// Where models lie.
@@ -36,6 +38,8 @@ pub(super) struct ModelFolders {
     roots: Vec<PathBuf>,
     /// The folder of each kind, in the order in which they are searched.
     kinds: Vec<ModelFolder>,
+    /// What their owner gives to nobody.
+    private: Vec<PathBuf>,
 }
 
 impl ModelFolders {
@@ -54,9 +58,14 @@ impl ModelFolders {
         }
         let extra = comfyui.join(EXTRA_PATHS);
         if extra.is_file() {
-            kinds.extend(listed_folders(&extra).map_err(|source| LockError::io(&extra, source))?);
+            let listed = listed_folders(&extra).map_err(|source| LockError::io(&extra, source))?;
+            kinds.extend(listed.into_iter().filter(|folder| folder.path.is_dir()));
         }
-        Ok(Self { roots, kinds })
+        let mut private = Vec::new();
+        for folder in roots.iter().chain(kinds.iter().map(|folder| &folder.path)) {
+            private.extend(private_paths(folder).map_err(|source| LockError::io(folder, source))?);
+        }
+        Ok(Self { roots, kinds, private })
     }
 
     /// Every file that may be meant by a model's name.
@@ -66,7 +75,7 @@ impl ModelFolders {
             .kinds
             .iter()
             .map(|folder| (format!("models/{}/{name}", folder.kind), folder.path.join(&name)));
-        let found: Vec<ModelFile> = places.filter_map(|(path, file)| model_file(&path, file)).collect();
+        let found: Vec<ModelFile> = places.filter_map(|(path, file)| self.model_file(&path, file)).collect();
         if found.is_empty() { self.find_deeper(&name) } else { found }
     }
 
@@ -77,7 +86,7 @@ impl ModelFolders {
             let mut open = vec![(root.clone(), 0)];
             while let Some((folder, depth)) = open.pop() {
                 let below = folder.strip_prefix(root).unwrap_or(&folder).join(name);
-                found.extend(model_file(&format!("models/{}", below.display()), folder.join(name)));
+                found.extend(self.model_file(&format!("models/{}", below.display()), folder.join(name)));
                 let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
                 // No links, which may lead back.
                 let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
@@ -87,6 +96,12 @@ impl ModelFolders {
             }
         }
         found
+    }
+
+    fn model_file(&self, path: &str, file: PathBuf) -> Option<ModelFile> {
+        let path = path.parse().ok().filter(|_| file.is_file())?;
+        let is_private = self.private.iter().any(|private| file.starts_with(private));
+        Some(ModelFile { path, file, is_private })
     }
 }
 
@@ -101,10 +116,10 @@ pub(super) fn models(workflow: &Workflow, folders: &ModelFolders, findings: &mut
             ));
         }
         for model in found {
-            models.entry(model.path).or_insert(model.file);
+            models.entry(model.path.clone()).or_insert(model);
         }
     }
-    models.into_iter().map(|(path, file)| ModelFile { path, file }).collect()
+    models.into_values().collect()
 }
 
 /// The input files that a workflow names, by their path in the input folder.
@@ -157,11 +172,6 @@ fn below(name: &str) -> Option<String> {
     let name = name.replace('\\', "/");
     let is_down = Path::new(&name).components().all(|part| matches!(part, Component::Normal(_)));
     (is_down && !name.is_empty() && !name.ends_with('/')).then_some(name)
-}
-
-fn model_file(path: &str, file: PathBuf) -> Option<ModelFile> {
-    let path = path.parse().ok()?;
-    file.is_file().then_some(ModelFile { path, file })
 }
 
 fn name_of(path: &Path) -> Option<String> {

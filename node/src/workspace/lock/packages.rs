@@ -97,6 +97,8 @@ fn pins(packages: Vec<Package>, findings: &mut Findings) -> Vec<PackagePin> {
     for package in packages {
         first.entry(normalized(&package.name)).or_insert(package);
     }
+    // Nothing that runs needs the installer, and environments that differ in it alone would be two.
+    first.remove("pip");
     let has_torch = first.contains_key("torch");
     let before = first.len();
     first.retain(|name, _| !(has_torch && follows_torch(name)));

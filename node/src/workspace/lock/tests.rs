@@ -32,7 +32,8 @@ impl Folder {
         Repository::clone(commit.url.as_str(), folder.path().join("ComfyUI")).expect("cloned");
         let made = Self { folder, commit };
         made.write("input/picture.png", "a picture");
-        let packages = [("torch", "2.6.0+cu124", None), ("nvidia-cublas-cu12", "12.4.5.8", None)];
+        let packages =
+            [("torch", "2.6.0+cu124", None), ("nvidia-cublas-cu12", "12.4.5.8", None), ("pip", "24.0", None)];
         made.install_python(&packages);
         made
     }
@@ -83,7 +84,15 @@ impl Folder {
     ) -> Result<Locked, LockError> {
         let workflow = Workflow::parse(ops.to_string().as_bytes()).expect("a workflow");
         let comfyui = self.path();
-        let request = LockRequest { comfyui: &comfyui, workflow: &workflow, python: None, models, sources };
+        let known = KnownNames::default();
+        let request = LockRequest {
+            comfyui: &comfyui,
+            workflow: &workflow,
+            python: None,
+            models,
+            sources,
+            known: &known,
+        };
         lock(&request, &|_| {})
     }
 
@@ -137,7 +146,7 @@ fn folder_is_recorded_with_its_commits_packages_and_what_the_workflow_names() {
     assert_eq!(custom_nodes.len(), 2, "{custom_nodes:?}");
     assert!(custom_nodes.contains(&git(&on, false)) && custom_nodes.contains(&git(&off, true)));
     let names: Vec<&str> = packages.iter().map(|package| package.name.as_str()).collect();
-    assert_eq!(names, ["torch"], "what follows the build of torch is left out");
+    assert_eq!(names, ["torch"], "neither what follows the build of torch nor the installer");
     assert_eq!(paths(&locked), ["models/checkpoints/sub/used.safetensors"]);
     let model = &models[0];
     assert_eq!((model.size, model.blob), (4, Some(BlobHash::of(b"used"))));
@@ -269,6 +278,7 @@ fn python_that_does_not_run_comfyui_is_refused() {
         python: Some(&python),
         models: &[],
         sources: &[],
+        known: &KnownNames::default(),
     };
     let error = lock(&request, &|_| {}).expect_err("there is none").to_string();
     assert!(
@@ -307,6 +317,15 @@ fn models_are_found_wherever_comfyui_finds_them_and_missing_ones_are_told() {
     check("nested.pth", &["models/some/deeper/nested.pth"]);
     check("both.safetensors", &["models/unet/both.safetensors", "models/vae/both.safetensors"]);
     check("link.pt", &["models/vae/link.pt"]);
+    folder.write("models/vae/.comfy-farm-private", "both.safetensors\n");
+    let shared = folder
+        .lock(load("both.safetensors"))
+        .lockfile
+        .models
+        .iter()
+        .map(|model| model.share)
+        .collect::<Vec<_>>();
+    assert_eq!(shared, [true, false], "its owner gives that of `vae` to nobody");
     check("none.safetensors", &[]);
     check("../input/x.safetensors", &[]);
 }

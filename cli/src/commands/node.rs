@@ -102,9 +102,10 @@ async fn managed(settings: &NodeSettings, probe: &impl GpuProbe, gpus: Vec<Devic
     let mut config = ManagedConfig::new(folder.join("slots"), devices.clone());
     config.arguments = comfyui_args.clone();
     config.idle = comfyui_idle.unwrap_or(config.idle);
-    config.sandbox = sandbox;
+    config.sandbox = sandbox.clone();
     let engine = Arc::new(Managed::new(config));
     let mut uv = UvConfig::new(folder.join("uv"));
+    uv.sandbox = sandbox;
     if let Some(index) = &settings.managed.package_index {
         uv.indexes.packages.clone_from(index);
     }

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -59,7 +59,6 @@ impl Step<'_> {
         let start = |source: io::Error| PythonError::Io { what: format!("starting `{name}`"), source };
         let said: Arc<Mutex<Said>> = Arc::default();
         let (keeping, logging) = (Arc::clone(&said), log.clone());
-        self.command.stdin(Stdio::null());
         let mut program = Program::start(&mut self.command, move |stream, line| {
             logging.line(line);
             keeping.lock().unwrap_or_else(PoisonError::into_inner).keep(stream, line);
@@ -131,7 +130,7 @@ mod tests {
 
     fn shell(script: &str, limit: Duration) -> Step<'static> {
         let mut command = Command::new("sh");
-        command.args(["-c", script]);
+        command.args(["-c", script]).stdin(std::process::Stdio::null());
         Step { what: "a shell", command, limit }
     }
 

@@ -126,7 +126,12 @@ impl Resolver {
         let (question, answer) = (folder.path().join("pyproject.toml"), folder.path().join("pylock.toml"));
         std::fs::write(&question, &project.toml)
             .map_err(|source| PythonError::io("writing", &question, source))?;
-        let mut command = self.uv.command(&["pip", "compile", "--format", "pylock.toml", "--quiet"]);
+        let compile = ["pip", "compile", "--format", "pylock.toml", "--quiet"];
+        // What a source needs may be known only to its own code.
+        let mut command = match self.build_sources {
+            true => self.uv.building(&compile, &python.program)?,
+            false => self.uv.command(&compile),
+        };
         command.arg(&question).arg("--output-file").arg(&answer).arg("--python").arg(&python.program);
         if !self.build_sources {
             command.arg("--no-build");

@@ -1,6 +1,6 @@
 //! The `install.py` of a custom node, which its author expects to be run once after its checkout.
 //!
-//! It runs a stranger's code with the environment open to it. Not here: whether the owner allows that.
+//! It runs a stranger's code with the environment open to it, within walls where there are some. Not here: whether the owner allows that.
 
 use std::path::Path;
 use std::time::Duration;
@@ -24,7 +24,8 @@ pub async fn run_install_script(
     cancel: &CancellationToken,
 ) -> Result<(), PythonError> {
     let programs = environment.join("bin");
-    let mut command = uv.other(&programs.join("python"));
+    let python = programs.join("python");
+    let mut command = uv.walled(&python, &python, &[environment, node])?;
     command.arg(INSTALL_SCRIPT).current_dir(node).env("VIRTUAL_ENV", environment);
     let path = std::env::var_os("PATH").unwrap_or_default();
     let path = std::iter::once(programs).chain(std::env::split_paths(&path));

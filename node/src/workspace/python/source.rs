@@ -27,8 +27,11 @@ pub(super) async fn build_source(
 ) -> Result<(PathBuf, LockedFile), PythonError> {
     let folder = uv.temporary()?;
     let shown = source.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut command = uv.command(&["build", "--wheel", "--no-create-gitignore"]);
-    command.arg("--out-dir").arg(folder.path()).arg("--python").arg(&python.program).arg(source);
+    // Where it lies, because a link may lead out of the walls.
+    let copied = folder.path().join(&shown);
+    std::fs::copy(source, &copied).map_err(|error| PythonError::io("reading", source, error))?;
+    let mut command = uv.building(&["build", "--wheel", "--no-create-gitignore"], &python.program)?;
+    command.arg("--out-dir").arg(folder.path()).arg("--python").arg(&python.program).arg(&copied);
     // A date in it would make two builds differ that need not.
     command.env("SOURCE_DATE_EPOCH", "315532800");
     let what = format!("building `{shown}`");

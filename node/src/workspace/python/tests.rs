@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::index::{Downloads, Index, sdist, wheel};
 use super::*;
+use crate::os::sandbox::Sandbox;
 use crate::workspace::care::clear_drafts;
 use crate::workspace::log::PrepareLog;
 
@@ -37,6 +38,8 @@ impl Setting {
         config.program = Some(program.into());
         config.indexes = Indexes { packages: index.url(), torch: Some(format!("{}/torch", index.url())) };
         config.download_python = false;
+        config.sandbox =
+            Sandbox::find().await.inspect_err(|reason| eprintln!("without walls: {reason}")).ok();
         let (log, cancel) = (PrepareLog::in_memory(), CancellationToken::new());
         let uv = Uv::find(config, &log, &cancel).await.expect("a uv that works");
         let downloads = Arc::new(Downloads::new(folder.path().join("downloads")));
@@ -301,13 +304,19 @@ async fn damage_is_found_and_a_wheel_of_another_hash_is_refused() {
 async fn install_scripts_run_in_order_in_an_environment_of_their_lockfile() {
     let Some(setting) = Setting::new(vec![wheel("app", "1.0", &[])]).await else { return };
     let lock = setting.resolve(r#"[{"name":"app","version":"1.0"}]"#, "").await.expect("one");
+    let secret = setting.folder.path().join("secret");
+    std::fs::write(&secret, "of the owner").expect("written");
     let mut scripts = Vec::new();
     for name in ["b", "a", "none"] {
         let node = setting.folder.path().join(name);
         std::fs::create_dir(&node).expect("a folder");
-        let script = "import os, sys, app\n\
+        let script = format!(
+            "import os, sys, app\n\
             open(os.path.join(sys.prefix, 'ran'), 'a').write(os.path.basename(os.getcwd()))\n\
-            assert 'HOME' in os.environ and 'CARGO_MANIFEST_DIR' not in os.environ\n";
+            open(os.path.join(sys.prefix, 'saw'), 'w').write(str(os.path.exists('{}')))\n\
+            assert 'HOME' in os.environ and 'CARGO_MANIFEST_DIR' not in os.environ\n",
+            secret.display()
+        );
         if name != "none" {
             std::fs::write(node.join("install.py"), script).expect("it is written");
         }
@@ -322,6 +331,9 @@ async fn install_scripts_run_in_order_in_an_environment_of_their_lockfile() {
         assert_ne!(built.key, lock.key(None));
         let ran = std::fs::read_to_string(built.folder.join("ran")).expect("they ran");
         assert_eq!(ran, "ba", "in order, once");
+        let saw = std::fs::read_to_string(built.folder.join("saw")).expect("they ran");
+        let is_walled = setting.uv.config.sandbox.is_some();
+        assert_eq!(saw, if is_walled { "False" } else { "True" }, "what the owner has is nobody's");
     }
     std::fs::write(setting.folder.path().join("a/install.py"), "raise SystemExit('no')").expect("written");
     let other = Private { lockfile: LockfileHash(protocol::BlobHash([2; 32])), ..private };

@@ -6,6 +6,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 use tokio::process::Command;
@@ -13,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::process::Step;
 use super::{Indexes, PythonError};
+use crate::os::sandbox::{Sandbox, Walls, folders_of_python};
 use crate::workspace::log::PrepareLog;
 
 /// The uv that is installed where there is none.
@@ -53,12 +55,14 @@ pub struct UvConfig {
     pub indexes: Indexes,
     /// Whether it may download a Python that is not here. Defaults to true.
     pub download_python: bool,
+    /// What puts walls around the code of packages and custom nodes that an installation runs. Defaults to nothing.
+    pub sandbox: Option<Sandbox>,
 }
 
 impl UvConfig {
     /// The defaults, with everything in this folder.
     pub fn new(folder: PathBuf) -> Self {
-        Self { program: None, folder, indexes: Indexes::default(), download_python: true }
+        Self { program: None, folder, indexes: Indexes::default(), download_python: true, sandbox: None }
     }
 }
 
@@ -143,6 +147,32 @@ impl Uv {
         command
     }
 
+    /// The same for a call that runs code of packages: with walls around it, where there are some.
+    pub(super) fn building(&self, arguments: &[&str], python: &Path) -> Result<Command, PythonError> {
+        let mut command = self.walled(&self.program, python, &[])?;
+        command.args(arguments);
+        Ok(command)
+    }
+
+    /// A call of a program that runs a stranger's code: it reaches the network, reads the system, a Python and what uv
+    /// keeps, and writes there and in these folders.
+    pub(super) fn walled(
+        &self,
+        program: &Path,
+        python: &Path,
+        folders: &[&Path],
+    ) -> Result<Command, PythonError> {
+        let Some(sandbox) = &self.config.sandbox else { return Ok(self.other(program)) };
+        let reading = |source| PythonError::io("finding", python, source);
+        let mut read = folders_of_python(python).map_err(reading)?;
+        read.push(self.program.clone());
+        let mut write = vec![self.config.folder.clone()];
+        write.extend(folders.iter().map(|folder| folder.to_path_buf()));
+        let mut command = sandbox.command(&Walls { read, write, network: true }, program);
+        scrub(&mut command, &self.config);
+        Ok(command)
+    }
+
     /// The same, with no way to any index.
     pub(super) fn offline(&self, arguments: &[&str]) -> Command {
         let mut command = self.command(arguments);
@@ -169,8 +199,14 @@ impl Uv {
 
 /// A call of a program with an environment that was built from nothing.
 fn scrubbed(program: &Path, config: &UvConfig) -> Command {
-    let folder = |name: &str| config.folder.join(name);
     let mut command = Command::new(program);
+    command.stdin(Stdio::null());
+    scrub(&mut command, config);
+    command
+}
+
+fn scrub(command: &mut Command, config: &UvConfig) {
+    let folder = |name: &str| config.folder.join(name);
     command.env_clear().current_dir(folder("home"));
     for name in PASSED {
         if let Some(value) = std::env::var_os(name) {
@@ -183,7 +219,6 @@ fn scrubbed(program: &Path, config: &UvConfig) -> Command {
     command.env("UV_NO_CONFIG", "1").env("UV_NO_PROGRESS", "1").env("NO_COLOR", "1");
     command.env("UV_PYTHON_DOWNLOADS", "manual").env("UV_HTTP_RETRIES", "2");
     command.env("PIP_DISABLE_PIP_VERSION_CHECK", "1").env("PYTHONDONTWRITEBYTECODE", "1");
-    command
 }
 
 /// Installs the pinned uv; whole or not at all.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use farm_tests::{
-    Farm, FarmOptions, Namespaces, PackageIndex, Process, Studio, comfyui_folder, eventually_within, is_root,
-    skipped, uv,
+    Farm, FarmOptions, Namespaces, PackageIndex, Process, Studio, comfyui_folder, eventually,
+    eventually_within, is_root, skipped, uv,
 };
 use image::{Rgb, RgbImage, RgbaImage};
 use serde_json::{Value, json};
@@ -116,11 +116,22 @@ async fn node_rebuilds_what_authors_had_and_shares_what_is_equal_in_it() -> anyh
         PackageIndex::serve(&sources.installed.join("index"), std::net::TcpListener::bind("127.0.0.1:0")?)?;
     let flags = managed(&index);
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-    farm.start_node_with(&flags, &[("PATH", &sources.programs)]).await?;
+    farm.start_node_with(&flags, &[("PATH", sources.programs.as_str())]).await?;
     let query = [("input", "picture=1.image"), ("output", "9")];
     let lockfile_of = |comfyui, nodes| lockfile(&studio, comfyui, nodes, &[]);
     let bundle = studio.bundle("invert", &inverting(), &lockfile_of("ComfyUI", &[]).await?)?;
     farm.deploy(&bundle, "invert", &query).await?;
+
+    // Killed in the middle of its packages it goes on where it stopped.
+    let environment = [("PATH", sources.programs.as_str())];
+    eventually(|| async {
+        let nodes = farm.get("/v1/nodes").await?;
+        let is_fetching = nodes["nodes"][0]["workspaces"][0]["step"] == "python" && index.requests() > 200;
+        Ok(is_fetching.then_some(()))
+    })
+    .await?;
+    farm.nodes[0].process.kill().await;
+    farm.restart_node_with(0, &flags, &environment).await?;
     wait_for_workspace(&farm, "invert@1", "loaded").await?;
     let asked = index.requests();
 
@@ -151,7 +162,28 @@ async fn node_rebuilds_what_authors_had_and_shares_what_is_equal_in_it() -> anyh
         wait_for_workspace(&farm, &format!("{workflow}@1"), "proven").await?;
     }
     assert!(made[0] == made[1] && made[0].dimensions() == (24, 16));
-    Ok(())
+
+    // A killed node leaves no ComfyUI behind.
+    let data = farm.nodes[0].data.clone();
+    assert!(!processes_in(&data).is_empty(), "its ComfyUI is warm");
+    farm.nodes[0].process.kill().await;
+    eventually(|| async { Ok(processes_in(&data).is_empty().then_some(())) }).await
+}
+
+/// The processes that work in a folder, or were started with something of it.
+fn processes_in(folder: &Path) -> Vec<String> {
+    let folder = text(folder);
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let is_in = |process: &Path| {
+        let works_in = std::fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd.starts_with(folder));
+        let call = std::fs::read(process.join("cmdline")).unwrap_or_default();
+        works_in || String::from_utf8_lossy(&call).contains(&format!("{folder}/workspaces"))
+    };
+    processes
+        .map(|entry| entry.path())
+        .filter(|path| is_in(path))
+        .map(|path| path.display().to_string())
+        .collect()
 }
 
 /// A farm of two machines: the coordinator and a node on the one, a node on the other.

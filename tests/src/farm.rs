@@ -112,7 +112,17 @@ impl Farm {
 
     /// Starts a node again in its old data folder.
     pub async fn restart_node(&mut self, index: usize, arguments: &[&str]) -> anyhow::Result<()> {
-        let process = self.node_process(&self.nodes[index].data, arguments, &[])?;
+        self.restart_node_with(index, arguments, &[]).await
+    }
+
+    /// Starts a node again in its old data folder, with these variables in its environment.
+    pub async fn restart_node_with(
+        &mut self,
+        index: usize,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> anyhow::Result<()> {
+        let process = self.node_process(&self.nodes[index].data, arguments, environment)?;
         self.nodes[index].process = process;
         self.nodes[index].process.line().await?;
         Ok(())

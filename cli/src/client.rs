@@ -5,6 +5,7 @@
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use futures::StreamExt;
 use reqwest::header::{CONTENT_TYPE, HeaderValue};
@@ -13,9 +14,13 @@ use reqwest::{Body, Method, RequestBuilder, Response};
 use serde_json::{Value, json};
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
+use tokio::time::timeout;
 use tokio_util::io::ReaderStream;
 
 use crate::settings::ClientSettings;
+
+/// How long without an event until a followed job is asked why it waits.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Why the farm gave no answer that can be used.
 #[derive(Debug, thiserror::Error)]
@@ -126,7 +131,8 @@ impl Client {
         self.json(self.request(Method::POST, &path).multipart(form)).await
     }
 
-    /// Follows a job until its end; `each` sees what happens. Reconnects where the stream breaks.
+    /// Follows a job until its end; `each` sees what happens, and as `waits` the job as long as it does. Reconnects
+    /// where the stream breaks.
     pub(crate) async fn follow(
         &self,
         job: &str,
@@ -136,14 +142,24 @@ impl Client {
             let response = self.send(self.request(Method::GET, &format!("/v1/jobs/{job}/events"))).await?;
             let mut chunks = response.bytes_stream();
             let mut parser = EventParser::default();
-            while let Some(Ok(chunk)) = chunks.next().await {
-                parser.take(&chunk).iter().for_each(&mut each);
+            loop {
+                // Why a job waits is no event: it changes with each node.
+                match timeout(ASK_AGAIN, chunks.next()).await {
+                    Ok(Some(Ok(chunk))) => parser.take(&chunk).iter().for_each(&mut each),
+                    Ok(_) => break,
+                    Err(_) => {
+                        let data = self.get(&format!("/v1/jobs/{job}")).await?;
+                        if data["state"] == "queued" {
+                            each(&JobEvent { name: "waits".to_owned(), data });
+                        }
+                    }
+                }
             }
             let now = self.get(&format!("/v1/jobs/{job}")).await?;
             if !matches!(now["state"].as_str(), Some("queued" | "running")) {
                 return Ok(now);
             }
-            tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
         }
     }
 

@@ -68,6 +68,9 @@ impl JobProgress {
         let text = match event.name.as_str() {
             "started" => format!("on node {node}"),
             "progress" => phase.to_owned(),
+            "waits" => {
+                format!("waits: {}", event.data["waits"][0]["reason"].as_str().unwrap_or("for a node"))
+            }
             "requeued" => format!("waits again: {}", event.data["reason"].as_str().unwrap_or_default()),
             "ended" => event.data["state"].as_str().unwrap_or("ended").to_owned(),
             _ => return,
@@ -78,7 +81,7 @@ impl JobProgress {
                 if let Some(fraction) = fraction {
                     bar.set_position((fraction * 1000.0) as u64);
                 }
-                bar.set_message(text);
+                bar.set_message(text.clone());
             }
             // A line for each change of words, not for each step.
             None if text != self.told => eprintln!("  {text}"),
@@ -86,7 +89,7 @@ impl JobProgress {
         }
         if self.bar.is_none() && event.name != "snapshot" {
             self.told = match event.name.as_str() {
-                "progress" => phase.to_owned(),
+                "progress" | "waits" => text,
                 _ => String::new(),
             };
         }

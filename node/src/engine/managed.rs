@@ -96,17 +96,38 @@ impl Managed {
         Self { config, slots: StdMutex::default() }
     }
 
-    /// Starts ComfyUI in a workspace and sees that it has all that it must have, in a process of its own beside
-    /// those of the slots. The reason in words where it has not.
+    /// Starts ComfyUI in a workspace and sees that it has all that it must have. The reason in words where it has
+    /// not. In a slot that has no process the new one stays, for the first run; where all have one it is beside them,
+    /// and ends.
     pub async fn prove(&self, workspace: &Workspace, cancel: &CancellationToken) -> Result<(), String> {
-        let device = self.config.devices.first();
-        let launch = Launch::new(&self.config, self.config.folder.join("proof"), device);
-        let process = launch.start(&Arc::new(workspace.clone()), cancel).await;
-        let process = process.map_err(|error| protocol::error_chain(&error))?;
-        let proven = process.prove().await;
-        process.stop().await;
+        let workspace = Arc::new(workspace.clone());
+        for index in 0..u16::try_from(self.config.devices.len()).unwrap_or(u16::MAX) {
+            let slot = self.slot(SlotId(index));
+            let Ok(mut place) = slot.process.try_lock() else { continue };
+            if place.process.is_none() {
+                let process = prove(&slot.launch, &workspace, cancel).await?;
+                place.process = Some(process);
+                self.unload_later(&slot, &mut place);
+                return Ok(());
+            }
+        }
+        let folder = self.config.folder.join("proof");
+        let launch = Launch::new(&self.config, folder, self.config.devices.first());
+        let proven = match prove(&launch, &workspace, cancel).await {
+            Ok(process) => {
+                process.stop().await;
+                Ok(())
+            }
+            Err(reason) => Err(reason),
+        };
         launch.clear().await;
         proven
+    }
+
+    /// Ends the slot's process after its idle time, unless a run comes before.
+    fn unload_later(&self, slot: &Arc<Slot>, place: &mut Place) {
+        let unloading = unload_task(Arc::downgrade(slot), self.config.idle);
+        place.unloading = Some(AbortOnDropHandle::new(tokio::spawn(unloading)));
     }
 
     fn slot(&self, id: SlotId) -> Arc<Slot> {
@@ -135,12 +156,12 @@ impl Engine for Managed {
         cancel: &CancellationToken,
     ) -> Result<Vec<ProducedFile>, RunError> {
         let slot = self.slot(execution.slot);
-        let mut place = slot.process.lock().await;
+        let place = cancel.run_until_cancelled(slot.process.lock()).await;
+        let mut place = place.ok_or_else(canceled)?;
         place.unloading = None;
         let executed = slot.execute(&mut place, execution, progress, cancel).await;
         if place.process.is_some() {
-            let unloading = unload_task(Arc::downgrade(&slot), self.config.idle);
-            place.unloading = Some(AbortOnDropHandle::new(tokio::spawn(unloading)));
+            self.unload_later(&slot, &mut place);
         }
         executed
     }
@@ -215,6 +236,23 @@ impl Slot {
     async fn stop(&self, place: &mut Place) {
         if let Some(process) = place.process.take() {
             process.stop().await;
+        }
+    }
+}
+
+/// A process that has all that its workspace must have.
+async fn prove(
+    launch: &Launch,
+    workspace: &Arc<Workspace>,
+    cancel: &CancellationToken,
+) -> Result<Process, String> {
+    let process = launch.start(workspace, cancel).await;
+    let process = process.map_err(|error| protocol::error_chain(&error))?;
+    match process.prove().await {
+        Ok(()) => Ok(process),
+        Err(reason) => {
+            process.stop().await;
+            Err(reason)
         }
     }
 }

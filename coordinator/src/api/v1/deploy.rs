@@ -189,7 +189,10 @@ fn store_entry(entry: &mut dyn Read, store: &BlobStore) -> io::Result<protocol::
 /// What the workflow needs and nothing in the farm has.
 fn missing(deployed: &DeployedWorkflow, bundle: &Bundle, nodes: &[NodeView]) -> Vec<Missing> {
     let looked = format!("looked for on {} nodes", nodes.len());
-    let ops = deployed.requirements.classes.iter();
+    // A managed node has what the lockfile brings, and tells by itself what that lacks.
+    let is_rebuilt = deployed.requirements.lockfile.is_some()
+        && nodes.iter().any(|node| matches!(node.offer.engine, protocol::Engine::Managed));
+    let ops = deployed.requirements.classes.iter().filter(|_| !is_rebuilt);
     let ops = ops
         .filter(|class| !nodes.iter().any(|node| node.offer.classes.contains(*class)))
         .map(|class| Missing { kind: MissingKind::Op, name: class.clone(), detail: looked.clone() });

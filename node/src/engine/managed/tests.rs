@@ -235,6 +235,9 @@ async fn workspace_is_proven_by_what_comfyui_has_and_refused_with_the_traceback(
     machine.file("models/upscale_models/tiny.safetensors", "weights");
     machine.workspace.model_names = ["upscale_models/tiny.safetensors".to_owned()].into();
     assert_eq!(machine.engine.prove(&machine.workspace, &cancel).await, Ok(()));
+    let id = machine.process().await.expect("it stays for the first run");
+    machine.run(inverted(), &cancel).await.expect("a picture");
+    assert_eq!(machine.process().await, Some(id));
     machine.workspace.model_names.insert("vae/absent.safetensors".to_owned());
     let reason = machine.engine.prove(&machine.workspace, &cancel).await.expect_err("a model is missing");
     assert!(reason.contains("`vae/absent.safetensors`"), "{reason}");

@@ -51,7 +51,7 @@ impl Builder for Rebuilder {
         self.assembler.assemble(wanted, farm, steps, cancel).await
     }
 
-    async fn prove(&self, workspace: &Workspace, cancel: &CancellationToken) -> Result<(), String> {
+    async fn prove(&self, workspace: &Arc<Workspace>, cancel: &CancellationToken) -> Result<(), String> {
         self.engine.prove(workspace, cancel).await
     }
 

@@ -99,13 +99,12 @@ impl Managed {
     /// Starts ComfyUI in a workspace and sees that it has all that it must have. The reason in words where it has
     /// not. In a slot that has no process the new one stays, for the first run; where all have one it is beside them,
     /// and ends.
-    pub async fn prove(&self, workspace: &Workspace, cancel: &CancellationToken) -> Result<(), String> {
-        let workspace = Arc::new(workspace.clone());
+    pub async fn prove(&self, workspace: &Arc<Workspace>, cancel: &CancellationToken) -> Result<(), String> {
         for index in 0..u16::try_from(self.config.devices.len()).unwrap_or(u16::MAX) {
             let slot = self.slot(SlotId(index));
             let Ok(mut place) = slot.process.try_lock() else { continue };
             if place.process.is_none() {
-                let process = prove(&slot.launch, &workspace, cancel).await?;
+                let process = prove(&slot.launch, workspace, cancel).await?;
                 place.process = Some(process);
                 self.unload_later(&slot, &mut place);
                 return Ok(());
@@ -113,7 +112,7 @@ impl Managed {
         }
         let folder = self.config.folder.join("proof");
         let launch = Launch::new(&self.config, folder, self.config.devices.first());
-        let proven = match prove(&launch, &workspace, cancel).await {
+        let proven = match prove(&launch, workspace, cancel).await {
             Ok(process) => {
                 process.stop().await;
                 Ok(())

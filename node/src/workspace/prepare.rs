@@ -41,8 +41,8 @@ pub trait Builder: Send + Sync + 'static {
         cancel: &CancellationToken,
     ) -> Result<Whole, BuildError>;
 
-    /// Starts ComfyUI in it and sees that it has all that it must have.
-    async fn prove(&self, workspace: &Workspace, cancel: &CancellationToken) -> Result<(), String>;
+    /// Starts ComfyUI in it and sees that it has all that it must have. Who keeps the workspace is at work in it.
+    async fn prove(&self, workspace: &Arc<Workspace>, cancel: &CancellationToken) -> Result<(), String>;
 
     /// Whom the owner trusts at the moment. Once they are others, what is wanted is judged again.
     fn trusted(&self) -> TrustedPublishers;
@@ -324,7 +324,7 @@ mod tests {
             }
         }
 
-        async fn prove(&self, workspace: &Workspace, _cancel: &CancellationToken) -> Result<(), String> {
+        async fn prove(&self, workspace: &Arc<Workspace>, _cancel: &CancellationToken) -> Result<(), String> {
             let number = workspace.lockfile.0.0[0];
             match self.missing.lock().expect("no panic").contains(&number) {
                 true => Err("class `KSampler` is not in it".to_owned()),

@@ -234,16 +234,24 @@ async fn workspace_is_proven_by_what_comfyui_has_and_refused_with_the_traceback(
     let cancel = CancellationToken::new();
     machine.file("models/upscale_models/tiny.safetensors", "weights");
     machine.workspace.model_names = ["upscale_models/tiny.safetensors".to_owned()].into();
-    assert_eq!(machine.engine.prove(&machine.workspace, &cancel).await, Ok(()));
+    assert_eq!(machine.engine.prove(&Arc::new(machine.workspace.clone()), &cancel).await, Ok(()));
     let id = machine.process().await.expect("it stays for the first run");
     machine.run(inverted(), &cancel).await.expect("a picture");
     assert_eq!(machine.process().await, Some(id));
     machine.workspace.model_names.insert("vae/absent.safetensors".to_owned());
-    let reason = machine.engine.prove(&machine.workspace, &cancel).await.expect_err("a model is missing");
+    let reason = machine
+        .engine
+        .prove(&Arc::new(machine.workspace.clone()), &cancel)
+        .await
+        .expect_err("a model is missing");
     assert!(reason.contains("`vae/absent.safetensors`"), "{reason}");
     machine.workspace.classes.insert("Broken".to_owned());
     machine.file("custom_nodes/broken/__init__.py", "import nowhere_to_be_found\n");
-    let reason = machine.engine.prove(&machine.workspace, &cancel).await.expect_err("a class is missing");
+    let reason = machine
+        .engine
+        .prove(&Arc::new(machine.workspace.clone()), &cancel)
+        .await
+        .expect_err("a class is missing");
     for words in ["`Broken`", "Traceback", "No module named 'nowhere_to_be_found'"] {
         assert!(reason.contains(words), "{reason}");
     }
@@ -259,11 +267,12 @@ async fn comfyui_that_does_not_come_up_is_told_with_its_last_words() {
     let cancel = CancellationToken::new();
     let of = workspace(&tree, &folder.path().join("files"), "/usr/bin/env");
     // `env main.py` is no Python: it ends at once.
-    let reason = Managed::new(config.clone()).prove(&of, &cancel).await.expect_err("that is no Python");
+    let reason =
+        Managed::new(config.clone()).prove(&Arc::new(of), &cancel).await.expect_err("that is no Python");
     assert!(reason.contains("ended with exit status: 127"), "{reason}");
     std::fs::write(tree.join("main.py"), "#!/bin/sh\necho waiting for ever\nsleep 1000\n").expect("written");
     config.start_within = Duration::from_secs(1);
     let of = workspace(&tree, &folder.path().join("files"), "/bin/sh");
-    let reason = Managed::new(config).prove(&of, &cancel).await.expect_err("it does not answer");
+    let reason = Managed::new(config).prove(&Arc::new(of), &cancel).await.expect_err("it does not answer");
     assert!(reason.contains("did not answer within 1s") && reason.contains("waiting for ever"), "{reason}");
 }

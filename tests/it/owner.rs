@@ -1,7 +1,13 @@
 //! The owner of a managed node at the command line: whom the node trusts, and what becomes of its workspaces.
 
-use farm_tests::{Farm, FarmOptions, Process, Studio, eventually};
+use std::time::Duration;
+
+use anyhow::Context;
+use farm_tests::{Farm, FarmOptions, Process, Studio, eventually, eventually_within};
 use serde_json::{Value, json};
+
+/// How long it may take beside other work to lay out code and to start ComfyUI.
+const REBUILD: Duration = Duration::from_secs(300);
 
 /// Runs a command, and gives its exit code and all that it said.
 async fn comfy_farm(arguments: &[&str]) -> anyhow::Result<(Option<i32>, String)> {
@@ -19,6 +25,51 @@ async fn workspace(data: &str, state: &str) -> anyhow::Result<Value> {
         Ok(Some(listed["workspaces"][0].clone()).filter(|workspace| workspace["state"] == state))
     })
     .await
+}
+
+/// What the owner of a node does with two real workspaces that share an environment; a ComfyUI idles in the second.
+pub(crate) async fn look_after(data: &str, idle: &str, at_work: &str) -> anyhow::Result<()> {
+    let run =
+        async |arguments: &[&str]| comfy_farm(&[&["workspace"], arguments, &["--data", data]].concat()).await;
+    let list = async || -> anyhow::Result<Vec<Value>> {
+        let listed: Value = serde_json::from_str(&run(&["ls", "--json"]).await?.1)?;
+        Ok(listed["workspaces"].as_array().cloned().unwrap_or_default())
+    };
+    let find = |listed: &[Value], name: &str| {
+        let found = listed.iter().find(|workspace| workspace["workflows"][0] == name).cloned();
+        found.with_context(|| format!("`{name}` is not in {listed:?}"))
+    };
+    let listed = list().await?;
+    let (idle, at_work) = (find(&listed, idle)?, find(&listed, at_work)?);
+    assert!(idle["at_work"] == false && at_work["at_work"] == true, "{idle} {at_work}");
+    assert!(
+        idle["own_bytes"].as_u64() < idle["python_bytes"].as_u64(),
+        "the environment is not its own: {idle}"
+    );
+    let (idle, at_work) = (&idle["lockfile"], &at_work["lockfile"]);
+    let (idle, at_work) = (idle.as_str().unwrap_or_default(), at_work.as_str().unwrap_or_default());
+    for lockfile in [idle, at_work] {
+        let (code, said) = run(&["verify", lockfile]).await?;
+        assert_eq!((code, said), (Some(0), format!("{lockfile} is what its lockfile says\n")));
+    }
+    let (code, said) = run(&["rm", at_work]).await?;
+    assert!(code == Some(7) && said.contains("is at work"), "{said}");
+    // One that cannot come up is tried again now and then.
+    let (code, said) = eventually(|| async {
+        let ran = run(&["rm", idle]).await?;
+        Ok(Some(ran).filter(|(_, said)| !said.contains("is being built")))
+    })
+    .await?;
+    assert!(code == Some(0) && said.starts_with(&format!("removed {idle}\n1 workspaces of ")), "{said}");
+    // It is wanted, and all but its own code is here.
+    eventually_within(REBUILD, || async {
+        let listed = list().await?;
+        Ok(listed
+            .into_iter()
+            .find(|workspace| workspace["lockfile"] == idle && workspace["state"] == "loaded"))
+    })
+    .await?;
+    Ok(())
 }
 
 #[tokio::test]

@@ -11,6 +11,8 @@ use farm_tests::{
 use image::{Rgb, RgbImage, RgbaImage};
 use serde_json::{Value, json};
 
+use crate::owner::look_after;
+
 /// How long a rebuild from nothing may take beside other work: 1.5 GB of packages are installed and ComfyUI starts.
 const REBUILD: Duration = Duration::from_secs(400);
 pub(crate) const FARM_TEST: &str = include_str!("../real/nodes/farm_test/__init__.py");
@@ -162,6 +164,7 @@ async fn node_rebuilds_what_authors_had_and_shares_what_is_equal_in_it() -> anyh
         wait_for_workspace(&farm, &format!("{workflow}@1"), "proven").await?;
     }
     assert!(made[0] == made[1] && made[0].dimensions() == (24, 16));
+    look_after(text(&farm.nodes[0].data), "invert@1", "older@1").await?;
 
     // A killed node leaves no ComfyUI behind.
     let data = farm.nodes[0].data.clone();

@@ -19,11 +19,18 @@ const SHARED: [&str; 2] = ["code", "environments"];
 impl Caretaker {
     /// Removes one; for `None`, all that are not wanted and in which nothing is at work.
     pub(super) fn remove(&self, prefix: Option<&str>) -> Result<Removed, CareError> {
+        let named = prefix.map(|prefix| self.named(Some(prefix))).transpose()?;
+        let is_at_work = |kept: &&Kept| {
+            self.running.as_ref().is_some_and(|running| running.shelf.is_at_work(kept.lockfile))
+        };
+        if let Some(kept) = named.iter().flatten().find(is_at_work) {
+            return Err(CareError::AtWork(kept.lockfile));
+        }
         let _quiet = self.quiet()?;
         let mut removed = Removed::default();
-        match prefix {
-            Some(_) => {
-                for kept in self.named(prefix)? {
+        match named {
+            Some(named) => {
+                for kept in named {
                     if !self.take_out(kept.lockfile) {
                         return Err(CareError::AtWork(kept.lockfile));
                     }

@@ -70,6 +70,8 @@ pub struct Execution {
     pub files: Vec<InputFile>,
     /// The ids of the ops whose files are wanted.
     pub outputs: Vec<String>,
+    /// Those among them that tell a path, and what is wanted is the file there.
+    pub named_files: Vec<String>,
     /// An empty folder of this run's own, which exists.
     pub scratch: PathBuf,
 }
@@ -130,7 +132,7 @@ fn canceled() -> RunError {
 }
 
 /// The last part of a path as an engine wrote it, made fit to be a file name on any system.
-fn safe_file_name(path: &str) -> String {
+pub(crate) fn safe_file_name(path: &str) -> String {
     const LONGEST: usize = 100;
     let last = path.rsplit(['/', '\\']).next().unwrap_or_default();
     let harmless = |c: char| if c.is_control() || r#"<>:"|?*"#.contains(c) { '_' } else { c };

@@ -2,6 +2,8 @@
 //!
 //! Not here: which runs there are and what is told to the coordinator; that is the agent's.
 
+pub(crate) mod outputs;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,16 +12,17 @@ use mesh::fetch::{Exchange, FetchError, Progress as FetchProgress};
 use mesh::store::{BlobStore, StoreError};
 use protocol::message::{BlobProviders, Grant, Outcome, Provider, RunEnded};
 use protocol::{
-    BlobRef, Fetched, Filled, Filling, Interface, Lease, Parameters, Phase, Progress, RunError, RunErrorKind,
-    RunId, Workflow, error_chain, fill,
+    BlobRef, Fetched, Filled, FilledOutput, Filling, Interface, Lease, Making, Parameters, Phase, Progress,
+    RunError, RunErrorKind, RunId, Workflow, error_chain, fill,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, instrument, warn};
 
 use crate::ends::{Ends, NewOutput};
-use crate::engine::{Engine, Execution, InputFile, ProducedFile, ProgressSink};
+use crate::engine::{Engine, Execution, InputFile, ProgressSink};
 use crate::workspace::shelf::{Shelf, Whole};
+use outputs::name_outputs;
 
 /// The largest graph or interface that a node takes, in bytes.
 const MAX_DOCUMENT: u64 = 16 << 20;
@@ -135,7 +138,8 @@ async fn run_impl(
     tokio::fs::create_dir_all(folder).await.map_err(disk)?;
 
     tell(telling, grant, Phase::Executing).await;
-    let wanted = outputs.iter().map(|(_, op)| op.clone()).collect();
+    let wanted = outputs.iter().flat_map(FilledOutput::ops).map(str::to_owned).collect();
+    let named = outputs.iter().filter(|output| output.making == Making::NamedFile);
     let execution = Execution {
         run: grant.lease.run,
         slot: grant.slot,
@@ -143,6 +147,7 @@ async fn run_impl(
         workflow,
         files: inputs,
         outputs: wanted,
+        named_files: named.map(|output| output.op.clone()).collect(),
         scratch: folder.to_owned(),
     };
     let begun = Instant::now();
@@ -154,7 +159,9 @@ async fn run_impl(
     }
 
     tell(telling, grant, Phase::Collecting).await;
-    name_outputs(&outputs, produced)
+    let scratch = folder.to_owned();
+    let naming = tokio::task::spawn_blocking(move || name_outputs(&outputs, &produced, &scratch));
+    naming.await.unwrap_or_else(|error| Err(RunError::new(RunErrorKind::NodeFault, error_chain(&error))))
 }
 
 /// The workspace of a grant, on a node that builds them.
@@ -218,27 +225,6 @@ impl Needs<'_> {
 async fn tell(telling: &Telling, grant: &Grant, phase: Phase) {
     // The agent outlives its runs; if it is gone, nobody is left to tell.
     let _ = telling.phases.send((grant.lease.id, phase)).await;
-}
-
-/// Gives each file the name of its output in the interface, and its place among the output's files.
-fn name_outputs(
-    outputs: &[(String, String)],
-    produced: Vec<ProducedFile>,
-) -> Result<Vec<NewOutput>, RunError> {
-    let mut named = Vec::with_capacity(produced.len());
-    for (output, op) in outputs {
-        let files = produced.iter().filter(|file| file.op == *op);
-        for (index, file) in files.enumerate() {
-            let ProducedFile { file_name, media_type, path, .. } = file.clone();
-            let index = u32::try_from(index).expect("an engine bounds its files far below");
-            named.push(NewOutput { output: output.clone(), index, file_name, media_type, path });
-        }
-        if !named.iter().any(|file| file.output == *output) {
-            let detail = format!("output `{output}` (op {op}) made no file");
-            return Err(RunError::new(RunErrorKind::NoOutput, detail));
-        }
-    }
-    Ok(named)
 }
 
 async fn keep_end(

@@ -63,7 +63,7 @@ pub use preparation::{
     WorkspaceReport, WorkspaceResolved, WorkspaceState,
 };
 pub use resolution::{GitPack, MAX_RESOLUTION, Resolution, ResolutionError};
-pub use rewrite::{FillError, Filled, Filling, fill};
+pub use rewrite::{FillError, Filled, FilledOutput, Filling, Making, fill, notes_on_outputs};
 pub use schema::{
     CandidateInput, CandidateOutput, Candidates, ExposeError, ExposedInput, FieldError, Input, InputKind,
     Interface, Output, OutputKind, ParseExposedInputError, Range, Rule, SchemaError,

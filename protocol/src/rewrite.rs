@@ -1,10 +1,12 @@
 //! A job's parameters put into its workflow: a pure function from graph and values to the graph that an
 //! engine executes.
 //!
-//! comfy-pack's ops are replaced where that is exact, so that no node needs comfy-pack: values stand in
-//! the place of every link to them, `CPackInputImage` becomes `LoadImage`, `CPackOutputImage` becomes
-//! `SaveImage`. Its other outputs stay what they are. Not here: whether the values are allowed, which
-//! `schema` checks, and how files reach an engine.
+//! comfy-pack's ops are replaced, so that no node needs comfy-pack: values stand in the place of every link
+//! to them, `CPackInputImage` becomes `LoadImage`, and each output an op of ComfyUI's own
+//! (`rewrite/outputs.rs`). Not here: whether the values are allowed, which `schema` checks, and how files
+//! reach an engine.
+
+mod outputs;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -14,6 +16,8 @@ use crate::blob::BlobRef;
 use crate::parameters::{Argument, Parameters};
 use crate::schema::{Input, Interface, ZIP_SWITCH};
 use crate::workflow::{Op, Workflow, link_of};
+
+pub use outputs::{FilledOutput, Making, notes_on_outputs};
 
 /// The longest extension that a file keeps in the graph, in bytes.
 const MAX_EXTENSION: usize = 8;
@@ -34,8 +38,8 @@ pub struct Filled {
     pub workflow: Workflow,
     /// The files that it reads, by the name in the graph; equal contents have one name.
     pub files: Vec<(String, BlobRef)>,
-    /// The output names of the interface, each with the op whose files it is.
-    pub outputs: Vec<(String, String)>,
+    /// The outputs of the interface, in its order.
+    pub outputs: Vec<FilledOutput>,
 }
 
 /// Why parameters do not fit into a workflow.
@@ -104,8 +108,8 @@ pub fn fill(
     }
     set_prefixes(&mut workflow, interface, &filling.output_prefix)?;
     let mut workflow = without_replaced(&workflow, &values)?;
+    let outputs = outputs::substitute(&mut workflow, interface)?;
     use_bundled_files(&mut workflow, &filling.inputs, &mut files);
-    let outputs = interface.outputs.iter().map(|output| (output.name.clone(), output.op.clone())).collect();
     Ok(Filled { workflow, files: files.0.into_iter().collect(), outputs })
 }
 
@@ -196,9 +200,6 @@ fn set_prefixes(workflow: &mut Workflow, interface: &Interface, prefix: &str) ->
     }
     for output in &interface.outputs {
         let op = op_of(workflow, &output.name, &output.op)?;
-        if op.class_type == "CPackOutputImage" {
-            op.class_type = "SaveImage".to_owned();
-        }
         let takes_prefix = op.class_type.starts_with("CPackOutput") || op.class_type == "SaveImage";
         if takes_prefix || op.inputs.contains_key("filename_prefix") {
             let prefix = format!("{prefix}/{}", safe_part(&output.name));
@@ -215,7 +216,10 @@ fn safe_part(name: &str) -> String {
 
 /// Leaves out the ops that became values, and puts these in the place of the links to them.
 fn without_replaced(workflow: &Workflow, values: &HashMap<String, Value>) -> Result<Workflow, FillError> {
-    let kept = workflow.iter().filter(|(id, op)| op.class_type != ZIP_SWITCH && !values.contains_key(*id));
+    // An output without inputs was cut off in the editor.
+    let is_nothing = |op: &Op| op.class_type.starts_with("CPackOutput") && op.inputs.is_empty();
+    let goes = |id: &str, op: &Op| op.class_type == ZIP_SWITCH || is_nothing(op) || values.contains_key(id);
+    let kept = workflow.iter().filter(|(id, op)| !goes(id, op));
     kept.map(|(id, op)| {
         let mut op = op.clone();
         for value in op.inputs.values_mut() {
@@ -295,7 +299,7 @@ mod tests {
             "4": {"class_type": "ImageScale", "inputs": {"image": ["1", 0], "width": 8, "height": 8}},
             "5": {"class_type": "ApplyLut", "inputs": {"image": ["4", 0], "mask": ["1", 1], "file": lut_name}},
             "6": {"class_type": "SaveImage", "inputs": {"images": ["5", 0], "filename_prefix": "run-1/result"}, "_meta": {"title": "result"}},
-            "7": {"class_type": "CPackOutputTextFile", "inputs": {"text": "t", "filename_prefix": "run-1/my_text"}, "_meta": {"title": "my text"}},
+            "7": {"class_type": "PreviewAny", "inputs": {"source": "t"}, "_meta": {"title": "my text"}},
             "9": {"class_type": "SaveImage", "inputs": {"images": ["5", 0], "filename_prefix": "run-1/op_9"}}
         });
         assert_eq!(result.workflow.to_json(), expected);
@@ -304,8 +308,9 @@ mod tests {
         let mut expected = [(photo_name, photo), (lut_name, lut)];
         expected.sort_by_key(|(_, blob)| blob.hash);
         assert_eq!(files, expected);
-        let outputs = [("result", "6"), ("my_text", "7")].map(|(name, op)| (name.to_owned(), op.to_owned()));
-        assert_eq!(result.outputs, outputs);
+        let output = |name: &str, op: &str, making| FilledOutput { name: name.into(), op: op.into(), making };
+        let text = Making::Text { extension: ".txt".to_owned() };
+        assert_eq!(result.outputs, [output("result", "6", Making::Saved), output("my_text", "7", text)]);
     }
 
     #[test]
@@ -329,7 +334,9 @@ mod tests {
         assert!(json["2"]["inputs"]["image"].as_str().unwrap().ends_with(".jpg"));
         assert_eq!(json["57:4"]["inputs"], json!({"images": ["3", 0]}), "previews take no prefix");
         assert_eq!(filled.files.len(), 2);
-        assert_eq!(filled.outputs, [("previewimage".to_owned(), "57:4".to_owned())]);
+        let preview =
+            FilledOutput { name: "previewimage".to_owned(), op: "57:4".to_owned(), making: Making::Saved };
+        assert_eq!(filled.outputs, [preview]);
     }
 
     #[test]
@@ -397,7 +404,7 @@ mod tests {
                     }
                     "CPackOutputTextFile" => {
                         let source = link_of(&op.inputs["text"]).unwrap().op;
-                        assert_eq!(ours.unwrap().inputs["text"], graph[source]["inputs"]["value"]);
+                        assert_eq!(ours.unwrap().inputs["source"], graph[source]["inputs"]["value"]);
                     }
                     _ => assert_eq!(ours, Some(op)),
                 }

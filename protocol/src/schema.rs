@@ -292,7 +292,7 @@ impl OutputKind {
             "CPackOutputImage" | "SaveImage" | "PreviewImage" | "SaveAnimatedPNG" | "SaveAnimatedWEBP" => {
                 Self::Image
             }
-            "CPackOutputTextFile" => Self::Text,
+            "CPackOutputTextFile" | "PreviewAny" => Self::Text,
             "CPackOutputAudio" | "SaveAudio" | "SaveAudioMP3" | "SaveAudioOpus" | "PreviewAudio" => {
                 Self::Audio
             }

@@ -125,6 +125,17 @@ impl Workflow {
         self.places.get(id).map(|&place| &mut self.ops[place].1)
     }
 
+    /// Adds an op after all others, or puts it in the place of the one of this id.
+    pub fn insert(&mut self, id: String, op: Op) {
+        match self.places.get(&id) {
+            Some(&place) => self.ops[place].1 = op,
+            None => {
+                self.places.insert(id.clone(), self.ops.len());
+                self.ops.push((id, op));
+            }
+        }
+    }
+
     /// All ops with their ids, in file order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &Op)> {
         self.ops.iter().map(|(id, op)| (id.as_str(), op))

@@ -185,6 +185,7 @@ mod tests {
             workflow: Workflow::parse(&serde_json::to_vec(&ops).unwrap()).unwrap(),
             files: Vec::new(),
             outputs: outputs.iter().map(|&id| id.to_owned()).collect(),
+            named_files: Vec::new(),
             scratch: scratch.to_owned(),
         }
     }

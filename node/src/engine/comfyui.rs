@@ -3,7 +3,7 @@
 //! It is a guest there: it takes part in the queue, never touches a prompt that is not its own, and
 //! leaves none of its own behind. Not here: starting ComfyUI, or installing anything into it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,6 +17,7 @@ use crate::engine::{
 };
 use answer::Submitted;
 use client::{AddressError, Client, RequestError};
+use named::{Within, named_file};
 use outputs::{Content, Output};
 use session::{Session, Verdict};
 use socket::Socket;
@@ -29,6 +30,7 @@ mod failure;
 #[cfg(test)]
 mod faults;
 pub(crate) mod models;
+mod named;
 mod outputs;
 mod session;
 mod socket;
@@ -39,6 +41,8 @@ mod watch;
 pub struct ComfyUi {
     client: Client,
     options: ComfyUiOptions,
+    /// Where it is, if it is the node's own.
+    folder: Option<PathBuf>,
 }
 
 /// How patient the engine is with its ComfyUI.
@@ -70,12 +74,17 @@ impl Default for ComfyUiOptions {
 impl ComfyUi {
     /// The ComfyUI at that address, such as `http://127.0.0.1:8188`. Nothing is sent yet.
     pub fn new(address: &str, options: ComfyUiOptions) -> Result<Self, AddressError> {
-        Ok(Self { client: Client::new(address)?, options })
+        Ok(Self { client: Client::new(address)?, options, folder: None })
     }
 
     /// The ComfyUI behind that Unix socket. Nothing is sent yet.
     pub(super) fn behind(socket: &Path, options: ComfyUiOptions) -> Self {
-        Self { client: Client::behind(socket), options }
+        Self { client: Client::behind(socket), options, folder: None }
+    }
+
+    /// The same, with its code and its `input`, `output` and `temp` in this folder of the node's own.
+    pub(super) fn in_folder(self, folder: PathBuf) -> Self {
+        Self { folder: Some(folder), ..self }
     }
 }
 
@@ -116,7 +125,7 @@ impl Engine for ComfyUi {
                 return Err(error);
             }
         };
-        let collecting = self.collect(ended, &execution.outputs, &execution.scratch);
+        let collecting = self.collect(ended, &execution);
         cancel.run_until_cancelled(collecting).await.ok_or_else(canceled)?
     }
 }
@@ -182,12 +191,7 @@ impl ComfyUi {
         }
     }
 
-    async fn collect(
-        &self,
-        ended: Ended,
-        wanted: &[String],
-        scratch: &Path,
-    ) -> Result<Vec<ProducedFile>, RunError> {
+    async fn collect(&self, ended: Ended, execution: &Execution) -> Result<Vec<ProducedFile>, RunError> {
         match ended.verdict {
             Verdict::Succeeded => {}
             Verdict::Failed(exception) => return Err(failure::raised(&exception)),
@@ -195,8 +199,17 @@ impl ComfyUi {
         }
         let mut produced = Vec::new();
         let mut budget = self.options.max_output;
-        for (number, output) in outputs::outputs_of(&ended.outputs, wanted)?.into_iter().enumerate() {
-            let (size, file) = self.fetch(number, output, scratch, budget).await.map_err(unavailable)?;
+        let outputs = outputs::outputs_of(&ended.outputs, &execution.outputs)?;
+        for (number, mut output) in outputs.into_iter().enumerate() {
+            if let Content::Text(told) = &output.content
+                && execution.named_files.contains(&output.op)
+            {
+                let run = execution.run.to_string();
+                let within = self.folder.as_deref().map_or(Within::Run(&run), Within::Folder);
+                output.content = Content::File(named_file(&output.op, told, within)?);
+            }
+            let fetching = self.fetch(number, output, &execution.scratch, budget);
+            let (size, file) = fetching.await.map_err(unavailable)?;
             budget = budget.saturating_sub(size);
             produced.push(file);
         }

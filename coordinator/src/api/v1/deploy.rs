@@ -14,7 +14,7 @@ use axum::response::{IntoResponse, Response};
 use mesh::store::BlobStore;
 use protocol::{
     Bundle, BundleLimits, ExposeError, ExposedInput, Interface, LockedModel, MAX_WORKFLOW, Workflow as Graph,
-    WorkflowName, error_chain, read_bundle,
+    WorkflowName, error_chain, notes_on_outputs, read_bundle,
 };
 
 use crate::api::Api;
@@ -85,7 +85,8 @@ pub(super) async fn deploy_workflow(
         kept.map_err(|error| ApiError::field("keep_signature", "signature", error.to_string()))?;
     }
     let interface = query.interface(&bundle.workflow)?;
-    let notes = bundle.repairs.iter().map(ToString::to_string).collect();
+    let repairs = bundle.repairs.iter().map(ToString::to_string);
+    let notes = repairs.chain(notes_on_outputs(&interface)).collect();
     let DeployQuery { accept_attached, keep_signature, .. } = query;
     let deployment =
         Deployment { name, bundle: bundle.clone(), interface, accept_attached, keep_signature, notes };
@@ -261,6 +262,22 @@ mod tests {
             json!({ "name": "image", "kind": "image", "media_type": "image/png", "many": true })
         );
         assert_eq!(answer["missing"][0]["name"], "SaveImage", "no node has it");
+    }
+
+    #[tokio::test]
+    async fn what_comes_back_otherwise_than_from_comfy_pack_is_said_when_it_is_deployed() {
+        let farm = TestFarm::start().await;
+        let graph = json!({
+            "1": { "class_type": "SomeWriter", "inputs": {} },
+            "2": { "class_type": "CPackOutputFile", "inputs": { "filename": ["1", 0] }, "_meta": { "title": "mesh" } },
+            "3": { "class_type": "CPackOutputTextFile", "inputs": { "text": "x" } },
+        });
+        let bytes = graph.to_string().into_bytes();
+        let (status, answer) = deploy(&farm, "?name=mesh", "application/json", bytes).await;
+        assert_eq!(status, StatusCode::CREATED, "{answer}");
+        let notes: Vec<&str> =
+            answer["notes"].as_array().unwrap().iter().map(|note| note.as_str().unwrap()).collect();
+        assert!(notes.len() == 1 && notes[0].starts_with("output `mesh` is a file"), "{notes:?}");
     }
 
     #[tokio::test]

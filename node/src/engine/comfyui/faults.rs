@@ -124,6 +124,7 @@ async fn execute(
         workflow: Workflow::parse(ops).unwrap(),
         files: Vec::new(),
         outputs: vec!["1".to_owned()],
+        named_files: Vec::new(),
         scratch: scratch.path().to_owned(),
     };
     engine.execute(execution, &ProgressSink::new().0, cancel).await

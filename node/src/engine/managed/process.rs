@@ -143,7 +143,7 @@ impl Launch {
         let mut command = self.command(workspace, &door).map_err(spawned)?;
         let told = log.clone();
         let mut program = Program::start(&mut command, move |_, line| told.line(line)).map_err(spawned)?;
-        let comfyui = door.comfyui(self.options.clone());
+        let comfyui = door.comfyui(self.options.clone()).in_folder(self.folders.code());
         let tail = || log.tail();
         tokio::select! {
             () = cancel.cancelled() => {

@@ -1,12 +1,20 @@
 //! The managed engine on a real ComfyUI, where `tests/run` installed one.
 
+mod outputs;
+
 use std::path::{Path, PathBuf};
 
-use protocol::{BlobHash, CodeHash, EnvironmentHash, LockfileHash, RunId, Workflow};
+use protocol::{
+    Argument, BlobHash, BlobRef, CodeHash, EnvironmentHash, Filling, Interface, LockfileHash, Making, RunId,
+    Workflow,
+};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::*;
+use crate::ends::NewOutput;
+use crate::engine::InputFile;
+use crate::run::outputs::name_outputs;
 use crate::testing::PATIENCE;
 
 /// How long a ComfyUI may take to start beside other work.
@@ -67,19 +75,54 @@ impl Machine {
     }
 
     async fn run(&self, graph: Value, cancel: &CancellationToken) -> Result<Vec<ProducedFile>, RunError> {
+        let workflow = Workflow::parse(&serde_json::to_vec(&graph).expect("JSON")).expect("a workflow");
+        self.execute(Execution { outputs: vec!["9".to_owned()], ..self.next(workflow) }, cancel).await
+    }
+
+    /// Does a job as a node does it: with the interface of the workflow and the files of its parameters.
+    async fn job(&self, graph: &Value, files: &[(&str, &str, &[u8])]) -> Result<Vec<NewOutput>, RunError> {
+        let workflow = Workflow::parse(&serde_json::to_vec(graph).expect("JSON")).expect("a workflow");
+        let interface = Interface::of(&workflow).expect("an interface");
+        let given = files
+            .iter()
+            .map(|(input, name, bytes)| ((*input).to_owned(), Argument::file(BlobRef::of(bytes), name)));
+        let parameters = interface.check(given.collect()).expect("they fit");
+        let mut execution = self.next(Workflow::default());
+        let output_prefix = format!("comfy-farm/{}", execution.run);
+        let filling = Filling { output_prefix, inputs: Default::default() };
+        let filled = protocol::fill(&workflow, &interface, &parameters, &filling).expect("it is filled");
+        for (name_in_graph, blob) in filled.files {
+            let (_, _, bytes) = files.iter().find(|(.., bytes)| BlobRef::of(bytes) == blob).expect("given");
+            let path = self.folder.path().join(&name_in_graph);
+            std::fs::write(&path, bytes).expect("written");
+            execution.files.push(InputFile { name_in_graph, path });
+        }
+        execution.workflow = filled.workflow;
+        execution.outputs =
+            filled.outputs.iter().flat_map(|output| output.ops()).map(str::to_owned).collect();
+        let named = filled.outputs.iter().filter(|output| output.making == Making::NamedFile);
+        execution.named_files = named.map(|output| output.op.clone()).collect();
+        let scratch = execution.scratch.clone();
+        let produced = self.execute(execution, &CancellationToken::new()).await?;
+        name_outputs(&filled.outputs, &produced, &scratch)
+    }
+
+    /// The next run, of this workflow.
+    fn next(&self, workflow: Workflow) -> Execution {
         self.runs.set(self.runs.get() + 1);
         let run = RunId(uuid::Uuid::from_u128(self.runs.get()));
         let scratch = self.folder.path().join(run.to_string());
         std::fs::create_dir_all(&scratch).expect("made");
-        let execution = Execution {
-            run,
-            slot: SlotId(0),
-            workspace: Some(Arc::new(self.workspace.clone())),
-            workflow: Workflow::parse(&serde_json::to_vec(&graph).expect("JSON")).expect("a workflow"),
-            files: vec![],
-            outputs: vec!["9".to_owned()],
-            scratch,
-        };
+        let workspace = Some(Arc::new(self.workspace.clone()));
+        let (files, outputs, named_files) = Default::default();
+        Execution { run, slot: SlotId(0), workspace, workflow, files, outputs, named_files, scratch }
+    }
+
+    async fn execute(
+        &self,
+        execution: Execution,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<ProducedFile>, RunError> {
         let (progress, _watched) = ProgressSink::new();
         let running = self.engine.execute(execution, &progress, cancel);
         timeout(START * 3, running).await.expect("it ends in time")

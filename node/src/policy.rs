@@ -56,13 +56,24 @@ pub enum PolicyRefusal {
     Publisher(PublisherKey),
     /// Code would come from elsewhere than is allowed.
     #[error(
-        "it takes code from `{host}`, and this node takes it from {} only (`--allow-host`)",
+        "it takes code from `{host}`, and this node takes it from {} only (`--allow-code-host`)",
         list(allowed)
     )]
     Host {
         /// From where.
         host: String,
         /// From where it may.
+        allowed: Vec<String>,
+    },
+    /// Code would come with the bundle, which is no host.
+    #[error(
+        "custom node `{node}` travels with the bundle, and this node takes code from {} only (`--allow-code-host`)",
+        list(allowed)
+    )]
+    Carried {
+        /// The custom node.
+        node: String,
+        /// From where code may come.
         allowed: Vec<String>,
     },
     /// A model could run code.
@@ -86,10 +97,19 @@ impl Policy {
         trusted: &TrustedPublishers,
     ) -> Result<(), PolicyRefusal> {
         self.check(lockfile.verify()?, farm, trusted)?;
+        let allowed = || self.hosts.iter().cloned().collect();
         for host in code_hosts(lockfile) {
             if !self.allows_host(&host) {
-                return Err(PolicyRefusal::Host { host, allowed: self.hosts.iter().cloned().collect() });
+                return Err(PolicyRefusal::Host { host, allowed: allowed() });
             }
+        }
+        let carried = |node: &CustomNode| match node {
+            CustomNode::Carried { name, .. } => Some(name.to_string()),
+            _ => None,
+        };
+        let carried = lockfile.custom_nodes.iter().find_map(carried);
+        if let Some(node) = carried.filter(|_| !self.hosts.is_empty()) {
+            return Err(PolicyRefusal::Carried { node, allowed: allowed() });
         }
         let may_be_pickle = |path: &str| {
             let ending = path.rsplit_once('.').map(|(_, ending)| ending.to_ascii_lowercase());
@@ -153,7 +173,7 @@ impl fmt::Display for Policy {
 #[cfg(test)]
 mod tests {
     use ed25519_dalek::SigningKey;
-    use protocol::LockedModel;
+    use protocol::{BlobRef, LockedModel};
 
     use super::*;
 
@@ -200,5 +220,17 @@ mod tests {
         let narrow = Policy { hosts: ["git.example.org".to_owned()].into(), ..Policy::default() };
         let refused = judge(&narrow, &signed(1, MODEL), &[]).expect_err("another host");
         assert!(refused.to_string().contains("`github.com`"), "{refused}");
+
+        let mut carrying = signed(1, MODEL);
+        carrying.custom_nodes.push(CustomNode::Carried {
+            name: "own".parse().expect("a name"),
+            files: BlobRef::of(b"an archive"),
+            registry: None,
+        });
+        carrying.sign(&SigningKey::from_bytes(&[1; 32]));
+        assert_eq!(judge(&policy, &carrying, &[]), Ok(()));
+        let forge = Policy { hosts: ["github.com".to_owned()].into(), ..Policy::default() };
+        let refused = judge(&forge, &carrying, &[]).expect_err("it comes from no host");
+        assert!(refused.to_string().contains("custom node `own` travels with the bundle"), "{refused}");
     }
 }

@@ -10,6 +10,7 @@ use protocol::{CodeHash, EnvironmentHash, LockfileHash};
 pub mod plan;
 pub mod lock;
 pub mod git;
+mod carried;
 pub mod code;
 pub mod python;
 pub mod log;

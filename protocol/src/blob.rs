@@ -3,6 +3,7 @@
 //! Not here: where blobs lie and how they cross; that is the mesh's store and planes.
 
 use std::fmt;
+use std::io::{self, Read};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -74,6 +75,13 @@ impl BlobRef {
     /// The reference to these bytes.
     pub fn of(bytes: &[u8]) -> Self {
         Self { hash: BlobHash::of(bytes), size: bytes.len() as u64 }
+    }
+
+    /// The reference to all bytes that a reader gives.
+    pub fn of_reader(reader: impl Read) -> io::Result<Self> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(reader)?;
+        Ok(Self { hash: BlobHash(*hasher.finalize().as_bytes()), size: hasher.count() })
     }
 
     /// How many pieces it moves in; an empty blob has none.

@@ -9,6 +9,7 @@ mod archive;
 mod packages;
 mod snapshot;
 mod write;
+mod carried;
 mod sign;
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use crate::lockfile::{Lockfile, LockfileError, MAX_LOCKFILE};
 use crate::workflow::{MAX_WORKFLOW, Workflow, WorkflowError};
 
 use archive::Archive;
+pub use carried::{CarriedFault, CarriedFile, MAX_CARRIED, MAX_CARRIED_FILES, read_carried, write_carried};
 pub use sign::{SignBundleError, sign_bundle};
 pub use snapshot::SnapshotError;
 pub use write::{WriteBundleError, write_bundle};
@@ -31,6 +33,8 @@ const WORKFLOW: &str = "workflow_api.json";
 const EDITOR_WORKFLOW: &str = "workflow.json";
 const REQUIREMENTS: &str = "requirements.txt";
 const LOCKFILE: &str = "lockfile.json";
+/// The folder of the custom nodes that travel with the bundle, each as an archive of its own.
+const CARRIED: &str = "custom_nodes/";
 /// The folder of the files that the workflow reads.
 const INPUT: &str = "input/";
 /// The largest `snapshot.json` or `requirements.txt`, in bytes.
@@ -204,6 +208,14 @@ pub enum BundleError {
     /// The snapshot cannot be turned into a lockfile.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// A custom node that travels with the bundle is not the one of the lockfile, or none at all.
+    #[error("custom node `{name}` is not carried as it should be: {fault}")]
+    Carried {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        fault: CarriedFault,
+    },
     /// The caller could not keep an entry's bytes.
     #[error("entry `{entry}` of the bundle could not be stored")]
     Sink {
@@ -233,10 +245,14 @@ pub fn read_bundle(
 
     let inputs: Vec<String> =
         archive.names().filter(|name| name.starts_with(INPUT)).map(str::to_owned).collect();
-    let editor_workflow = archive.names().any(|name| name == EDITOR_WORKFLOW);
+    let editor_workflow = archive.has(EDITOR_WORKFLOW);
+    let carried = carried::entries(&lockfile);
     // All is measured before anything is kept: of a bundle that is refused, nothing stays.
     for entry in inputs.iter().map(String::as_str).chain(editor_workflow.then_some(EDITOR_WORKFLOW)) {
         archive.measure(entry)?;
+    }
+    for (name, entry, files) in &carried {
+        archive.check_carried(name, entry, *files)?;
     }
     let mut manifest = store(&workflow_bytes, &lockfile, sink)?;
     if editor_workflow {
@@ -245,6 +261,9 @@ pub fn read_bundle(
     for entry in inputs {
         let blob = archive.store(&entry, sink)?;
         manifest.inputs.insert(entry[INPUT.len()..].to_owned(), blob);
+    }
+    for (_, entry, _) in &carried {
+        archive.store(entry, sink)?;
     }
     Ok(Bundle { manifest, workflow, lockfile, repairs })
 }

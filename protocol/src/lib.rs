@@ -35,8 +35,9 @@ mod facts;
 
 pub use blob::{BlobHash, BlobRef, GROUP_SIZE, PIECE_SIZE, ParseBlobHashError};
 pub use bundle::{
-    Bundle, BundleError, BundleHash, BundleLimits, BundleManifest, Repair, SignBundleError, Sink,
-    SnapshotError, WriteBundleError, read_bundle, sign_bundle, write_bundle,
+    Bundle, BundleError, BundleHash, BundleLimits, BundleManifest, CarriedFault, CarriedFile, MAX_CARRIED,
+    MAX_CARRIED_FILES, Repair, SignBundleError, Sink, SnapshotError, WriteBundleError, read_bundle,
+    read_carried, sign_bundle, write_bundle, write_carried,
 };
 pub use collection::{CollectedFile, Collection, CollectionError, MAX_COLLECTED, MAX_COLLECTION};
 pub use environment::{
@@ -53,7 +54,7 @@ pub use lease::{HEARTBEAT, LEASE_DURATION, Lease, LeaseClock, REATTACH_GRACE};
 pub use lockfile::{
     CustomNode, FileName, GitCommit, GitPin, GitUrl, HttpsUrl, LockedModel, Lockfile, LockfileError,
     LockfileHash, MAX_LOCKFILE, ModelPath, PackagePin, ParseTextError, Pin, PublisherKey, PublisherSignature,
-    Sha256, SignatureError, Source, Token, WebUrl,
+    RegistryPin, Sha256, SignatureError, Source, Token, WebUrl,
 };
 pub use offer::{Device, Engine, Offer, SlotOffer};
 pub use origin::{Alias, BlobName, FileRef, ParseBlobNameError, PieceRange};

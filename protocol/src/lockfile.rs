@@ -12,7 +12,7 @@ use std::fmt;
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
 
-use crate::blob::BlobHash;
+use crate::blob::{BlobHash, BlobRef};
 
 pub(crate) use text::relative_path;
 pub use text::{
@@ -87,6 +87,26 @@ pub enum CustomNode {
         /// Whether its author had switched it off.
         disabled: bool,
     },
+    /// Files that travel with the bundle.
+    Carried {
+        /// What it is called in `custom_nodes`: a folder, or a single file.
+        name: FileName,
+        /// The archive of its files.
+        files: BlobRef,
+        /// The version of the Comfy registry that it was installed from.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        registry: Option<RegistryPin>,
+    },
+}
+
+/// A version of the Comfy registry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegistryPin {
+    /// Its id there.
+    pub id: Token,
+    /// The version.
+    pub version: Token,
 }
 
 impl CustomNode {
@@ -104,7 +124,7 @@ impl CustomNode {
     pub fn is_disabled(&self) -> bool {
         match self {
             Self::Git { disabled, .. } | Self::File { disabled, .. } => *disabled,
-            Self::Registry { .. } => false,
+            Self::Registry { .. } | Self::Carried { .. } => false,
         }
     }
 }
@@ -356,6 +376,26 @@ mod tests {
         let bytes = lockfile().to_canonical_json();
         assert_eq!(String::from_utf8(bytes.clone()).unwrap(), expected);
         assert_eq!(Lockfile::parse(&bytes).unwrap(), lockfile());
+    }
+
+    #[test]
+    fn carried_node_is_read_again_and_says_nothing_that_is_not_known() {
+        let mut lockfile = lockfile();
+        let carried = |registry| CustomNode::Carried {
+            name: "own-nodes".parse().unwrap(),
+            files: BlobRef::of(b"an archive"),
+            registry,
+        };
+        let registry = RegistryPin { id: "comfyui-own".parse().unwrap(), version: "1.0.8".parse().unwrap() };
+        lockfile.custom_nodes = vec![carried(None), carried(Some(registry))];
+        let text = String::from_utf8(lockfile.to_canonical_json()).unwrap();
+        assert_eq!(Lockfile::parse(text.as_bytes()).unwrap(), lockfile);
+        assert!(text.contains(r#""from":"carried","name":"own-nodes"},{"#), "{text}");
+        for (from, to) in
+            [("own-nodes", "../own"), ("\"version\"", "\"revision\""), ("\"files\"", "\"file\"")]
+        {
+            assert!(Lockfile::parse(text.replace(from, to).as_bytes()).is_err(), "{from} -> {to}");
+        }
     }
 
     #[test]

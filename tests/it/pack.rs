@@ -9,6 +9,21 @@ use serde_json::{Value, json};
 
 use crate::workspaces::{FARM_TEST, Sources, managed, picture, upscaling, wait_for_workspace};
 
+/// A custom node of one file, whose op gives its picture back.
+const SINGLE_FILE: &str = r#"
+class TestTravelled:
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "run", ("IMAGE",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"image": ("IMAGE",)}}
+
+    def run(self, image):
+        return (image,)
+
+
+NODE_CLASS_MAPPINGS = {"TestTravelled": TestTravelled}
+"#;
 const UPSTREAM: &str = "https://github.com/comfyanonymous/ComfyUI.git";
 
 fn git(folder: &Path, arguments: &[&str]) -> anyhow::Result<String> {
@@ -127,14 +142,20 @@ async fn packed_folder_is_rebuilt_by_a_node_and_renders() -> anyhow::Result<()> 
     git(&folder.join("ComfyUI/custom_nodes"), &["clone", "--quiet", &url(&node)])?;
     let models = folder.join("ComfyUI/models");
     studio.upscaler(&models).await?;
-    std::fs::write(folder.join("upscale_api.json"), upscaling().to_string())?;
+    std::fs::write(folder.join("ComfyUI/custom_nodes/single.py"), SINGLE_FILE)?;
+    let mut workflow = upscaling();
+    workflow["5"] = json!({ "class_type": "TestTravelled", "inputs": { "image": ["4", 0] } });
+    workflow["9"]["inputs"]["images"] = json!(["5", 0]);
+    std::fs::write(folder.join("upscale_api.json"), workflow.to_string())?;
     let python = installed.join("venv/bin/python");
     let python = python.to_str().context("UTF-8")?;
     let pack =
         ["pack", "--comfyui", "ComfyUI", "--workflow", "upscale_api.json", "--python", python, "--json"];
     let packed = json_of(&folder, &pack).await?;
     assert_eq!(packed["lockfile"]["comfyui"], comfyui);
-    assert_eq!(packed["lockfile"]["custom_nodes"], json!([node]));
+    let travelled = &packed["lockfile"]["custom_nodes"][1];
+    assert_eq!((&travelled["from"], &travelled["name"]), (&json!("carried"), &json!("single.py")));
+    assert_eq!(packed["lockfile"]["custom_nodes"], json!([node, travelled]));
 
     let index = PackageIndex::serve(&installed.join("index"), std::net::TcpListener::bind("127.0.0.1:0")?)?;
     let flags = [managed(&index), vec!["--models".to_owned(), models.display().to_string()]].concat();

@@ -9,7 +9,8 @@ use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use protocol::{BlobRef, Bundle, BundleLimits, CustomNode, PackagePin, Pin, read_bundle};
+use mesh::store::ByteSize;
+use protocol::{BlobRef, Bundle, BundleLimits, CustomNode, PackagePin, Pin, RegistryPin, read_bundle};
 
 use crate::failure::Failure;
 
@@ -60,11 +61,7 @@ pub(super) fn read(path: &Path) -> anyhow::Result<Bundle> {
     let shown = path.display();
     let file =
         File::open(path).map_err(|error| Failure::Input(format!("`{shown}` cannot be read: {error}")))?;
-    let mut name = |_: &str, part: &mut dyn Read| {
-        let mut bytes = Vec::new();
-        part.read_to_end(&mut bytes)?;
-        Ok(BlobRef::of(&bytes))
-    };
+    let mut name = |_: &str, part: &mut dyn Read| BlobRef::of_reader(part);
     let is_json = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
     let bundle = if is_json {
         let mut bytes = Vec::new();
@@ -86,6 +83,12 @@ pub(super) fn name_and_version(node: &CustomNode) -> (String, String) {
             (url.to_string(), disabled(commit.to_string(), off))
         }
         CustomNode::Registry { id, version } => (id.to_string(), version.to_string()),
+        CustomNode::Carried { name, files, registry } => {
+            let version = registry.as_ref().map_or_else(String::new, |RegistryPin { id, version }| {
+                format!("{id} {version} of the registry, ")
+            });
+            (name.to_string(), format!("{version}carried, {}", ByteSize(files.size)))
+        }
         CustomNode::File { name, disabled: off } => {
             (name.to_string(), disabled("a single file".to_owned(), off))
         }

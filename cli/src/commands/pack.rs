@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use mesh::folders::names::KnownNames;
 use mesh::store::ByteSize;
 use node::workspace::lock::{LockRequest, Locked, lock, without_token};
@@ -43,9 +43,26 @@ pub(crate) struct PackArguments {
     /// that of this user's node.
     #[arg(long, value_name = "DIR", env = environment::DATA)]
     data: Option<PathBuf>,
+    /// A custom node whose files the bundle takes along, by its name in `custom_nodes`: a folder that is no
+    /// repository, or a repository that others cannot clone. Repeatable.
+    #[arg(long, value_name = "NAME")]
+    carry: Vec<String>,
+    /// What becomes of a custom node that is not as its commit has it: it is refused, or the bundle takes its files
+    /// along. ComfyUI itself is always refused then.
+    #[arg(long, value_name = "CHOICE", value_enum, default_value_t = Dirty::Refuse)]
+    dirty: Dirty,
     /// Answer in JSON.
     #[arg(long)]
     json: bool,
+}
+
+/// What becomes of changed files in a repository.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Dirty {
+    /// They are refused.
+    Refuse,
+    /// The bundle takes them along.
+    Carry,
 }
 
 pub(super) fn pack(arguments: &PackArguments) -> anyhow::Result<()> {
@@ -63,6 +80,8 @@ pub(super) fn pack(arguments: &PackArguments) -> anyhow::Result<()> {
         models: &arguments.models_dir,
         sources: &arguments.source,
         known: &known,
+        carry: &arguments.carry,
+        carry_dirty: arguments.dirty == Dirty::Carry,
     };
     let locked = lock(&request, &|now| progress.show(now));
     drop(progress);
@@ -95,7 +114,8 @@ fn write(path: &Path, workflow: &[u8], locked: &Locked) -> anyhow::Result<Bundle
         tempfile::Builder::new().prefix(".pack-").suffix(".zip").permissions(permissions).tempfile_in(folder);
     let draft = draft.with_context(|| format!("`{}` cannot be written to", folder.display()))?;
     let inputs = locked.inputs.iter().map(|(name, file)| (name.clone(), File::open(file)));
-    write_bundle(draft.as_file(), workflow, &locked.lockfile, inputs)
+    let carried = locked.carried.iter().map(|node| (node.name.clone(), node.archive.try_clone()));
+    write_bundle(draft.as_file(), workflow, &locked.lockfile, inputs, carried)
         .map_err(|error| Failure::Input(protocol::error_chain(&error)))?;
     let bundle = read(draft.path())?;
     ensure!(bundle.lockfile == locked.lockfile, "the bundle is not read as it was written");

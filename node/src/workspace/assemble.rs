@@ -8,10 +8,12 @@ mod resolution;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mesh::control::Reach;
+use mesh::store::BlobHold;
 use protocol::{
     Accelerator, BlobHash, CodeSpec, EnvironmentLock, EnvironmentSpec, Lockfile, MAX_LOCKFILE, PrepareStep,
     PublisherKey, Resolution, WantedWorkspace, error_chain,
@@ -90,14 +92,15 @@ impl Assembler {
         let folder = self.root.join("ready").join(wanted.lockfile.to_string());
         let mut record = WorkspaceRecord::begin(&folder, &lockfile, &wanted.workflow).map_err(failed)?;
         steps.enter(PrepareStep::Code);
-        let tree = self.code(&lockfile, &known, &files, steps, log, cancel).await?;
+        let mut holds = Vec::new();
+        let tree = self.code(&lockfile, &known, &files, steps, log, &mut holds).await?;
         steps.enter(PrepareStep::Python);
         let environment = self.python(&lockfile, &known, &tree, &files, log, cancel).await?;
         record.environment = Some(environment.key);
         record.save(&folder).map_err(failed)?;
         steps.enter(PrepareStep::Models);
         let folder = folder.join("files");
-        let mut holds = files.models(&lockfile, &folder, steps).await?;
+        holds.extend(files.models(&lockfile, &folder, steps).await?);
         let resolution = self.resolved(&lockfile, &known, &environment, &mut holds).await?;
         let workspace = Workspace {
             lockfile: wanted.lockfile,
@@ -146,18 +149,24 @@ impl Assembler {
         files: &Files<'_>,
         steps: &Steps,
         log: &PrepareLog,
-        cancel: &CancellationToken,
+        holds: &mut Vec<BlobHold>,
     ) -> Result<CodeTree, BuildError> {
         let spec = CodeSpec::of(lockfile);
         let git = GitStore::open(self.root.join("git")).map_err(failed)?;
         let trees = CodeTrees::new(self.root.join("code"), git.clone());
-        if !trees.has(&spec) {
+        let mut archives = BTreeMap::new();
+        if trees.has(&spec) {
+            // Other nodes have them from this one.
+            let store = self.reach.exchange.store();
+            holds.extend(CodeTrees::archives(&spec).iter().map(|files| store.hold(files.hash)));
+        } else {
             self.unpack(&spec, known, &git, files, log).await?;
+            archives = files.archives(&spec, holds).await?;
         }
-        let (policy, steps, cancel) = (self.policy.clone(), steps.clone(), cancel.clone());
+        let (policy, steps, cancel) = (self.policy.clone(), steps.clone(), files.cancel.clone());
         let building = tokio::task::spawn_blocking(move || {
             let progress = |bytes| steps.tell(bytes, 0);
-            trees.build(&spec, &Fetching { policy: &policy, progress: &progress, cancel: &cancel })
+            trees.build(&spec, &archives, &Fetching { policy: &policy, progress: &progress, cancel: &cancel })
         });
         match building.await {
             Ok(Err(CodeError::Git(refused @ GitError::Refused { .. }))) => {

@@ -1,15 +1,22 @@
-//! Code trees: ComfyUI with its custom nodes, each at its commit, under the hash of all of them.
+//! Code trees: ComfyUI with its custom nodes, each at its commit or as it travelled, under the hash of all of them.
 //!
-//! A tree is made beside its place and moved there when it is whole; lockfiles of the same commits share it.
-//! Blocks. Not here: how a repository is fetched (`git`), and what Python the tree needs (`python`).
+//! A tree is made beside its place and moved there when it is whole; lockfiles of the same code share it. The archives
+//! of what travelled lie beside it, for it to be compared with. Blocks. Not here: how a repository is fetched (`git`),
+//! and what Python the tree needs (`python`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use protocol::{CodeHash, CodeSpec, CustomNode, GitPin};
+use protocol::{BlobHash, BlobRef, CodeHash, CodeSpec, CustomNode, FileName, GitPin};
 
+use super::carried::{self, CarriedError};
 use super::git::{Fetching, GitError, GitStore, make_folder};
 use super::plan::folder_of;
+
+/// The folder of ComfyUI in which custom nodes are.
+const CUSTOM_NODES: &str = "custom_nodes";
+/// The folder beside ComfyUI's with the archives of what travelled.
+const ARCHIVES: &str = "carried";
 
 /// All code trees of this node.
 #[derive(Debug, Clone)]
@@ -25,7 +32,7 @@ pub struct CodeTree {
     pub hash: CodeHash,
     /// The folder with `main.py`.
     pub comfyui: PathBuf,
-    /// The folders of the custom nodes, in the order of the spec.
+    /// The custom nodes, in the order of the spec: folders, or single files.
     pub custom_nodes: Vec<PathBuf>,
 }
 
@@ -38,16 +45,19 @@ pub enum CodeError {
     /// A repository is not at its commit.
     #[error(transparent)]
     Git(#[from] GitError),
+    /// The files of a custom node are not as they should have travelled.
+    #[error(transparent)]
+    Carried(#[from] CarriedError),
     /// A custom node is no repository, and nobody carries it.
     #[error(
-        "custom node `{0}` is no git repository, and the bundle does not carry it: record it by a repository and a commit"
+        "custom node `{0}` is no git repository, and the bundle does not carry it: pack it again with `comfy-farm pack`"
     )]
     NotCarried(String),
     /// Two custom nodes want one folder, or one wants a folder that is none.
-    #[error("custom node `{url}` cannot be put into `custom_nodes/{folder}`: {fault}")]
+    #[error("custom node `{node}` cannot be put into `custom_nodes/{folder}`: {fault}")]
     Folder {
-        /// The custom node.
-        url: String,
+        /// The custom node: its address, or its name.
+        node: String,
         /// The folder.
         folder: String,
         /// Why.
@@ -79,8 +89,22 @@ impl CodeTrees {
         spec.comfyui.iter().cloned().chain(spec.custom_nodes.iter().filter_map(CustomNode::git)).collect()
     }
 
-    /// The tree of a spec; fetched and laid out unless it is here.
-    pub fn build(&self, spec: &CodeSpec, fetching: &Fetching<'_>) -> Result<CodeTree, CodeError> {
+    /// The archives that a tree needs of what travels with the bundle.
+    pub fn archives(spec: &CodeSpec) -> Vec<BlobRef> {
+        let files = |node: &CustomNode| match node {
+            CustomNode::Carried { files, .. } => Some(*files),
+            _ => None,
+        };
+        spec.custom_nodes.iter().filter_map(files).collect()
+    }
+
+    /// The tree of a spec; fetched and laid out unless it is here. `archives` are the files of those that it needs.
+    pub fn build(
+        &self,
+        spec: &CodeSpec,
+        archives: &BTreeMap<BlobHash, PathBuf>,
+        fetching: &Fetching<'_>,
+    ) -> Result<CodeTree, CodeError> {
         let (comfyui, nodes) = parts(spec)?;
         let hash = spec.hash();
         let folder = self.root.join(hash.to_string());
@@ -88,67 +112,117 @@ impl CodeTrees {
         if tree.comfyui.is_dir() {
             return Ok(tree);
         }
-        for pin in [&comfyui].into_iter().chain(nodes.iter().map(|(pin, _)| pin)) {
+        for pin in [&comfyui].into_iter().chain(nodes.iter().filter_map(Part::pin)) {
             self.git.fetch(pin, fetching)?;
         }
         make_folder(&folder, |draft| {
+            let kept = draft.join(ARCHIVES);
             let draft = to_tree(hash, draft, &nodes);
             self.git.checkout(&comfyui, &draft.comfyui)?;
-            for ((pin, name), place) in nodes.iter().zip(&draft.custom_nodes) {
+            for (part, place) in nodes.iter().zip(&draft.custom_nodes) {
                 // A submodule of ComfyUI, or a folder of the same name, is not to be overlaid.
                 if place.exists() {
-                    let (url, entry) = (pin.url.to_string(), format!("custom_nodes/{name}"));
-                    return Err(GitError::Entry { url, entry, fault: "is in ComfyUI itself already" });
+                    return Err(part.refused("ComfyUI itself has it"));
                 }
-                self.git.checkout(pin, place)?;
+                match &part.origin {
+                    Origin::Git(pin) => {
+                        self.git.checkout(pin, place)?;
+                    }
+                    Origin::Carried(name, files) => {
+                        let archive = archives.get(&files.hash);
+                        let archive = archive.ok_or_else(|| CodeError::NotCarried(name.to_string()))?;
+                        let kept = carried::keep(name, *files, archive, &kept)?;
+                        carried::lay_out(name, &kept, &draft.comfyui.join(CUSTOM_NODES))?;
+                    }
+                }
             }
-            Ok(())
+            Ok::<_, CodeError>(())
         })?;
         Ok(tree)
     }
 
-    /// The files of a tree that are not as its commits have them, below the folder of ComfyUI.
+    /// The files of a tree that are not as its commits and archives have them, below the folder of ComfyUI.
     pub fn differences(&self, spec: &CodeSpec) -> Result<Vec<String>, CodeError> {
         let (comfyui, nodes) = parts(spec)?;
         let hash = spec.hash();
-        let tree = to_tree(hash, &self.root.join(hash.to_string()), &nodes);
+        let folder = self.root.join(hash.to_string());
+        let tree = to_tree(hash, &folder, &nodes);
         let mut differing = self.git.differences(&comfyui, &tree.comfyui)?;
-        for ((pin, name), place) in nodes.iter().zip(&tree.custom_nodes) {
-            let files = self.git.differences(pin, place)?;
-            differing.extend(files.into_iter().map(|file| format!("custom_nodes/{name}/{file}")));
+        for (part, place) in nodes.iter().zip(&tree.custom_nodes) {
+            let files = match &part.origin {
+                Origin::Git(pin) => {
+                    let files = self.git.differences(pin, place)?;
+                    files.into_iter().map(|file| format!("{}/{file}", part.name)).collect()
+                }
+                Origin::Carried(name, files) => {
+                    let custom_nodes = tree.comfyui.join(CUSTOM_NODES);
+                    carried::differences(name, *files, &folder.join(ARCHIVES), &custom_nodes)?
+                }
+            };
+            differing.extend(files.into_iter().map(|file| format!("{CUSTOM_NODES}/{file}")));
         }
         Ok(differing)
     }
 }
 
-fn to_tree(hash: CodeHash, folder: &Path, nodes: &[(GitPin, String)]) -> CodeTree {
+/// One custom node of a tree.
+struct Part {
+    /// What it is called in `custom_nodes`.
+    name: String,
+    origin: Origin,
+}
+
+/// Where the files of a custom node come from.
+enum Origin {
+    Git(GitPin),
+    Carried(FileName, BlobRef),
+}
+
+impl Part {
+    fn pin(&self) -> Option<&GitPin> {
+        match &self.origin {
+            Origin::Git(pin) => Some(pin),
+            Origin::Carried(..) => None,
+        }
+    }
+
+    fn refused(&self, fault: &'static str) -> CodeError {
+        let node = self.pin().map_or_else(|| self.name.clone(), |pin| pin.url.to_string());
+        CodeError::Folder { node, folder: self.name.clone(), fault }
+    }
+}
+
+fn to_tree(hash: CodeHash, folder: &Path, nodes: &[Part]) -> CodeTree {
     let comfyui = folder.join("ComfyUI");
-    let place = |(_, name): &(GitPin, String)| comfyui.join("custom_nodes").join(name);
+    let place = |part: &Part| comfyui.join(CUSTOM_NODES).join(&part.name);
     CodeTree { hash, custom_nodes: nodes.iter().map(place).collect(), comfyui }
 }
 
-/// ComfyUI and the custom nodes, each with its folder.
-fn parts(spec: &CodeSpec) -> Result<(GitPin, Vec<(GitPin, String)>), CodeError> {
+/// ComfyUI and the custom nodes, each with its name.
+fn parts(spec: &CodeSpec) -> Result<(GitPin, Vec<Part>), CodeError> {
     let comfyui = spec.comfyui.clone().ok_or(CodeError::NoComfyUi)?;
     let (mut nodes, mut taken) = (Vec::new(), BTreeSet::new());
     for node in &spec.custom_nodes {
-        let pin = match node {
-            CustomNode::Git { url, commit, .. } => GitPin { url: url.clone(), commit: commit.clone() },
+        let part = match node {
+            CustomNode::Git { url, commit, .. } => {
+                let pin = GitPin { url: url.clone(), commit: commit.clone() };
+                Part { name: folder_of(url.as_str()).to_owned(), origin: Origin::Git(pin) }
+            }
+            CustomNode::Carried { name, files, .. } => {
+                Part { name: name.to_string(), origin: Origin::Carried(name.clone(), *files) }
+            }
             CustomNode::Registry { id, version } => {
                 return Err(CodeError::NotCarried(format!("{id} {version}")));
             }
             CustomNode::File { name, .. } => return Err(CodeError::NotCarried(name.to_string())),
         };
-        let folder = folder_of(pin.url.as_str()).to_owned();
-        let refused =
-            |fault| Err(CodeError::Folder { url: pin.url.to_string(), folder: folder.clone(), fault });
-        if folder.is_empty() || folder.starts_with('.') || folder.contains(['?', '#', '\\']) {
-            return refused("that is no name for it");
+        if part.name.is_empty() || part.name.starts_with('.') || part.name.contains(['?', '#', '\\']) {
+            return Err(part.refused("that is no name for it"));
         }
-        if !taken.insert(folder.to_lowercase()) {
-            return refused("another custom node has it");
+        if !taken.insert(part.name.to_lowercase()) {
+            return Err(part.refused("another custom node has it"));
         }
-        nodes.push((pin, folder));
+        nodes.push(part);
     }
     Ok((comfyui, nodes))
 }
@@ -156,7 +230,10 @@ fn parts(spec: &CodeSpec) -> Result<(GitPin, Vec<(GitPin, String)>), CodeError> 
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::io::Cursor;
+    use std::os::unix::fs::PermissionsExt;
 
+    use protocol::{CarriedFile, write_carried};
     use tokio_util::sync::CancellationToken;
 
     use super::*;
@@ -181,19 +258,87 @@ mod tests {
         let cancel = CancellationToken::new();
         let fetching = Fetching { policy: &policy, progress: &|_| {}, cancel: &cancel };
         let spec = CodeSpec { comfyui: Some(main), custom_nodes: vec![node(&nice)] };
-        let tree = trees.build(&spec, &fetching).expect("built");
+        let tree = trees.build(&spec, &BTreeMap::new(), &fetching).expect("built");
         assert_eq!(fs::read_to_string(tree.comfyui.join("main.py")).expect("there"), "run\n");
         let init = tree.comfyui.join("custom_nodes").join(name).join("__init__.py");
         assert_eq!(fs::read_to_string(&init).expect("there"), "nodes\n");
         assert_eq!(tree.requirements(), [tree.comfyui.join("requirements.txt")]);
         // With its upstreams gone it is found.
         drop((comfyui, nodes));
-        assert_eq!(trees.build(&spec, &fetching).expect("found"), tree);
+        assert_eq!(trees.build(&spec, &BTreeMap::new(), &fetching).expect("found"), tree);
         assert_eq!(trees.differences(&spec).expect("compared"), Vec::<String>::new());
         fs::remove_file(&init).expect("removed");
         assert_eq!(trees.differences(&spec).expect("compared").len(), 1);
         let left: Vec<_> = fs::read_dir(folder.path().join("code")).expect("there").flatten().collect();
         assert_eq!(left.len(), 1, "nothing half-made stays: {left:?}");
+    }
+
+    #[test]
+    fn what_travelled_is_laid_out_beside_the_commits_and_compared_with_its_archive() {
+        let (comfyui, folder) = (Upstream::new(), tempfile::tempdir().expect("a temporary folder"));
+        let main = comfyui.commit(&[("main.py", 0o100644, "run\n")]);
+        let trees = CodeTrees::new(
+            folder.path().join("code"),
+            GitStore::open(folder.path().join("git")).expect("opens"),
+        );
+        let (own, own_files) =
+            archive(folder.path(), &[("own/__init__.py", false, "own\n"), ("own/b/run.sh", true, "run\n")]);
+        let (single, single_files) = archive(folder.path(), &[("single.py", false, "single\n")]);
+        let node = |name: &str, files| CustomNode::Carried {
+            name: name.parse().expect("a name"),
+            files,
+            registry: None,
+        };
+        let nodes = vec![node("own", own_files), node("single.py", single_files)];
+        let spec = CodeSpec { comfyui: Some(main.clone()), custom_nodes: nodes };
+        assert_eq!(CodeTrees::archives(&spec), [own_files, single_files]);
+        let archives = [(own_files.hash, own.clone()), (single_files.hash, single)].into();
+        let policy = Policy { private_origins: true, ..Policy::default() };
+        let cancel = CancellationToken::new();
+        let fetching = Fetching { policy: &policy, progress: &|_| {}, cancel: &cancel };
+        let tree = trees.build(&spec, &archives, &fetching).expect("built");
+        let at = |path: &str| tree.comfyui.join("custom_nodes").join(path);
+        assert_eq!(tree.custom_nodes, [at("own"), at("single.py")]);
+        assert_eq!(fs::read_to_string(at("own/__init__.py")).expect("there"), "own\n");
+        assert_eq!(fs::read_to_string(at("single.py")).expect("there"), "single\n");
+        let mode = |path: &str| fs::metadata(at(path)).expect("there").permissions().mode() & 0o777;
+        assert_eq!((mode("own/b/run.sh"), mode("single.py")), (0o555, 0o444));
+        assert_eq!(trees.differences(&spec).expect("compared"), Vec::<String>::new());
+        fs::remove_file(at("single.py")).expect("removed");
+        fs::remove_file(at("own/__init__.py")).expect("removed");
+        fs::write(at("own/__init__.py"), "owN\n").expect("own file");
+        let differing = ["custom_nodes/own/__init__.py", "custom_nodes/single.py"];
+        assert_eq!(trees.differences(&spec).expect("compared"), differing);
+
+        let check = |node: CustomNode, archive: &Path, expected: &str| {
+            let CustomNode::Carried { files, .. } = &node else { panic!("it travels") };
+            let archives = [(files.hash, archive.to_owned())].into();
+            let spec = CodeSpec { comfyui: Some(main.clone()), custom_nodes: vec![node] };
+            let error = trees.build(&spec, &archives, &fetching).expect_err(expected);
+            let error = protocol::error_chain(&error);
+            assert!(error.contains(expected) && !trees.has(&spec), "{error}");
+        };
+        check(node("own", single_files), &own, "its archive is not the one that the lockfile names");
+        check(node("other", own_files), &own, "which is not below its name");
+        let (both, files) = archive(folder.path(), &[("own", false, ""), ("own/x.py", false, "")]);
+        check(node("own", files), &both, "custom node `own`");
+    }
+
+    /// An archive of these files; its own name follows from what is in it.
+    fn archive(folder: &Path, files: &[(&str, bool, &str)]) -> (PathBuf, BlobRef) {
+        let mut bytes = Vec::new();
+        let listed = files
+            .iter()
+            .map(|(path, executable, _)| CarriedFile { path: (*path).to_owned(), executable: *executable });
+        let open = |file: &CarriedFile| {
+            let (.., text) = files.iter().find(|(path, ..)| *path == file.path).expect("one of them");
+            Ok(text.as_bytes())
+        };
+        write_carried(Cursor::new(&mut bytes), listed, open).expect("written");
+        let blob = BlobRef::of(&bytes);
+        let path = folder.join(format!("{}.zip", blob.hash));
+        fs::write(&path, bytes).expect("own folder");
+        (path, blob)
     }
 
     #[test]
@@ -208,7 +353,9 @@ mod tests {
         let check = |comfyui: Option<GitPin>, custom_nodes: Vec<CustomNode>, expected: &str| {
             let (policy, cancel) = (Policy::default(), CancellationToken::new());
             let fetching = Fetching { policy: &policy, progress: &|_| {}, cancel: &cancel };
-            let error = trees.build(&CodeSpec { comfyui, custom_nodes }, &fetching).expect_err(expected);
+            let error = trees
+                .build(&CodeSpec { comfyui, custom_nodes }, &BTreeMap::new(), &fetching)
+                .expect_err(expected);
             assert!(error.to_string().contains(expected), "{error}");
         };
         let main = || Some(pin("https://example.org/ComfyUI"));

@@ -157,10 +157,10 @@ fn canonical(url: &GitUrl) -> String {
 }
 
 /// Makes a folder by filling a hidden one beside it and renaming that.
-pub(super) fn make_folder<T>(
+pub(super) fn make_folder<T, E: From<GitError>>(
     into: &Path,
-    fill: impl FnOnce(&Path) -> Result<T, GitError>,
-) -> Result<T, GitError> {
+    fill: impl FnOnce(&Path) -> Result<T, E>,
+) -> Result<T, E> {
     let parent = into.parent().unwrap_or(Path::new("."));
     let fail = |source: io::Error| GitError::io(into, source);
     fs::create_dir_all(parent).map_err(fail)?;

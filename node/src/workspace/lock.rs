@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! repositories   ComfyUI and each custom node -> upstream and commit; what differs is refused by name
+//! carried        a custom node that travels with the bundle -> the archive of its files
 //! packages       the Python that runs it -> its version and what is installed in it
 //! named          the workflow -> the model and input files that it names
 //! sources        a model file -> where else it can be fetched from
@@ -12,6 +13,7 @@
 
 mod error;
 mod repositories;
+mod carried;
 mod packages;
 mod named;
 mod sources;
@@ -25,7 +27,8 @@ use mesh::folders::IndexProgress;
 use mesh::folders::names::{FileNames, KnownNames, names_of};
 use protocol::{HttpsUrl, LockedModel, Lockfile, Sha256, Source, Workflow};
 
-pub use error::{Fault, LockError};
+pub use carried::{CarriedNode, CarryError};
+pub use error::{Fault, LockError, What};
 pub use sources::without_token;
 
 use named::{ModelFile, ModelFolders};
@@ -46,15 +49,21 @@ pub struct LockRequest<'a> {
     pub sources: &'a [(Sha256, HttpsUrl)],
     /// What is known of files already, so that they are not read again.
     pub known: &'a KnownNames,
+    /// The custom nodes whose files are to travel with the bundle, by their names in `custom_nodes`.
+    pub carry: &'a [String],
+    /// Whether the files of a custom node travel as well where they are not as its commit has them.
+    pub carry_dirty: bool,
 }
 
 /// A folder as it was recorded.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Locked {
     /// Every version and model.
     pub lockfile: Lockfile,
     /// The input files that the workflow names, by their path in ComfyUI's input folder.
     pub inputs: BTreeMap<String, PathBuf>,
+    /// The custom nodes that travel with the bundle.
+    pub carried: Vec<CarriedNode>,
     /// What was recorded otherwise than it lies there, in words.
     pub notes: Vec<String>,
     /// What a rebuild elsewhere will lack, in words.
@@ -67,6 +76,7 @@ struct Findings {
     notes: Vec<String>,
     lacking: Vec<String>,
     faults: Vec<Fault>,
+    carried: Vec<CarriedNode>,
 }
 
 /// Records a folder. `tell` hears how far the hashing of the models is.
@@ -77,7 +87,7 @@ pub fn lock(request: &LockRequest<'_>, tell: &(dyn Fn(IndexProgress) + Sync)) ->
     }
     let mut findings = Findings::default();
     let pin = repositories::comfyui(comfyui, &mut findings);
-    let custom_nodes = repositories::custom_nodes(comfyui, &mut findings)?;
+    let custom_nodes = repositories::custom_nodes(request, &mut findings)?;
     let Installed { python, packages } = packages::installed(comfyui, request.python, &mut findings)?;
     let folders = ModelFolders::of(comfyui, request.models)?;
     let files = named::models(workflow, &folders, &mut findings);
@@ -102,7 +112,8 @@ pub fn lock(request: &LockRequest<'_>, tell: &(dyn Fn(IndexProgress) + Sync)) ->
         models,
         ..Lockfile::default()
     };
-    Ok(Locked { lockfile, inputs, notes: findings.notes, lacking: findings.lacking })
+    let Findings { notes, lacking, carried, .. } = findings;
+    Ok(Locked { lockfile, inputs, carried, notes, lacking })
 }
 
 fn model(

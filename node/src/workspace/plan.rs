@@ -3,7 +3,7 @@
 //! Pure: a lockfile and a machine in, steps out; no network is asked. Not here: doing any of it.
 
 use protocol::{
-    Accelerator, BlobHash, CodeHash, CodeSpec, CustomNode, EnvironmentHash, EnvironmentSpec, GitPin,
+    Accelerator, BlobHash, BlobRef, CodeHash, CodeSpec, CustomNode, EnvironmentHash, EnvironmentSpec, GitPin,
     LockedModel, Lockfile, LockfileHash, PackagePin, Pin, Sha256,
 };
 use serde::Serialize;
@@ -46,6 +46,13 @@ pub enum Step {
     Registry {
         /// Where the archive is asked for.
         url: String,
+        /// Where it goes in the workspace.
+        path: String,
+    },
+    /// A custom node whose files travel with the bundle.
+    Carried {
+        /// The archive of its files, which peers serve.
+        files: BlobRef,
         /// Where it goes in the workspace.
         path: String,
     },
@@ -119,6 +126,9 @@ impl Plan {
                 url: format!("{NODE_REGISTRY}/{id}/install?version={version}"),
                 path: format!("ComfyUI/custom_nodes/{id}"),
             }),
+            CustomNode::Carried { name, files, .. } => {
+                self.steps.push(Step::Carried { files: *files, path: format!("ComfyUI/custom_nodes/{name}") })
+            }
             CustomNode::File { name, .. } => {
                 self.lacking
                     .push(format!("custom node `{name}`: a single file, which the bundle does not carry"));

@@ -69,9 +69,14 @@ impl<'a, R: Read + Seek> Archive<'a, R> {
         self.files.keys().map(String::as_str)
     }
 
+    /// Whether there is a file of this name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.files.contains_key(name)
+    }
+
     /// The bytes of a file of at most `limit` bytes, if there is one.
     pub(super) fn read(&mut self, name: &str, limit: u64) -> Result<Option<Vec<u8>>, BundleError> {
-        if !self.files.contains_key(name) {
+        if !self.has(name) {
             return Ok(None);
         }
         let size = self.measure(name)?;
@@ -110,7 +115,7 @@ impl<'a, R: Read + Seek> Archive<'a, R> {
         sink(name, &mut entry).map_err(|source| BundleError::Sink { entry: name.to_owned(), source })
     }
 
-    fn entry(&mut self, name: &str) -> Result<ZipFile<'_, R>, BundleError> {
+    pub(super) fn entry(&mut self, name: &str) -> Result<ZipFile<'_, R>, BundleError> {
         let unreadable =
             |error: ZipError| BundleError::Entry { entry: name.to_owned(), source: error.into() };
         self.zip.by_name(name).map_err(unreadable)

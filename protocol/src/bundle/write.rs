@@ -9,8 +9,14 @@ use serde_json::{Map, Value, json};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, DateTime, ZipWriter};
 
+use super::carried::carried_entry;
 use super::{BundleLimits, INPUT, LOCKFILE, SNAPSHOT, WORKFLOW};
-use crate::lockfile::{CustomNode, LockedModel, Lockfile, PackagePin, Pin, Source, relative_path};
+use crate::lockfile::{
+    CustomNode, FileName, LockedModel, Lockfile, PackagePin, Pin, RegistryPin, Source, relative_path,
+};
+
+/// The permissions of an entry, as comfy-pack writes them.
+const MODE: u32 = 0o600;
 
 /// Why a bundle could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -42,40 +48,56 @@ pub enum WriteBundleError {
     },
 }
 
-/// Writes a bundle; `inputs` are files by their path in ComfyUI's input folder.
+/// Writes a bundle; `inputs` are files by their path in ComfyUI's input folder, `carried` the archives of the custom
+/// nodes that the lockfile says travel with it, by their names.
 pub fn write_bundle<R: Read>(
     writer: impl Write + Seek,
     workflow: &[u8],
     lockfile: &Lockfile,
     inputs: impl IntoIterator<Item = (String, io::Result<R>)>,
+    carried: impl IntoIterator<Item = (FileName, io::Result<R>)>,
 ) -> Result<(), WriteBundleError> {
-    let mut bundle = BundleWriter { zip: ZipWriter::new(writer), left: BundleLimits::default() };
+    let mut bundle = BundleWriter::new(writer, BundleLimits::default());
     let snapshot = serde_json::to_vec_pretty(&snapshot(lockfile)).expect("a snapshot has only text keys");
-    bundle.add(SNAPSHOT, Ok(snapshot.as_slice()))?;
-    bundle.add(WORKFLOW, Ok(workflow))?;
-    bundle.add(LOCKFILE, Ok(lockfile.to_canonical_json().as_slice()))?;
+    bundle.add(SNAPSHOT, MODE, Ok(snapshot.as_slice()))?;
+    bundle.add(WORKFLOW, MODE, Ok(workflow))?;
+    bundle.add(LOCKFILE, MODE, Ok(lockfile.to_canonical_json().as_slice()))?;
     for (name, contents) in inputs {
-        bundle.add(&format!("{INPUT}{name}"), contents)?;
+        bundle.add(&format!("{INPUT}{name}"), MODE, contents)?;
     }
-    let finished = bundle.zip.finish();
-    finished.map(drop).map_err(|error| WriteBundleError::Io { entry: "end".to_owned(), source: error.into() })
+    for (name, archive) in carried {
+        bundle.add(&carried_entry(&name), MODE, archive)?;
+    }
+    bundle.finish()
 }
 
-struct BundleWriter<W: Write + Seek> {
+/// A zip that is written as its readers take it.
+pub(super) struct BundleWriter<W: Write + Seek> {
     zip: ZipWriter<W>,
     /// What the reader still takes.
     left: BundleLimits,
 }
 
 impl<W: Write + Seek> BundleWriter<W> {
-    fn add(&mut self, name: &str, contents: io::Result<impl Read>) -> Result<(), WriteBundleError> {
+    /// An empty one that never holds more than this.
+    pub(super) fn new(writer: W, limits: BundleLimits) -> Self {
+        Self { zip: ZipWriter::new(writer), left: limits }
+    }
+
+    /// Adds an entry with these Unix permissions.
+    pub(super) fn add(
+        &mut self,
+        name: &str,
+        mode: u32,
+        contents: io::Result<impl Read>,
+    ) -> Result<(), WriteBundleError> {
         let fail = |source: io::Error| WriteBundleError::Io { entry: name.to_owned(), source };
         relative_path(name).map_err(|fault| WriteBundleError::EntryName { entry: name.to_owned(), fault })?;
         // As comfy-pack writes them: stored, without a time, so that equal parts are equal files.
         let options = SimpleFileOptions::default()
             .compression_method(CompressionMethod::Stored)
             .last_modified_time(DateTime::default())
-            .unix_permissions(0o600);
+            .unix_permissions(mode);
         self.zip.start_file(name, options).map_err(|error| fail(error.into()))?;
         let limit = self.left.entry_size.min(self.left.total_size);
         let size = io::copy(&mut contents.map_err(fail)?.take(limit + 1), &mut self.zip).map_err(fail)?;
@@ -84,6 +106,14 @@ impl<W: Write + Seek> BundleWriter<W> {
         }
         self.left.total_size -= size;
         Ok(())
+    }
+
+    /// Ends the zip.
+    pub(super) fn finish(self) -> Result<(), WriteBundleError> {
+        let finished = self.zip.finish();
+        finished
+            .map(drop)
+            .map_err(|error| WriteBundleError::Io { entry: "end".to_owned(), source: error.into() })
     }
 }
 
@@ -101,6 +131,14 @@ fn snapshot(lockfile: &Lockfile) -> Value {
             CustomNode::File { name, disabled } => {
                 files.push(json!({ "filename": name, "disabled": disabled }))
             }
+            CustomNode::Carried { registry: Some(RegistryPin { id, version }), .. } => {
+                registry.insert(id.to_string(), json!(version));
+            }
+            // comfy-pack has no word for a folder that nobody publishes.
+            CustomNode::Carried { name, registry: None, .. } if name.as_str().ends_with(".py") => {
+                files.push(json!({ "filename": name, "disabled": false }))
+            }
+            CustomNode::Carried { .. } => {}
         }
     }
     // comfy-pack knows Python to its minor version.
@@ -215,7 +253,7 @@ mod tests {
         let workflow = entry(&recorded, WORKFLOW);
         let mut zip = Vec::new();
         let inputs = ["example.png", "sub/grade.cube"].map(|name| (name.to_owned(), Ok(name.as_bytes())));
-        write_bundle(Cursor::new(&mut zip), &workflow, &lockfile, inputs).unwrap();
+        write_bundle(Cursor::new(&mut zip), &workflow, &lockfile, inputs, []).unwrap();
 
         let bundle = read(&zip);
         assert_eq!((&bundle.lockfile, bundle.repairs.as_slice()), (&lockfile, [].as_slice()));
@@ -248,15 +286,15 @@ mod tests {
     fn what_no_reader_takes_is_not_written() {
         let check = |name: &str, contents: io::Result<&[u8]>, expected: &str| {
             let inputs = [(name.to_owned(), contents)];
-            let error = write_bundle(Cursor::new(Vec::new()), b"{}", &Lockfile::default(), inputs);
+            let error = write_bundle(Cursor::new(Vec::new()), b"{}", &Lockfile::default(), inputs, []);
             assert!(error.unwrap_err().to_string().contains(expected), "{name}");
         };
         check("../x", Ok(b""), "`input/../x` cannot be carried in a bundle: its name has `..`");
         check("x", Err(io::Error::other("gone")), "`input/x` could not be put into the bundle");
         let left = BundleLimits { total_size: 10, ..BundleLimits::default() };
-        let mut bundle = BundleWriter { zip: ZipWriter::new(Cursor::new(Vec::new())), left };
-        bundle.add("input/x", Ok(io::repeat(0).take(6))).unwrap();
-        let error = bundle.add("input/y", Ok(io::repeat(0))).unwrap_err().to_string();
+        let mut bundle = BundleWriter::new(Cursor::new(Vec::new()), left);
+        bundle.add("input/x", MODE, Ok(io::repeat(0).take(6))).unwrap();
+        let error = bundle.add("input/y", MODE, Ok(io::repeat(0))).unwrap_err().to_string();
         assert_eq!(
             error,
             "`input/y` cannot be carried in a bundle: it has more than the 4 bytes that are left"

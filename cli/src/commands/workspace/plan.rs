@@ -29,6 +29,9 @@ fn line(step: &Step) -> String {
     match step {
         Step::Git { url, commit, path } => format!("git       {path}\n  {url} at {commit}"),
         Step::Registry { url, path } => format!("registry  {path}\n  {url}"),
+        Step::Carried { files, path } => {
+            format!("carried   {path}\n  {} as blob {}", ByteSize(files.size), files.hash)
+        }
         Step::Python { version } => format!("Python    {version}"),
         Step::Package { name, pin, index: None } => format!("package   {name}\n  {pin}"),
         Step::Package { name, pin, index: Some(index) } => format!("package   {name}=={pin}\n  {index}"),

@@ -1,5 +1,6 @@
 //! The files of a workspace: blobs of this node, of peers, and of the internet.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -9,11 +10,15 @@ use mesh::control::Reach;
 use mesh::fetch::{FetchFileError, OriginFile, OriginSizeError};
 use mesh::store::BlobHold;
 use protocol::message::Provider;
-use protocol::{BlobName, BlobRef, FileRef, LockedFile, LockedModel, Lockfile, WebUrl, error_chain};
+use protocol::{
+    BlobHash, BlobName, BlobRef, CodeSpec, FileRef, LockedFile, LockedModel, Lockfile, MAX_CARRIED, WebUrl,
+    error_chain,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::failed;
 use crate::os;
+use crate::workspace::code::CodeTrees;
 use crate::workspace::prepare::{BuildError, Steps};
 use crate::workspace::python::{WheelError, WheelSource};
 
@@ -49,6 +54,35 @@ impl Files<'_> {
             fetched.ok_or(BuildError::Canceled)?.map_err(failed)?;
         }
         Ok(hold)
+    }
+
+    /// Has the archives of what travels with a bundle here, and says where each lies.
+    pub(super) async fn archives(
+        &self,
+        spec: &CodeSpec,
+        holds: &mut Vec<BlobHold>,
+    ) -> Result<BTreeMap<BlobHash, PathBuf>, BuildError> {
+        let mut archives = BTreeMap::new();
+        for files in CodeTrees::archives(spec) {
+            let fail = |reason| {
+                BuildError::Failed(format!(
+                    "a custom node that travels with the bundle did not come: {reason}"
+                ))
+            };
+            if files.size > MAX_CARRIED {
+                return Err(fail(format!(
+                    "it has {} bytes, and at most {MAX_CARRIED} are taken",
+                    files.size
+                )));
+            }
+            holds.push(self.blob(files).await.map_err(|error| match error {
+                BuildError::Failed(reason) => fail(reason),
+                error => error,
+            })?);
+            let path = self.reach.exchange.store().path_of(files.hash);
+            archives.insert(files.hash, path.ok_or_else(|| fail("it was removed meanwhile".to_owned()))?);
+        }
+        Ok(archives)
     }
 
     /// Has every model of a lockfile here, and at its place below a folder.

@@ -1,5 +1,6 @@
 //! Two nodes of one farm, real git, real uv, and a package index of the test's own.
 
+use std::io::Cursor;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -9,8 +10,8 @@ use mesh::finder::{FindError, Finder, Found};
 use mesh::origin::{OriginConfig, OriginReader};
 use protocol::message::{OriginLease, Provider};
 use protocol::{
-    Accelerator, BlobName, FileRef, LockedModel, Lockfile, PieceRange, PublisherKey, WantedWorkspace,
-    WorkflowVersion,
+    Accelerator, BlobName, CarriedFile, FileRef, LockedModel, Lockfile, PieceRange, PublisherKey,
+    WantedWorkspace, WorkflowVersion, write_carried,
 };
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -114,11 +115,18 @@ async fn workspace_comes_from_its_origins_and_its_files_from_a_peer_once_there_i
     let farm = Farm::new();
     let Some(first) = Node::start(&farm, &index, None).await else { return };
     let model = first.exchange.store().import_bytes(b"a tiny model").await.expect("there is room");
+    let mut archive = Vec::new();
+    let init = CarriedFile { path: "own/__init__.py".to_owned(), executable: false };
+    write_carried(Cursor::new(&mut archive), [init], |_| Ok(b"own\n".as_slice())).expect("written");
+    let own = first.exchange.store().import_bytes(&archive).await.expect("there is room");
     let (publisher, stranger) = (key(), key());
     let mut lockfile = Lockfile::parse(
         json!({
             "format": 1, "python": "3.11", "comfyui": main,
-            "custom_nodes": [{ "from": "git", "url": node.url, "commit": node.commit, "disabled": false }],
+            "custom_nodes": [
+                { "from": "git", "url": node.url, "commit": node.commit, "disabled": false },
+                { "from": "carried", "name": "own", "files": own },
+            ],
             "packages": [{ "name": "lib", "version": "1.0" }],
             "models": [{ "path": "models/vae/tiny.safetensors", "size": model.size, "blob": model.hash, "disabled": false }],
         })
@@ -134,6 +142,8 @@ async fn workspace_comes_from_its_origins_and_its_files_from_a_peer_once_there_i
 
     let workspace = first.assemble(&want, farm_key).await.expect("assembled");
     assert!(workspace.comfyui.join("main.py").is_file());
+    let travelled = |workspace: &Workspace| workspace.comfyui.join("custom_nodes/own/__init__.py");
+    assert_eq!(std::fs::read(travelled(&workspace)).expect("laid out"), b"own\n");
     let imported = std::process::Command::new(&workspace.python)
         .args(["-c", "import lib, extra; print(lib.VERSION)"])
         .output()
@@ -148,6 +158,7 @@ async fn workspace_comes_from_its_origins_and_its_files_from_a_peer_once_there_i
     // The other node has the model and the lockfile from the first alone.
     let second = Node::start(&farm, &index, Some(&first)).await.expect("there is a uv");
     let same = second.assemble(&want, farm_key).await.expect("assembled");
+    assert_eq!(std::fs::read(travelled(&same)).expect("laid out"), b"own\n");
     assert_eq!((same.code, same.environment), (workspace.code, workspace.environment));
     assert_eq!(
         std::fs::read(same.files.join("models/vae/tiny.safetensors")).expect("linked"),

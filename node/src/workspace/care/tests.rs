@@ -1,5 +1,6 @@
 //! Workspaces that are laid out by hand, looked after.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -192,7 +193,7 @@ async fn verification_finds_what_changed_in_each_part() {
     let trees = CodeTrees::new(kept.at("code"), GitStore::open(kept.at("git")).expect("opens"));
     let policy = Policy { private_origins: true, ..Policy::default() };
     let fetching = Fetching { policy: &policy, progress: &|_| {}, cancel: &CancellationToken::new() };
-    let tree = trees.build(&CodeSpec::of(&lockfile), &fetching).expect("built");
+    let tree = trees.build(&CodeSpec::of(&lockfile), &BTreeMap::new(), &fetching).expect("built");
     let key = EnvironmentKey(BlobHash([1; 32]));
     let library = format!("environments/{key}/lib/python3.11/site-packages/lib.py");
     kept.write(&library, b"VERSION = 1\n");

@@ -72,7 +72,7 @@ impl GitStore {
 fn check(policy: &Policy, url: &GitUrl) -> Result<(), GitError> {
     let refused = |reason| Err(GitError::Refused { url: url.to_string(), reason });
     if !policy.allows_host(&url.host()) {
-        return refused("its host is not among those that this node's owner allows (`--allow-host`)");
+        return refused("its host is not among those that this node's owner allows (`--allow-code-host`)");
     }
     if !policy.private_origins && !url.is_public() {
         return refused(

@@ -3,6 +3,7 @@
 //!
 //! Only reads. Not here: which differences matter.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use git2::{ErrorCode, Repository, Status, StatusOptions};
@@ -95,6 +96,19 @@ impl LocalRepository {
         };
         Ok(statuses.iter().map(difference).collect())
     }
+
+    /// The files and whole folders that git is told to pass over.
+    pub(in crate::workspace) fn passed_over(&self) -> Result<BTreeSet<String>, GitError> {
+        let mut options = StatusOptions::new();
+        options.include_ignored(true).recurse_ignored_dirs(false).include_untracked(false);
+        let statuses = self.repository.statuses(Some(&mut options));
+        let statuses = statuses.map_err(|source| fail("compare", &self.folder, source))?;
+        let ignored = statuses.iter().filter(|entry| entry.status() == Status::IGNORED);
+        let path = |entry: git2::StatusEntry<'_>| {
+            String::from_utf8_lossy(entry.path_bytes()).trim_end_matches('/').to_owned()
+        };
+        Ok(ignored.map(path).collect())
+    }
 }
 
 fn fail(attempt: &'static str, folder: &Path, source: git2::Error) -> GitError {
@@ -135,6 +149,10 @@ mod tests {
         let differences = local.differences().expect("compared");
         let difference = |path: &str, is_new| Difference { path: path.to_owned(), is_new };
         assert_eq!(differences, [difference("main.py", false), difference("other.py", true)]);
+        std::fs::create_dir(path.join("logs.log")).expect("own folder");
+        std::fs::write(path.join("logs.log/y"), "y\n").expect("own folder");
+        let passed_over = ["logs.log", "x.log"].map(str::to_owned);
+        assert_eq!(local.passed_over().expect("compared"), passed_over.into());
 
         let tree = clone.head().expect("a head").peel_to_tree().expect("a tree");
         let author = git2::Signature::new("a", "a@example.org", &git2::Time::new(0, 0)).expect("a name");

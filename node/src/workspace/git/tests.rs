@@ -285,7 +285,7 @@ fn only_what_the_owner_allows_is_asked() {
         check(url, &Policy::default(), "--allow-private-origins");
     }
     let policy = Policy { hosts: ["git.example.org".to_owned()].into(), ..Policy::default() };
-    check("https://github.com/x/y", &policy, "--allow-host");
+    check("https://github.com/x/y", &policy, "--allow-code-host");
 }
 
 #[test]

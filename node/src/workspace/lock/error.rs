@@ -1,11 +1,13 @@
 //! Why a ComfyUI folder cannot be recorded, and what its owner can do about it.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use mesh::store::StoreError;
 use protocol::{ParseTextError, Sha256, error_chain};
 
+use super::carried::CarryError;
 use crate::workspace::git::GitError;
 
 /// Why a folder is not recorded.
@@ -62,6 +64,15 @@ pub enum LockError {
     /// A model could not be hashed.
     #[error("a model of the workflow could not be hashed")]
     Hash(#[from] StoreError),
+    /// A custom node is to travel that is not there.
+    #[error(
+        "custom node `{name}` is to travel with the bundle, and `custom_nodes` has none of that name that is switched on \
+         and not of ComfyUI's own commit"
+    )]
+    UnusedCarry {
+        /// The custom node.
+        name: String,
+    },
     /// A source is for a file that the workflow does not use.
     #[error("a source is given for SHA-256 `{sha256}`, which no model of the workflow has")]
     UnusedSource {
@@ -76,7 +87,42 @@ impl LockError {
     }
 }
 
-/// Something that a lockfile has no place for. `what` is `ComfyUI`, or names a custom node.
+/// What a fault is of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    /// ComfyUI itself.
+    ComfyUi,
+    /// A custom node, by its name in `custom_nodes`.
+    CustomNode(String),
+}
+
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ComfyUi => f.write_str("ComfyUI"),
+            Self::CustomNode(name) => write!(f, "custom node `{name}`"),
+        }
+    }
+}
+
+impl What {
+    /// The other way, which only custom nodes have.
+    fn or_carry(&self) -> String {
+        match self {
+            Self::ComfyUi => String::new(),
+            Self::CustomNode(name) => format!("; or take its files along with `--carry {name}`"),
+        }
+    }
+
+    fn or_carry_dirty(&self) -> &'static str {
+        match self {
+            Self::ComfyUi => "",
+            Self::CustomNode(_) => "; or take all its files along with `--dirty carry`",
+        }
+    }
+}
+
+/// Something that a lockfile has no place for.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
     /// ComfyUI is no repository.
@@ -87,8 +133,9 @@ pub enum Fault {
     NoRepository,
     /// A custom node is a bare folder.
     #[error(
-        "custom node `{name}` is a folder that neither git nor the registry knows: install it with `git clone`, or \
-         rename it to `{name}.disabled` where the workflow does not need it"
+        "custom node `{name}` is a folder that neither git nor the registry knows: take its files along with \
+         `--carry {name}`, install it with `git clone`, or rename it to `{name}.disabled` where the workflow does not \
+         need it"
     )]
     BareFolder {
         /// Its folder.
@@ -96,43 +143,64 @@ pub enum Fault {
     },
     /// A repository has no upstream.
     #[error(
-        "{what} has no remote: push it to where others can clone it, and set that with `git remote add origin`"
+        "{what} has no remote: push it to where others can clone it, and set that with `git remote add origin`{}",
+        what.or_carry()
     )]
     NoRemote {
         /// Whose.
-        what: String,
+        what: What,
     },
     /// A repository has no commit.
-    #[error("{what} has no commit yet: commit its files and push them")]
+    #[error("{what} has no commit yet: commit its files and push them{}", what.or_carry())]
     NoCommit {
         /// Whose.
-        what: String,
+        what: What,
+    },
+    /// A custom node is at a commit that others do not have.
+    #[error(
+        "{what} is at a commit that no branch or tag of `{url}` is known to have here: push it, or `git fetch` where it \
+         is pushed{}",
+        what.or_carry()
+    )]
+    Unpublished {
+        /// Whose.
+        what: What,
+        /// The remote.
+        url: String,
     },
     /// A repository's files are not those of its commit.
     #[error(
-        "{what} is not as its commit has it, which a lockfile cannot carry ({}): commit and push this, or put it away \
-         with `git stash -u`",
-        files
+        "{what} is not as its commit has it, which a lockfile cannot carry ({files}): commit and push this, or put it \
+         away with `git stash -u`{}",
+        what.or_carry_dirty()
     )]
     Changed {
         /// Whose.
-        what: String,
+        what: What,
         /// Some of the files, and how many more.
         files: String,
     },
     /// A name or address in it is none that a lockfile can have.
-    #[error("{what} cannot be recorded: {fault}")]
+    #[error("{what} cannot be recorded: {fault}{}", what.or_carry())]
     Text {
         /// Whose.
-        what: String,
+        what: What,
         /// What it is, and what it should be.
         fault: ParseTextError,
+    },
+    /// The files of a custom node cannot travel.
+    #[error("{what} cannot travel with the bundle: {}", error_chain(fault))]
+    Carry {
+        /// Whose.
+        what: What,
+        /// Why.
+        fault: CarryError,
     },
     /// A repository cannot be read.
     #[error("{what} cannot be read: {}", error_chain(fault))]
     Git {
         /// Whose.
-        what: String,
+        what: What,
         /// Why.
         fault: GitError,
     },

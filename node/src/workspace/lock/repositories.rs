@@ -6,15 +6,15 @@
 use std::fs;
 use std::path::Path;
 
-use protocol::{CustomNode, GitPin, GitUrl, ParseTextError};
+use protocol::{CustomNode, GitPin, GitUrl, ParseTextError, RegistryPin};
 use serde::Deserialize;
 
-use super::{Fault, Findings, LockError, some_of};
+use super::carried::{Taken, carry};
+use super::error::What;
+use super::{Fault, Findings, LockError, LockRequest, some_of};
 use crate::workspace::git::{Difference, LocalRepository};
 use crate::workspace::plan::folder_of;
 
-/// What people call ComfyUI, for messages.
-const COMFYUI: &str = "ComfyUI";
 /// The folders of ComfyUI that are its user's: what differs there is no other ComfyUI.
 const OF_THE_USER: [&str; 8] =
     ["models/", "input/", "output/", "temp/", "user/", "custom_nodes/", "venv/", ".venv/"];
@@ -22,6 +22,8 @@ const OF_THE_USER: [&str; 8] =
 const CODE: [&str; 5] = [".py", ".so", ".pyd", ".cu", ".js"];
 /// Where ComfyUI-Manager keeps what it switched off.
 const SWITCHED_OFF: &str = ".disabled";
+/// The list of its files in what ComfyUI-Manager installed from the registry.
+const TRACKING: &str = ".tracking";
 /// How many differing files are named.
 const NAMED: usize = 3;
 
@@ -30,21 +32,27 @@ pub(super) fn comfyui(folder: &Path, findings: &mut Findings) -> Option<GitPin> 
     match LocalRepository::open(folder) {
         Ok(Some(repository)) => {
             let is_own = |path: &str| !OF_THE_USER.iter().any(|folder| path.starts_with(folder));
-            pin(COMFYUI, &repository, is_own, findings)
+            let changed = changes(&What::ComfyUi, &repository, is_own, findings);
+            findings.faults.extend(changed.map(|files| Fault::Changed { what: What::ComfyUi, files }));
+            pin(What::ComfyUi, &repository, findings)
         }
         Ok(None) => {
             findings.faults.push(Fault::NoRepository);
             None
         }
         Err(fault) => {
-            findings.faults.push(Fault::Git { what: COMFYUI.to_owned(), fault });
+            findings.faults.push(Fault::Git { what: What::ComfyUi, fault });
             None
         }
     }
 }
 
 /// All that is in `custom_nodes`, but what comes with ComfyUI's own commit.
-pub(super) fn custom_nodes(comfyui: &Path, findings: &mut Findings) -> Result<Vec<CustomNode>, LockError> {
+pub(super) fn custom_nodes(
+    request: &LockRequest<'_>,
+    findings: &mut Findings,
+) -> Result<Vec<CustomNode>, LockError> {
+    let comfyui = request.comfyui;
     let folder = comfyui.join("custom_nodes");
     // Where it cannot be opened, that is told already.
     let repository = LocalRepository::open(comfyui).ok().flatten();
@@ -59,8 +67,15 @@ pub(super) fn custom_nodes(comfyui: &Path, findings: &mut Findings) -> Result<Ve
         }
         match name.strip_suffix(".disabled") {
             Some(name) => nodes.extend(disabled(name, &path, findings)),
-            None => nodes.extend(enabled(&name, &path, findings)),
+            None => nodes.extend(enabled(&name, &path, request, findings)),
         }
+    }
+    let travels = |name: &&String| findings.carried.iter().any(|node| node.name.as_str() == name.as_str());
+    match request.carry.iter().find(|name| !travels(name)) {
+        Some(name) if findings.faults.is_empty() => {
+            return Err(LockError::UnusedCarry { name: name.clone() });
+        }
+        _ => {}
     }
     let folder = folder.join(SWITCHED_OFF);
     if folder.is_dir() {
@@ -80,54 +95,66 @@ fn names(folder: &Path) -> Result<Vec<String>, LockError> {
     Ok(names)
 }
 
-fn enabled(name: &str, path: &Path, findings: &mut Findings) -> Option<CustomNode> {
-    let what = format!("custom node `{name}`");
+fn enabled(
+    name: &str,
+    path: &Path,
+    request: &LockRequest<'_>,
+    findings: &mut Findings,
+) -> Option<CustomNode> {
+    let what = What::CustomNode(name.to_owned());
     if path.is_file() {
-        findings.lacking.push(format!(
-            "{what}: it is a single file, which a bundle does not carry; make it a git repository, or rename it to \
-             `{name}.disabled` where the workflow does not need it"
-        ));
-        return kept(&what, name.parse(), findings).map(|name| CustomNode::File { name, disabled: false });
+        return carry(name, path, &Taken::All, None, findings);
     }
-    match LocalRepository::open(path) {
+    let is_asked = request.carry.iter().any(|asked| asked == name);
+    let repository = match LocalRepository::open(path) {
         Err(fault) => {
             findings.faults.push(Fault::Git { what, fault });
-            None
+            return None;
         }
-        Ok(Some(repository)) => {
-            let GitPin { url, commit } = pin(&what, &repository, |_| true, findings)?;
-            let rebuilt = folder_of(url.as_str());
-            if rebuilt != name {
-                findings
-                    .notes
-                    .push(format!("{what} becomes `custom_nodes/{rebuilt}`, as `git clone` names it"));
-            }
-            Some(CustomNode::Git { url, commit, disabled: false })
-        }
-        Ok(None) => of_registry(&what, name, path, findings),
+        Ok(Some(repository)) => repository,
+        Ok(None) => return no_repository(name, path, is_asked, findings),
+    };
+    if is_asked {
+        return carry(name, path, &Taken::Repository(&repository), None, findings);
     }
+    match changes(&what, &repository, |_| true, findings) {
+        Some(_) if request.carry_dirty => {
+            return carry(name, path, &Taken::Repository(&repository), None, findings);
+        }
+        Some(files) => findings.faults.push(Fault::Changed { what: what.clone(), files }),
+        None => {}
+    }
+    let GitPin { url, commit } = pin(what, &repository, findings)?;
+    let rebuilt = folder_of(url.as_str());
+    if rebuilt != name {
+        findings
+            .notes
+            .push(format!("custom node `{name}` becomes `custom_nodes/{rebuilt}`, as `git clone` names it"));
+    }
+    Some(CustomNode::Git { url, commit, disabled: false })
 }
 
-/// A folder that ComfyUI-Manager installed from the registry: it leaves a list of its files.
-fn of_registry(what: &str, name: &str, path: &Path, findings: &mut Findings) -> Option<CustomNode> {
+/// A folder that ComfyUI-Manager installed from the registry, which leaves a list of its files; or a bare one.
+fn no_repository(name: &str, path: &Path, is_asked: bool, findings: &mut Findings) -> Option<CustomNode> {
+    let what = What::CustomNode(name.to_owned());
     let project = fs::read_to_string(path.join("pyproject.toml")).ok();
     let project = project.and_then(|text| toml::from_str::<PyProject>(&text).ok());
-    let Some(project) = project.filter(|_| path.join(".tracking").is_file()) else {
-        // ComfyUI loads no folder without it.
-        if path.join("__init__.py").is_file() {
-            findings.faults.push(Fault::BareFolder { name: name.to_owned() });
-        }
-        return None;
-    };
-    let Project { name, version, urls } = project.project;
-    let id = kept(what, name.trim().to_lowercase().parse(), findings)?;
-    let version = kept(what, version.parse(), findings)?;
-    let repository = urls.repository.map_or_else(|| "its repository".to_owned(), |url| format!("`{url}`"));
-    findings.lacking.push(format!(
-        "{what}: {id} {version} comes from the Comfy registry, from which nodes of a farm do not rebuild; `git clone` \
-         {repository} in its place"
-    ));
-    Some(CustomNode::Registry { id, version })
+    if let Some((PyProject { project }, listed)) = project.zip(fs::read_to_string(path.join(TRACKING)).ok()) {
+        let id = kept(&what, project.name.trim().to_lowercase().parse(), findings)?;
+        let version = kept(&what, project.version.parse(), findings)?;
+        let registry = Some(RegistryPin { id, version });
+        // Its own files, and not what it downloaded or what was set in it.
+        let taken = if is_asked { Taken::All } else { Taken::listed(TRACKING, &listed) };
+        return carry(name, path, &taken, registry, findings);
+    }
+    if is_asked {
+        return carry(name, path, &Taken::All, None, findings);
+    }
+    // ComfyUI loads no folder without it.
+    if path.join("__init__.py").is_file() {
+        findings.faults.push(Fault::BareFolder { name: name.to_owned() });
+    }
+    None
 }
 
 /// What is switched off is recorded as far as a lockfile can, and never stands in the way.
@@ -148,67 +175,73 @@ fn disabled(name: &str, path: &Path, findings: &mut Findings) -> Option<CustomNo
     recorded
 }
 
-/// The upstream and commit of a repository, all of whose own files are as the commit has them.
-fn pin(
-    what: &str,
-    repository: &LocalRepository,
-    is_own: impl Fn(&str) -> bool,
-    findings: &mut Findings,
-) -> Option<GitPin> {
-    let unreadable = |fault| Fault::Git { what: what.to_owned(), fault };
-    let what_ = || what.to_owned();
+/// The upstream and commit of a repository.
+fn pin(what: What, repository: &LocalRepository, findings: &mut Findings) -> Option<GitPin> {
     let url = match repository.remote() {
-        Some(url) => kept::<GitUrl>(what, url.parse(), findings),
+        Some(url) => kept::<GitUrl>(&what, url.parse(), findings),
         None => {
-            findings.faults.push(Fault::NoRemote { what: what_() });
+            findings.faults.push(Fault::NoRemote { what: what.clone() });
             None
         }
     };
     let commit = match repository.commit() {
-        Ok(commit) => commit,
+        Ok(Some(commit)) => commit,
+        Ok(None) => {
+            findings.faults.push(Fault::NoCommit { what });
+            return None;
+        }
         Err(fault) => {
-            findings.faults.push(unreadable(fault));
+            findings.faults.push(Fault::Git { what, fault });
             return None;
         }
     };
-    let Some(commit) = commit else {
-        findings.faults.push(Fault::NoCommit { what: what_() });
-        return None;
-    };
-    match repository.differences() {
-        Ok(differences) => {
-            let own: Vec<_> = differences.into_iter().filter(|difference| is_own(&difference.path)).collect();
-            findings.faults.extend(changed(what, &own));
-        }
-        Err(fault) => findings.faults.push(unreadable(fault)),
-    }
     let url = url?;
     if !url.is_public() {
         findings.lacking.push(format!("{what}: `{url}` is no https address that everybody reaches"));
     }
     if !repository.is_published() {
-        findings.notes.push(format!(
-            "{what} is at a commit that no branch of `{url}` is known to have here: nodes can fetch it only if it is \
-             pushed"
-        ));
+        match what {
+            // Nothing else could be done, and what is known here may be old.
+            What::ComfyUi => findings.notes.push(format!(
+                "{what} is at a commit that no branch of `{url}` is known to have here: nodes can fetch it only if it \
+                 is pushed"
+            )),
+            What::CustomNode(_) => findings.faults.push(Fault::Unpublished { what, url: url.to_string() }),
+        }
     }
     Some(GitPin { url, commit })
 }
 
-/// The fault of files that change what runs.
-fn changed(what: &str, differences: &[Difference]) -> Option<Fault> {
-    let is_code = |path: &str| CODE.iter().any(|ending| path.ends_with(ending));
-    let files: Vec<String> = differences
-        .iter()
-        .filter(|difference| !difference.is_new || is_code(&difference.path))
-        .map(|difference| format!("`{}`", difference.path))
-        .collect();
-    (!files.is_empty()).then(|| Fault::Changed { what: what.to_owned(), files: some_of(files, NAMED) })
+/// The files of a repository that change what runs, in words; `None` where there are none.
+fn changes(
+    what: &What,
+    repository: &LocalRepository,
+    is_own: impl Fn(&str) -> bool,
+    findings: &mut Findings,
+) -> Option<String> {
+    let differences = match repository.differences() {
+        Ok(differences) => differences,
+        Err(fault) => {
+            findings.faults.push(Fault::Git { what: what.clone(), fault });
+            return None;
+        }
+    };
+    let changes = |difference: &Difference| {
+        is_own(&difference.path) && (!difference.is_new || is_code(&difference.path))
+    };
+    let files = differences.iter().filter(|difference| changes(difference));
+    let files: Vec<String> = files.map(|difference| format!("`{}`", difference.path)).collect();
+    (!files.is_empty()).then(|| some_of(files, NAMED))
+}
+
+/// Whether a file of this path is code.
+pub(super) fn is_code(path: &str) -> bool {
+    CODE.iter().any(|ending| path.ends_with(ending))
 }
 
 /// A text that was checked, or the fault that it is none.
-fn kept<T>(what: &str, parsed: Result<T, ParseTextError>, findings: &mut Findings) -> Option<T> {
-    parsed.map_err(|fault| findings.faults.push(Fault::Text { what: what.to_owned(), fault })).ok()
+pub(super) fn kept<T>(what: &What, parsed: Result<T, ParseTextError>, findings: &mut Findings) -> Option<T> {
+    parsed.map_err(|fault| findings.faults.push(Fault::Text { what: what.clone(), fault })).ok()
 }
 
 /// Of one upstream that is there twice, what is switched on counts.
@@ -233,12 +266,4 @@ struct PyProject {
 struct Project {
     name: String,
     version: String,
-    #[serde(default)]
-    urls: Urls,
-}
-
-#[derive(Default, Deserialize)]
-struct Urls {
-    #[serde(rename = "Repository")]
-    repository: Option<String>,
 }

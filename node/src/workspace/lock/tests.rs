@@ -1,10 +1,11 @@
 //! Made-up ComfyUI folders of real repositories, with a real Python, recorded.
 
 use std::fs;
+use std::io::Seek;
 use std::os::unix::fs::PermissionsExt;
 
 use git2::Repository;
-use protocol::{BlobHash, CustomNode, GitPin, Pin};
+use protocol::{BlobHash, BlobRef, CustomNode, GitPin, Pin, RegistryPin, read_carried};
 use serde_json::{Value, json};
 use sha2::Digest;
 use tempfile::TempDir;
@@ -92,6 +93,26 @@ impl Folder {
             models,
             sources,
             known: &known,
+            carry: &[],
+            carry_dirty: false,
+        };
+        lock(&request, &|_| {})
+    }
+
+    /// With the files of some custom nodes, or of all that are changed.
+    fn lock_carrying(&self, carry: &[&str], carry_dirty: bool) -> Result<Locked, LockError> {
+        let workflow = Workflow::parse(bare().to_string().as_bytes()).expect("a workflow");
+        let (comfyui, known) = (self.path(), KnownNames::default());
+        let carry: Vec<String> = carry.iter().map(|name| (*name).to_owned()).collect();
+        let request = LockRequest {
+            comfyui: &comfyui,
+            workflow: &workflow,
+            python: None,
+            models: &[],
+            sources: &[],
+            known: &known,
+            carry: &carry,
+            carry_dirty,
         };
         lock(&request, &|_| {})
     }
@@ -203,28 +224,124 @@ fn folder_that_is_no_comfyui_or_no_repository_is_refused_with_what_to_do() {
     assert!(folder.fault().contains("name the folder of ComfyUI itself"));
 }
 
+/// The files of a custom node that travels, by their paths.
+fn carried(locked: &Locked, name: &str) -> Vec<(String, String)> {
+    let node = locked.carried.iter().find(|node| node.name.as_str() == name).expect("it travels");
+    let recorded = locked.lockfile.custom_nodes.iter().find_map(|node| match node {
+        CustomNode::Carried { name: recorded, files, .. } if recorded.as_str() == name => Some(*files),
+        _ => None,
+    });
+    let archive = || node.archive.try_clone().expect("open");
+    assert_eq!(recorded, Some(BlobRef::of_reader(archive()).expect("read")));
+    archive().rewind().expect("a file");
+    let mut files = Vec::new();
+    read_carried(archive(), &node.name, &mut |file, reader| {
+        files.push((file.path.clone(), std::io::read_to_string(reader)?));
+        Ok(())
+    })
+    .expect("an archive");
+    files
+}
+
+fn with_text(files: &[(&str, &str)]) -> Vec<(String, String)> {
+    files.iter().map(|(path, text)| ((*path).to_owned(), (*text).to_owned())).collect()
+}
+
 #[test]
-fn nodes_of_the_registry_and_single_files_are_recorded_and_told_to_be_lacking() {
+fn nodes_of_the_registry_and_single_files_travel_with_their_own_files() {
     let folder = Folder::new();
-    let project = "[project]\nname = \"ComfyUI-Some\"\nversion = \"1.0.8\"\n[project.urls]\nRepository = \"https://github.com/x/y\"\n";
+    let project = "[project]\nname = \"ComfyUI-Some\"\nversion = \"1.0.8\"\n";
     folder.write("custom_nodes/some/pyproject.toml", project);
-    folder.write("custom_nodes/some/__init__.py", "\n");
-    folder.write("custom_nodes/some/.tracking", "__init__.py\n");
-    folder.write("custom_nodes/single.py", "\n");
+    folder.write("custom_nodes/some/__init__.py", "some\n");
+    folder.write("custom_nodes/some/own.py", "added\n");
+    folder.write("custom_nodes/some/weights.bin", "downloaded\n");
+    folder.write("custom_nodes/some/__pycache__/x.pyc", "made\n");
+    folder.write("custom_nodes/some/.tracking", "__init__.py\nweb/gone.js\n");
+    folder.write("custom_nodes/single.py", "single\n");
     folder.write("custom_nodes/off.py.disabled", "\n");
     let locked = folder.lock(bare());
+    assert_eq!(carried(&locked, "single.py"), with_text(&[("single.py", "single\n")]));
+    let some = with_text(&[
+        ("some/.tracking", "__init__.py\nweb/gone.js\n"),
+        ("some/__init__.py", "some\n"),
+        ("some/own.py", "added\n"),
+    ]);
+    assert_eq!(carried(&locked, "some"), some);
+    let [off, single, some] = locked.lockfile.custom_nodes.as_slice() else {
+        panic!("{:?}", locked.lockfile.custom_nodes)
+    };
     let token = |text: &str| text.parse().expect("a name");
-    let expected = [
-        CustomNode::File { name: token("off.py"), disabled: true },
-        CustomNode::File { name: token("single.py"), disabled: false },
-        CustomNode::Registry { id: token("comfyui-some"), version: token("1.0.8") },
-    ];
-    assert_eq!(locked.lockfile.custom_nodes, expected);
-    let lacking = locked.lacking.join("\n");
+    assert_eq!(off, &CustomNode::File { name: token("off.py"), disabled: true });
+    assert!(matches!(single, CustomNode::Carried { registry: None, .. }));
+    let registry = RegistryPin { id: token("comfyui-some"), version: token("1.0.8") };
+    assert!(matches!(some, CustomNode::Carried { registry: Some(pin), .. } if *pin == registry));
+    let notes = locked.notes.join("\n");
+    assert!(notes.contains("left out: `pyproject.toml`, `weights.bin`"), "{notes}");
+    assert_eq!(folder.lock(bare()).lockfile, locked.lockfile, "the same files are the same blob");
+}
+
+#[test]
+fn private_nodes_travel_only_where_that_is_asked() {
+    let (folder, nodes, others) = (Folder::new(), Upstream::new(), Upstream::new());
+    let (unpushed, _) = folder.clone_node(&nodes, "nodes.py");
+    let (plain, pin) = folder.clone_node(&others, "nodes.py");
+    let custom_nodes = folder.path().join("custom_nodes");
+    let clone = Repository::open(custom_nodes.join(&unpushed)).expect("cloned");
+    let author = git2::Signature::new("a", "a@example.org", &git2::Time::new(0, 0)).expect("a name");
+    let parent = clone.head().expect("a head").peel_to_commit().expect("a commit");
+    let tree = parent.tree().expect("a tree");
+    clone.commit(Some("HEAD"), &author, &author, "own", &tree, &[&parent]).expect("committed");
+    folder.write("custom_nodes/bare/__init__.py", "bare\n");
+    folder.write("custom_nodes/bare/sub/x.txt", "x\n");
+    folder.write("custom_nodes/own/__init__.py", "own\n");
+    folder.write("custom_nodes/own/.gitignore", "secret.*\n");
+    folder.write("custom_nodes/own/secret.json", "{}\n");
+    Repository::init(custom_nodes.join("own")).expect("made");
+
+    let fault = folder.fault();
+    for (name, reason) in [
+        ("bare", "neither git nor the registry knows"),
+        ("own", "has no remote"),
+        (unpushed.as_str(), "at a commit that no branch or tag"),
+    ] {
+        let told = |line: &str| line.contains(reason) && line.contains(&format!("`--carry {name}`"));
+        assert!(fault.lines().any(told), "{name}: {fault}");
+    }
+    let locked = folder.lock_carrying(&["bare", "own", &unpushed], false).expect("recorded");
+    let bare = [("bare/__init__.py", "bare\n"), ("bare/sub/x.txt", "x\n")];
+    assert_eq!(carried(&locked, "bare"), with_text(&bare));
+    let own = [("own/.gitignore", "secret.*\n"), ("own/__init__.py", "own\n")];
+    assert_eq!(carried(&locked, "own"), with_text(&own), "what git passes over stays here");
+    let files = [format!("{unpushed}/__init__.py"), format!("{unpushed}/nodes.py")];
+    let paths: Vec<String> = carried(&locked, &unpushed).into_iter().map(|(path, _)| path).collect();
+    assert_eq!(paths, files);
+    let git = CustomNode::Git { url: pin.url, commit: pin.commit, disabled: false };
+    assert!(locked.lockfile.custom_nodes.contains(&git), "{plain}: {:?}", locked.lockfile.custom_nodes);
+    let typing_error = folder.lock_carrying(&["bare", "own", &unpushed, "onw"], false);
+    assert!(typing_error.expect_err("there is none").to_string().contains("custom node `onw`"));
+
+    std::os::unix::fs::symlink("/etc", custom_nodes.join("bare/etc")).expect("linked");
+    let leads_out = folder.lock_carrying(&["bare", "own", &unpushed], false).expect_err("it leads outside");
+    let expected =
+        "custom node `bare` cannot travel with the bundle: `bare/etc` is a link that leads outside";
+    assert!(leads_out.to_string().contains(expected), "{leads_out}");
+}
+
+#[test]
+fn changed_node_travels_whole_where_that_is_asked_and_changed_comfyui_never() {
+    let (folder, nodes) = (Folder::new(), Upstream::new());
+    let (name, _) = folder.clone_node(&nodes, "nodes.py");
+    folder.write(&format!("custom_nodes/{name}/nodes.py"), "changed\n");
+    assert!(folder.fault().contains("or take all its files along with `--dirty carry`"));
+    let locked = folder.lock_carrying(&[], true).expect("recorded");
+    let (init, changed) = (format!("{name}/__init__.py"), format!("{name}/nodes.py"));
+    let files = [(init.as_str(), "\n"), (changed.as_str(), "changed\n")];
+    assert_eq!(carried(&locked, &name), with_text(&files));
+    folder.write("main.py", "changed\n");
+    let refused = folder.lock_carrying(&[], true).expect_err("it cannot travel").to_string();
     assert!(
-        lacking.contains("`single.py`: it is a single file")
-            && lacking.contains("`git clone` `https://github.com/x/y`"),
-        "{lacking}"
+        refused.contains("ComfyUI is not as its commit has it") && !refused.contains("--dirty"),
+        "{refused}"
     );
 }
 
@@ -279,6 +396,8 @@ fn python_that_does_not_run_comfyui_is_refused() {
         models: &[],
         sources: &[],
         known: &KnownNames::default(),
+        carry: &[],
+        carry_dirty: false,
     };
     let error = lock(&request, &|_| {}).expect_err("there is none").to_string();
     assert!(

@@ -5,6 +5,7 @@
 //! died or hangs is started anew and its run is tried once more. Not here: the requests that a run consists of
 //! (`comfyui`), and how a workspace is made (`workspace`).
 
+mod door;
 mod download;
 mod folders;
 mod log;

@@ -45,6 +45,11 @@ impl Folders {
         self.root.join("relay.py")
     }
 
+    /// Where a process without a network is talked to.
+    pub(super) fn socket(&self) -> PathBuf {
+        self.root.join("comfyui.sock")
+    }
+
     /// What the process says; where it cannot write.
     pub(super) fn log(&self) -> PathBuf {
         self.root.with_extension("log")
@@ -73,7 +78,11 @@ impl Folders {
                 _ => {}
             }
         }
-        Ok(())
+        // The socket of an earlier process.
+        match std::fs::remove_file(self.socket()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// How many bytes the runs of the process left.

@@ -4,20 +4,19 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::{Device, RunError, RunErrorKind};
-use tempfile::TempDir;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::ManagedConfig;
+use super::door::Door;
 use super::download::undeclared;
 use super::folders::{Folders, files};
 use super::log::ProcessLog;
@@ -33,10 +32,6 @@ const POLL: Duration = Duration::from_millis(100);
 const FULL: u64 = 8 << 30;
 /// What a process has of this machine's environment.
 const PASSED: [&str; 3] = ["LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR"];
-/// The socket's name in its folder.
-const SOCKET: &str = "comfyui";
-/// The port within the walls, where nobody else is.
-const INNER_PORT: u16 = 8188;
 /// Starts ComfyUI beside the relay: PYTHON RELAY SOCKET PORT ARGUMENTS…
 const BEHIND_RELAY: &str = r#"python=$1; "$python" -I -S "$2" "$3" "$4" & shift 4; exec "$python" "$@""#;
 /// The most names of one error.
@@ -52,15 +47,6 @@ pub(super) struct Launch {
     options: ComfyUiOptions,
     byte_code: PathBuf,
     sandbox: Option<Sandbox>,
-}
-
-/// Where a process is talked to.
-#[derive(Debug)]
-enum Door {
-    /// A port on loopback.
-    Port(u16),
-    /// A Unix socket in a folder of its own.
-    Socket(TempDir),
 }
 
 /// Why there is no process.
@@ -139,7 +125,11 @@ impl Launch {
         let begun = Instant::now();
         let log = self.make_folders(workspace).await?;
         let spawned = |source| StartError::Spawn { python: workspace.python.clone(), source };
-        let door = self.door().map_err(spawned)?;
+        let door = match self.sandbox {
+            Some(_) => Door::socket(self.folders.socket()),
+            None => Door::port(),
+        };
+        let door = door.map_err(spawned)?;
         let mut command = self.command(workspace, &door).map_err(spawned)?;
         let told = log.clone();
         let mut program = Program::start(&mut command, move |_, line| told.line(line)).map_err(spawned)?;
@@ -185,15 +175,6 @@ impl Launch {
         made.map_err(|source| StartError::Folders { folder: self.folders.root.clone(), source })
     }
 
-    /// Where the next process will be talked to: with walls around it, it has no network that others have too.
-    fn door(&self) -> io::Result<Door> {
-        if self.sandbox.is_none() {
-            return free_port().map(Door::Port);
-        }
-        // The name of a socket must be short, and the node's data folder may not be.
-        tempfile::Builder::new().prefix("comfy-farm-").tempdir().map(Door::Socket)
-    }
-
     /// The call of ComfyUI, with an environment that was built from nothing.
     fn command(&self, workspace: &Workspace, door: &Door) -> io::Result<Command> {
         let (code, home) = (self.folders.code(), self.folders.home());
@@ -201,17 +182,18 @@ impl Launch {
         let byte_code = self.byte_code.join(workspace.lockfile.to_string());
         std::fs::create_dir_all(&byte_code)?;
         let mut command = match (&self.sandbox, door) {
-            (Some(sandbox), Door::Socket(folder)) => {
-                let walls = self.walls(workspace, folder.path(), &byte_code)?;
+            (Some(sandbox), Door::Socket { path, temporary }) => {
+                let mut walls = self.walls(workspace, &byte_code)?;
+                walls.write.extend(temporary.as_ref().map(|folder| folder.path().to_owned()));
                 let mut command = sandbox.command(&walls, Path::new("/bin/sh"));
                 command.args(["-c", BEHIND_RELAY, "sh"]).arg(&workspace.python).arg(self.folders.relay());
-                command.arg(folder.path().join(SOCKET)).arg(INNER_PORT.to_string());
+                command.arg(path).arg(door.inner_port().to_string());
                 command
             }
             _ => leashed(&workspace.python),
         };
         command.arg("main.py").current_dir(&code).env_clear();
-        command.args(arguments(&known, door.port(), &self.folders.front(), self.device.as_ref()));
+        command.args(arguments(&known, door.inner_port(), &self.folders.front(), self.device.as_ref()));
         command.args(&self.arguments);
         for name in PASSED {
             if let Some(value) = std::env::var_os(name) {
@@ -235,28 +217,11 @@ impl Launch {
     }
 
     /// What the process sees of this machine.
-    fn walls(&self, workspace: &Workspace, door: &Path, byte_code: &Path) -> io::Result<Walls> {
+    fn walls(&self, workspace: &Workspace, byte_code: &Path) -> io::Result<Walls> {
         let mut read = folders_of_python(&workspace.python)?;
         read.extend(files(workspace)?.into_iter().map(|(file, _)| file));
-        let write = vec![self.folders.root.clone(), door.to_owned(), byte_code.to_owned()];
+        let write = vec![self.folders.root.clone(), byte_code.to_owned()];
         Ok(Walls { read, write, network: false })
-    }
-}
-
-impl Door {
-    fn port(&self) -> u16 {
-        match self {
-            Self::Port(port) => *port,
-            Self::Socket(_) => INNER_PORT,
-        }
-    }
-
-    fn comfyui(&self, options: ComfyUiOptions) -> ComfyUi {
-        match self {
-            Self::Port(port) => ComfyUi::new(&format!("http://127.0.0.1:{port}"), options)
-                .expect("that is the address of a ComfyUI"),
-            Self::Socket(folder) => ComfyUi::behind(&folder.path().join(SOCKET), options),
-        }
     }
 }
 
@@ -322,17 +287,13 @@ impl Process {
             }
         };
         let executed = match executed {
-            Err(error) if self.has_no_network() => {
+            Err(error) if !self.door.has_network() => {
                 Err(undeclared(&error, &self.log.of_run()).unwrap_or(error))
             }
             executed => executed,
         };
         self.log.set_run(None);
         executed
-    }
-
-    fn has_no_network(&self) -> bool {
-        matches!(self.door, Door::Socket(_))
     }
 
     /// Whether nothing is in its queue.
@@ -369,11 +330,6 @@ async fn until_up(comfyui: &ComfyUi) {
     while !comfyui.is_up().await {
         sleep(POLL).await;
     }
-}
-
-/// A port that nobody has at this moment.
-fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
 fn how(ended: io::Result<ExitStatus>) -> String {

@@ -21,6 +21,8 @@ pub use text::{
 
 /// The largest lockfile that is read, in bytes.
 pub const MAX_LOCKFILE: usize = 16 << 20;
+/// Single files in `custom_nodes` that come with ComfyUI itself.
+const SHIPPED_FILES: [&str; 2] = ["websocket_image_save.py", "example_node.py.example"];
 /// Stands before the signed hash, so that no signature for something else passes.
 const SIGNATURE_CONTEXT: &[u8] = b"comfy-farm lockfile\n";
 
@@ -118,6 +120,11 @@ impl CustomNode {
             }
             _ => None,
         }
+    }
+
+    /// Whether it is a single file that is in ComfyUI's own commit, so that it is there with that.
+    pub fn comes_with_comfyui(&self) -> bool {
+        matches!(self, Self::File { name, .. } if SHIPPED_FILES.contains(&name.as_str()))
     }
 
     /// Whether its author had switched it off.

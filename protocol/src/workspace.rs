@@ -101,7 +101,7 @@ pub struct EnvironmentSpec {
 pub struct CodeSpec {
     /// ComfyUI.
     pub comfyui: Option<GitPin>,
-    /// The custom nodes that are switched on.
+    /// The custom nodes that are switched on, but for what is in ComfyUI's own commit.
     pub custom_nodes: Vec<CustomNode>,
 }
 
@@ -144,7 +144,7 @@ impl EnvironmentSpec {
 impl CodeSpec {
     /// That of a lockfile.
     pub fn of(lockfile: &Lockfile) -> Self {
-        let on = |node: &&CustomNode| !node.is_disabled();
+        let on = |node: &&CustomNode| !node.is_disabled() && !node.comes_with_comfyui();
         let mut custom_nodes: Vec<CustomNode> = lockfile.custom_nodes.iter().filter(on).cloned().collect();
         // In one order, whichever order their author installed them in.
         custom_nodes.sort_by_cached_key(|node| serde_json_canonicalizer::to_vec(node).unwrap_or_default());
@@ -218,6 +218,8 @@ mod tests {
         let code = |custom_nodes| CodeSpec::of(&Lockfile { custom_nodes, ..Lockfile::default() }).hash();
         let one = code(vec![node("a.py", false), node("b.py", false)]);
         assert_eq!(one, code(vec![node("b.py", false), node("a.py", false), node("c.py", true)]));
+        let own = node("websocket_image_save.py", false);
+        assert_eq!(one, code(vec![own, node("a.py", false), node("b.py", false)]), "it comes with ComfyUI");
         assert_ne!(one, code(vec![node("a.py", false)]));
     }
 

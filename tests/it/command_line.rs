@@ -176,7 +176,8 @@ async fn bundle_is_explained_compared_and_checked_without_a_farm() -> anyhow::Re
     assert_eq!(ran.stdout, "no difference\n");
     let ran = comfy_farm(None, &["bundle", "verify", &tiny]).await?;
     assert_eq!(ran.code, Some(7), "{}", ran.stdout);
-    assert!(ran.stdout.contains("`websocket_image_save.py`: it is a single file"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("custom node `comfyui-kjnodes 1.0.8`: it is no git"), "{}", ran.stdout);
+    assert!(!ran.stdout.contains("websocket_image_save.py"), "it comes with ComfyUI: {}", ran.stdout);
     let ran = comfy_farm(None, &["bundle", "verify", &bundle("evil-model-path")]).await?;
     assert_eq!(ran.code, Some(7));
     assert!(ran.stderr.contains("`../outside/evil.safetensors` is not a path below"), "{}", ran.stderr);
@@ -238,7 +239,7 @@ async fn rebuild_of_the_older_bundle_is_planned_to_the_last_url() -> anyhow::Res
     for step in steps {
         let has_url = |key: &str| step[key].as_str().is_some_and(|url| url.starts_with("https://"));
         let is_told = match step["step"].as_str() {
-            Some("git" | "registry") => has_url("url"),
+            Some("git") => has_url("url"),
             Some("package") => has_url("index") || has_url("pin"),
             Some("model") => !step["urls"].as_array().expect("a list").is_empty(),
             _ => true,

@@ -87,7 +87,8 @@ pub(super) fn name_and_version(node: &CustomNode) -> (String, String) {
             let version = registry.as_ref().map_or_else(String::new, |RegistryPin { id, version }| {
                 format!("{id} {version} of the registry, ")
             });
-            (name.to_string(), format!("{version}carried, {}", ByteSize(files.size)))
+            let files = format!("{} as blob {}", ByteSize(files.size), files.hash.fmt_short());
+            (name.to_string(), format!("{version}in the bundle, {files}"))
         }
         CustomNode::File { name, disabled: off } => {
             (name.to_string(), disabled("a single file".to_owned(), off))

@@ -10,8 +10,6 @@ use serde::Serialize;
 
 use super::python::{PACKAGE_INDEX, TORCH_INDEX, build_for, is_torch_family};
 
-/// Where nodes of the Comfy registry are asked for.
-const NODE_REGISTRY: &str = "https://api.comfy.org/nodes";
 /// The rebuild of one lockfile on one machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Plan {
@@ -39,13 +37,6 @@ pub enum Step {
         url: String,
         /// The commit.
         commit: String,
-        /// Where it goes in the workspace.
-        path: String,
-    },
-    /// A version of the Comfy registry.
-    Registry {
-        /// Where the archive is asked for.
-        url: String,
         /// Where it goes in the workspace.
         path: String,
     },
@@ -122,10 +113,9 @@ impl Plan {
                 let pin = GitPin { url: url.clone(), commit: commit.clone() };
                 self.steps.push(git(&pin, format!("ComfyUI/custom_nodes/{folder}")));
             }
-            CustomNode::Registry { id, version } => self.steps.push(Step::Registry {
-                url: format!("{NODE_REGISTRY}/{id}/install?version={version}"),
-                path: format!("ComfyUI/custom_nodes/{id}"),
-            }),
+            CustomNode::Registry { id, version } => self.lacking.push(format!(
+                "custom node `{id}` {version} of the Comfy registry: the bundle does not carry it, as `comfy-farm pack` does"
+            )),
             CustomNode::Carried { name, files, .. } => {
                 self.steps.push(Step::Carried { files: *files, path: format!("ComfyUI/custom_nodes/{name}") })
             }
@@ -201,14 +191,16 @@ mod tests {
 
     #[test]
     fn plan_names_every_url_and_what_is_lacking() {
-        let lockfile = br#"{"format":1,"python":"3.11",
+        let lockfile = r#"{"format":1,"python":"3.11",
             "comfyui":{"url":"https://example.org/ComfyUI.git","commit":"ca457f7ba1ff33bd0d724cd7324131509efcf3ec"},
             "custom_nodes":[{"from":"registry","id":"some-nodes","version":"1.0.8"},
+                {"from":"carried","name":"own","files":{"hash":"OWN","size":3}},
                 {"from":"file","name":"single.py","disabled":false}],
             "packages":[{"name":"torch","version":"2.6.0+cu124"},{"name":"pillow","version":"11.0.0"}],
             "models":[{"path":"models/vae/a.safetensors","size":3,"disabled":false},
                 {"path":"models/vae/b.safetensors","size":3,"disabled":true}]}"#;
-        let lockfile = Lockfile::parse(lockfile).expect("a lockfile");
+        let lockfile = lockfile.replace("OWN", &BlobHash::of(b"own").to_string());
+        let lockfile = Lockfile::parse(lockfile.as_bytes()).expect("a lockfile");
         let plan = plan(&lockfile, "linux-x86_64", Accelerator::Cpu);
         let package = |name: &str, pin: &str, index: &str| Step::Package {
             name: name.to_owned(),
@@ -223,16 +215,13 @@ mod tests {
                     commit: "ca457f7ba1ff33bd0d724cd7324131509efcf3ec".to_owned(),
                     path: "ComfyUI".to_owned(),
                 },
-                Step::Registry {
-                    url: "https://api.comfy.org/nodes/some-nodes/install?version=1.0.8".to_owned(),
-                    path: "ComfyUI/custom_nodes/some-nodes".to_owned(),
-                },
+                Step::Carried { files: BlobRef::of(b"own"), path: "ComfyUI/custom_nodes/own".to_owned() },
                 Step::Python { version: "3.11".to_owned() },
                 package("pillow", "11.0.0", PACKAGE_INDEX),
                 package("torch", "2.6.0+cpu", "https://download.pytorch.org/whl/cpu"),
             ]
         );
         assert!(plan.equivalent);
-        assert_eq!(plan.lacking.len(), 2, "{:?}", plan.lacking);
+        assert_eq!(plan.lacking.len(), 3, "{:?}", plan.lacking);
     }
 }

@@ -16,8 +16,6 @@ use crate::workflow::kind_of;
 
 /// The one repository that comfy-pack knows for ComfyUI.
 const COMFYUI: &str = "https://github.com/comfyanonymous/ComfyUI.git";
-/// Single files in `custom_nodes` that come with ComfyUI itself.
-const SHIPPED_FILES: [&str; 2] = ["websocket_image_save.py", "example_node.py.example"];
 /// Whole numbers above this do not survive canonical JSON.
 const MAX_SIZE: u64 = 1 << 53;
 
@@ -246,12 +244,12 @@ fn single_files(
     for place in snapshot.list("file_custom_nodes")? {
         let node = place.object()?;
         let name: Token = checked(&node.path, node.text("filename").unwrap_or_default())?;
-        let disabled = node.is_set("disabled");
-        if !disabled && !SHIPPED_FILES.contains(&name.as_str()) {
+        let file = CustomNode::File { name: name.clone(), disabled: node.is_set("disabled") };
+        if !file.is_disabled() && !file.comes_with_comfyui() {
             let text = format!("`{name}` is not in the bundle: its ops are missing unless a node has it");
             repairs.add(&node.path, text);
         }
-        nodes.push(CustomNode::File { name, disabled });
+        nodes.push(file);
     }
     Ok(())
 }

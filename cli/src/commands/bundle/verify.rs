@@ -48,11 +48,16 @@ fn lacking(bundle: &Bundle) -> Vec<String> {
     if lockfile.comfyui.is_none() {
         lacking.push("the commit of ComfyUI".to_owned());
     }
-    for node in &lockfile.custom_nodes {
-        if let CustomNode::File { name, disabled: false } = node {
-            lacking
-                .push(format!("custom node `{name}`: it is a single file, which the bundle does not carry"));
-        }
+    for node in lockfile.custom_nodes.iter().filter(|node| !node.is_disabled() && !node.comes_with_comfyui())
+    {
+        let name = match node {
+            CustomNode::File { name, .. } => name.to_string(),
+            CustomNode::Registry { id, version } => format!("{id} {version}"),
+            CustomNode::Git { .. } | CustomNode::Carried { .. } => continue,
+        };
+        lacking.push(format!(
+            "custom node `{name}`: it is no git repository, and the bundle does not carry it; `comfy-farm pack` does"
+        ));
     }
     for model in lockfile.models.iter().filter(|model| !model.disabled) {
         let path = &model.path;

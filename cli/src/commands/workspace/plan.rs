@@ -28,7 +28,6 @@ pub(super) fn plan(arguments: &PlanArguments) -> anyhow::Result<()> {
 fn line(step: &Step) -> String {
     match step {
         Step::Git { url, commit, path } => format!("git       {path}\n  {url} at {commit}"),
-        Step::Registry { url, path } => format!("registry  {path}\n  {url}"),
         Step::Carried { files, path } => {
             format!("carried   {path}\n  {} as blob {}", ByteSize(files.size), files.hash)
         }

@@ -17,6 +17,7 @@ mod namespaces;
 mod openapi;
 mod owner;
 mod pack;
+mod people;
 mod real_comfyui;
 mod sources;
 mod workspaces;

@@ -42,7 +42,7 @@ pub(crate) fn managed(index: &PackageIndex) -> Vec<String> {
 }
 
 /// The lockfile of the author's machine.
-async fn lockfile(
+pub(crate) async fn lockfile(
     studio: &Studio,
     comfyui: &str,
     custom_nodes: &[Value],

@@ -12,7 +12,7 @@ use protocol::{
 };
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use crate::view::{BlobView, DeployedWorkflow, FarmEvent, FarmView, JobView, KeyView, NodeView};
+use crate::view::{BlobView, DeployedWorkflow, FarmEvent, FarmView, JobView, KeyView, NodeView, PreviewView};
 
 /// The coordinator is stopping, or its store has failed; nothing can be asked of it any more.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -151,6 +151,8 @@ pub enum Command {
     Authenticate(String, oneshot::Sender<Option<KeyView>>),
     /// Events after this number; `None` for live ones only.
     Events(Option<u64>, oneshot::Sender<Result<EventFeed, CommandError>>),
+    /// Has previews of a job's run sent for a while; all previews of the farm come out there.
+    Previews(JobId, oneshot::Sender<broadcast::Receiver<Arc<PreviewView>>>),
 }
 
 /// The coordinator, for whoever runs in its process. Cheap to clone.
@@ -252,6 +254,12 @@ impl CoordinatorHandle {
     /// Events after a number of the journal, and what happens from now on.
     pub async fn events(&self, after: Option<u64>) -> Result<EventFeed, CommandError> {
         self.ask(|answer| Command::Events(after, answer)).await?
+    }
+
+    /// Has previews of a job's run sent for [`WATCH`](protocol::message::WATCH), and gives where those of all jobs
+    /// come out.
+    pub async fn previews(&self, job: JobId) -> Result<broadcast::Receiver<Arc<PreviewView>>, Stopping> {
+        self.ask(|answer| Command::Previews(job, answer)).await
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Stopping> {

@@ -61,8 +61,8 @@ use protocol::message::{
     CoordinatorMessage, Grant, Located, NodeMessage, Provider, Register, RunEnded, SetDraining,
 };
 use protocol::{
-    BlobName, BlobRef, JobId, JobState, Lease, LeaseId, LockfileHash, PeerId, PublisherKey, WorkflowName,
-    WorkflowSelector, WorkflowVersion, WorkspaceResolved,
+    BlobName, BlobRef, JobId, JobState, Lease, LeaseId, LockfileHash, PeerId, PublisherKey, RunId,
+    WorkflowName, WorkflowSelector, WorkflowVersion, WorkspaceResolved,
 };
 use time::OffsetDateTime;
 
@@ -323,6 +323,18 @@ impl State {
     /// Whether a run is still wanted under this lease.
     pub fn is_at_work(&self, lease: LeaseId) -> bool {
         self.runs.contains_key(&lease)
+    }
+
+    /// The job and the run of a lease that this node works on.
+    pub fn run_of_lease(&self, node: PeerId, lease: LeaseId) -> Option<(JobId, RunId)> {
+        let run = self.runs.get(&lease).filter(|run| run.node == node)?;
+        Some((run.lease.job, run.lease.run))
+    }
+
+    /// The node and the lease of a job that is at work.
+    pub fn lease_of_job(&self, job: JobId) -> Option<(PeerId, LeaseId)> {
+        let run = self.runs.values().find(|run| run.lease.job == job && run.collecting.is_none())?;
+        Some((run.node, run.lease.id))
     }
 
     /// How a node's blobs are fetched.

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use protocol::membership::Role;
 use protocol::{
     BlobRef, BundleHash, FarmId, Fetched, Interface, JobId, JobState, LockedModel, LockfileHash, Offer,
-    OutputFile, PeerId, Phase, Progress, RunError, RunId, Sha256, SlotId, Transfers, WorkflowVersion,
-    WorkspaceState,
+    OutputFile, PeerId, Phase, PreviewFrame, Progress, RunError, RunId, Sha256, SlotId, Transfers,
+    WorkflowVersion, WorkspaceState,
 };
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -333,6 +333,19 @@ pub enum FarmEventKind {
     },
     /// A node came, went, or changed what it takes.
     NodeChanged(PeerId),
+}
+
+/// A picture that a run is making; nothing keeps it.
+#[derive(Clone, Debug)]
+pub struct PreviewView {
+    /// The job.
+    pub job: JobId,
+    /// The run.
+    pub run: RunId,
+    /// The picture.
+    pub frame: PreviewFrame,
+    /// When it came.
+    pub at: OffsetDateTime,
 }
 
 impl FarmEventKind {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use protocol::{FailedOp, Phase, Progress, RunError, RunErrorKind, RunId, SlotId, Workflow};
+use protocol::{FailedOp, Phase, PreviewFrame, Progress, RunError, RunErrorKind, RunId, SlotId, Workflow};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -100,13 +100,26 @@ pub struct ProducedFile {
 
 /// Where an engine tells how far it is. Cheap to tell often: whoever listens sees the latest only.
 #[derive(Clone, Debug)]
-pub struct ProgressSink(watch::Sender<Option<Progress>>);
+pub struct ProgressSink {
+    progress: watch::Sender<Option<Progress>>,
+    frames: watch::Sender<Option<PreviewFrame>>,
+}
 
 impl ProgressSink {
     /// A sink and the end to listen on.
     pub fn new() -> (Self, watch::Receiver<Option<Progress>>) {
-        let (tx, rx) = watch::channel(None);
-        (Self(tx), rx)
+        let (progress, watched) = watch::channel(None);
+        (Self { progress, frames: watch::channel(None).0 }, watched)
+    }
+
+    /// Where previews come out.
+    pub fn frames(&self) -> watch::Receiver<Option<PreviewFrame>> {
+        self.frames.subscribe()
+    }
+
+    /// Shows the picture in the making.
+    pub fn show(&self, frame: PreviewFrame) {
+        self.frames.send_replace(Some(frame));
     }
 
     /// Tells how much of the execution is done, from 0.0 to 1.0, and the class of the op at work.
@@ -116,7 +129,7 @@ impl ProgressSink {
 
     /// Tells how far any phase is.
     pub fn tell(&self, progress: Progress) {
-        self.0.send_replace(Some(progress));
+        self.progress.send_replace(Some(progress));
     }
 }
 

@@ -20,6 +20,7 @@ mod workspace;
 mod environment;
 mod resolution;
 mod preparation;
+mod preview;
 mod collection;
 pub mod membership;
 pub mod ticket;
@@ -63,6 +64,7 @@ pub use preparation::{
     MAX_PROVEN, MAX_REASON, MAX_WORKSPACES, PrepareStep, Preparing, WantWorkspaces, WantedWorkspace,
     WorkspaceReport, WorkspaceResolved, WorkspaceState,
 };
+pub use preview::{MAX_PREVIEW, PreviewFrame};
 pub use resolution::{GitPack, MAX_RESOLUTION, Resolution, ResolutionError};
 pub use rewrite::{FillError, Filled, FilledOutput, Filling, Making, fill, notes_on_outputs};
 pub use schema::{

@@ -27,6 +27,9 @@
 //! is with one, and `WorkspaceResolved` what it was built from, so that others build from the same. A node without a
 //! managed engine skips the first and never sends the others.
 //!
+//! **Watching.** As long as somebody watches a run, the coordinator says so with `WatchRun` again and again, and
+//! the node sends the newest `RunPreview` a few times a second. Both may be dropped.
+//!
 //! **Keeping.** So that a blob outlives the peer that brought it, the coordinator asks nodes with room to
 //! `Keep` it: to fetch it, and to pin it. `Storage` says that a node did, `KeepRefused` why it did not.
 //!
@@ -51,6 +54,7 @@ use crate::membership::{Membership, Role};
 use crate::offer::Offer;
 use crate::origin::{Alias, BlobName, FileRef, PieceRange};
 use crate::preparation::{WantWorkspaces, WorkspaceReport, WorkspaceResolved};
+use crate::preview::PreviewFrame;
 use crate::transfer::Transfers;
 
 /// The label of a process that only serves the models of a workflow's author, and keeps nothing for others.
@@ -61,6 +65,8 @@ pub const JOIN_PROTOCOL: &str = "/comfy-farm/join/1";
 pub const SESSION_PROTOCOL: &str = "/comfy-farm/session/1";
 /// How long either end waits for the other's Hello, and for the answer to a join request.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long one `WatchRun` lasts.
+pub const WATCH: Duration = Duration::from_secs(10);
 /// The most blobs, providers or leases in one list of a message.
 pub const MAX_LIST: usize = 4096;
 /// The most providers named for one blob.
@@ -125,6 +131,8 @@ messages! {
         0x810f => WorkspaceReport(WorkspaceReport),
         /// What the parts of a workspace came to.
         0x8110 => WorkspaceResolved(WorkspaceResolved),
+        /// What a run's picture looks like so far; only the latest counts.
+        0x8111 => RunPreview(RunPreview),
     }
 }
 
@@ -149,6 +157,8 @@ messages! {
         0x8207 => Keep(Keep),
         /// The workspaces that the node is to have.
         0x8208 => WantWorkspaces(WantWorkspaces),
+        /// Somebody watches a run.
+        0x8209 => WatchRun(WatchRun),
     }
 }
 
@@ -279,6 +289,22 @@ pub struct RunProgress {
     pub lease: LeaseId,
     /// How far.
     pub progress: Progress,
+}
+
+/// A run's picture in the making.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunPreview {
+    /// The lease.
+    pub lease: LeaseId,
+    /// The picture.
+    pub frame: PreviewFrame,
+}
+
+/// Send previews of a run, for [`WATCH`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatchRun {
+    /// The lease under which it runs.
+    pub lease: LeaseId,
 }
 
 /// The end of a run, as the node that did it tells it.

@@ -18,6 +18,7 @@ mod openapi;
 mod owner;
 mod pack;
 mod people;
+mod previews;
 mod real_comfyui;
 mod sources;
 mod workspaces;

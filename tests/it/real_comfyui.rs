@@ -10,15 +10,20 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 /// A ComfyUI with folders of its own.
-struct Comfyui {
+pub(crate) struct Comfyui {
     process: Process,
-    url: String,
+    pub(crate) url: String,
     http: reqwest::Client,
     _folder: tempfile::TempDir,
 }
 
 impl Comfyui {
     async fn start(installed: &Path) -> anyhow::Result<Self> {
+        Self::start_with(installed, &[]).await
+    }
+
+    /// The same, with more arguments.
+    pub(crate) async fn start_with(installed: &Path, arguments: &[&str]) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string();
         let mut command = Command::new(installed.join("venv/bin/python"));
@@ -31,7 +36,7 @@ impl Comfyui {
             command.arg(format!("--{name}-directory")).arg(own);
         }
         let database = format!("sqlite:///{}", folder.path().join("user/comfyui.db").display());
-        command.args(["--database-url", &database]);
+        command.args(["--database-url", &database]).args(arguments);
         let process = Process::start(command, &folder.path().join("comfyui.log"))?;
         let url = format!("http://127.0.0.1:{port}");
         let comfyui = Self { process, url, http: reqwest::Client::new(), _folder: folder };

@@ -25,7 +25,7 @@ use crate::api::guard::Guard;
 use crate::handle::{Command, CommandError, CoordinatorHandle, Deployment, EventFeed, KeepWish, Submission};
 use crate::view::{
     BlobView, DeployedWorkflow, FarmEvent, FarmEventKind, FarmView, JobView, KeyScope, KeyView, NodeView,
-    Requirements,
+    PreviewView, Requirements,
 };
 
 /// The one key that the farm knows.
@@ -57,6 +57,9 @@ pub(crate) struct Tables {
     /// Numbers up to this one are no longer kept.
     pub(crate) forgotten: u64,
     live: broadcast::Sender<FarmEvent>,
+    previews: broadcast::Sender<Arc<PreviewView>>,
+    /// Whose previews were asked for.
+    pub(crate) watched: Vec<JobId>,
 }
 
 impl TestFarm {
@@ -75,6 +78,8 @@ impl TestFarm {
             journal: Vec::new(),
             forgotten: 0,
             live: broadcast::channel(16).0,
+            previews: broadcast::channel(16).0,
+            watched: Vec::new(),
         };
         let tables = Arc::new(Mutex::new(tables));
         let answering = tables.clone();
@@ -203,6 +208,13 @@ impl Tables {
         let _ = self.live.send(event);
     }
 
+    /// Shows a picture in the making, of these bytes.
+    pub(crate) fn show(&mut self, job: JobId, bytes: &[u8]) {
+        let frame = protocol::PreviewFrame::of(bytes).expect("a picture");
+        let (run, at) = (protocol::RunId(Uuid::nil()), OffsetDateTime::UNIX_EPOCH);
+        let _ = self.previews.send(Arc::new(PreviewView { job, run, frame, at }));
+    }
+
     fn answer(&mut self, command: Command) {
         // Whoever asked may have hung up, so that an answer's fate does not matter.
         match command {
@@ -247,6 +259,10 @@ impl Tables {
             }
             Command::Farm(answer) => drop(answer.send(self.farm())),
             Command::Events(after, answer) => drop(answer.send(Ok(self.events(after)))),
+            Command::Previews(job, answer) => {
+                self.watched.push(job);
+                drop(answer.send(self.previews.subscribe()));
+            }
             Command::Authenticate(key, answer) => {
                 let known = KeyView { name: "test".to_owned(), scope: KeyScope::Admin };
                 drop(answer.send((key == KEY).then_some(known)));

@@ -50,6 +50,7 @@ impl Driver {
                 self.answer(answer, self.parts.admission.authenticate(&key));
             }
             Command::Events(after, answer) => self.events(after, answer),
+            Command::Previews(job, answer) => self.previews(job, answer),
         }
     }
 

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use mesh::fetch::Exchange;
 use mesh::gate::Credentials;
 use mesh::store::BlobStore;
-use protocol::message::{CoordinatorMessage, Located};
-use protocol::{BlobName, BlobRef, PeerId};
+use protocol::message::{CoordinatorMessage, Located, NodeMessage, RunPreview, WatchRun};
+use protocol::{BlobName, BlobRef, JobId, PeerId};
 use time::OffsetDateTime;
-use tokio::sync::{Semaphore, broadcast, mpsc};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -28,7 +28,7 @@ use crate::handle::Command;
 use crate::net::{NetEvent, SessionHandle, unix_time};
 use crate::state::{Action, Event, Now, State};
 use crate::store::{Batch, Store, StoreError};
-use crate::view::{FarmEvent, FarmEventKind};
+use crate::view::{FarmEvent, FarmEventKind, PreviewView};
 
 /// The most inputs that one batch takes.
 const MAX_BATCH: usize = 1024;
@@ -38,6 +38,8 @@ const MAX_TASKS: usize = 4096;
 const MAX_COLLECTS: usize = 32;
 /// How many events a slow listener may fall behind.
 const LIVE_EVENTS: usize = 4096;
+/// The same for previews, which are large and soon old.
+const LIVE_PREVIEWS: usize = 32;
 /// How many records at least lie between two snapshots.
 const SNAPSHOT_EVERY: u64 = 10_000;
 
@@ -76,6 +78,7 @@ pub(super) struct Driver {
     pub(super) max_queued: usize,
     pub(super) newest: u64,
     pub(super) live: broadcast::Sender<FarmEvent>,
+    previews: broadcast::Sender<Arc<PreviewView>>,
     clock: Clock,
     epoch: u64,
     snapshot_at: u64,
@@ -106,6 +109,7 @@ impl Driver {
             max_queued: config.max_queued,
             newest,
             live: broadcast::channel(LIVE_EVENTS).0,
+            previews: broadcast::channel(LIVE_PREVIEWS).0,
             clock,
             epoch,
             snapshot_at: newest,
@@ -196,13 +200,41 @@ impl Driver {
                 self.sessions.insert(registered.node, handle);
                 self.apply(Event::Registered(registered));
             }
-            NetEvent::Said { node, session, message } => self.apply(Event::Said { node, session, message }),
+            NetEvent::Said { node, session, message } => match &*message {
+                NodeMessage::RunPreview(preview) => self.show(node, session, preview),
+                _ => self.apply(Event::Said { node, session, message }),
+            },
             NetEvent::Closed { node, session } => {
                 if self.sessions.get(&node).is_some_and(|handle| handle.number == session) {
                     self.sessions.remove(&node);
                 }
                 self.apply(Event::Disconnected { node, session });
             }
+        }
+    }
+
+    /// Has a job's node send previews for a while, if one is at work on it.
+    pub(super) fn previews(
+        &mut self,
+        job: JobId,
+        answer: oneshot::Sender<broadcast::Receiver<Arc<PreviewView>>>,
+    ) {
+        if let Some((node, lease)) = self.state.lease_of_job(job) {
+            self.send(node, CoordinatorMessage::WatchRun(WatchRun { lease }));
+        }
+        // Whoever asked may be gone.
+        let _ = answer.send(self.previews.subscribe());
+    }
+
+    /// Passes a preview on to whoever watches. The state machine hears nothing of it.
+    fn show(&mut self, node: PeerId, session: u64, RunPreview { lease, frame }: &RunPreview) {
+        if self.sessions.get(&node).is_none_or(|handle| handle.number != session) {
+            return;
+        }
+        if let Some((job, run)) = self.state.run_of_lease(node, *lease) {
+            let (frame, at) = (frame.clone(), self.now().wall);
+            // Nobody may be watching.
+            let _ = self.previews.send(Arc::new(PreviewView { job, run, frame, at }));
         }
     }
 

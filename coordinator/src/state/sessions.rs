@@ -143,6 +143,8 @@ impl State {
             NodeMessage::Storage(_) | NodeMessage::Transfers(_) | NodeMessage::KeepRefused(_) => {
                 self.hear_of_stock(peer, message, turn);
             }
+            // Passed on beside the state, which keeps none.
+            NodeMessage::RunPreview(_) => {}
             NodeMessage::WorkspaceReport(report) => self.workspace_told(peer, report, turn),
             NodeMessage::WorkspaceResolved(resolved) => self.workspace_resolved(peer, resolved, turn),
             NodeMessage::Leave(_) => self.leave(peer, turn),

@@ -14,12 +14,12 @@ use std::time::Duration;
 use mesh::swarm::{Mesh, Session};
 use protocol::message::{
     CoordinatorMessage, Grant, Heartbeat, Leave, NodeMessage, Outcome, PhaseChanged, Refused, Register,
-    RunEnded, RunProgress, Welcome,
+    RunEnded, RunPreview, RunProgress, WATCH, Welcome,
 };
-use protocol::{Device, HEARTBEAT, Lease, LeaseId, Offer, Phase, Progress, RunId, SlotId};
+use protocol::{Device, HEARTBEAT, Lease, LeaseId, Offer, Phase, PreviewFrame, Progress, RunId, SlotId};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{self, JoinError, JoinSet};
-use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, debug, error, info, info_span, warn};
@@ -84,6 +84,9 @@ struct Running {
     task: task::Id,
     cancel: CancellationToken,
     progress: watch::Receiver<Option<Progress>>,
+    frames: watch::Receiver<Option<PreviewFrame>>,
+    /// Until when somebody watches it.
+    watched: Option<Instant>,
 }
 
 impl Duty {
@@ -217,6 +220,7 @@ impl Duty {
             CoordinatorMessage::Welcome(welcome) => self.on_welcome(welcome).await,
             CoordinatorMessage::Grant(grant) => self.on_grant(grant, phases).await,
             CoordinatorMessage::CancelRun(cancel) => self.cancel(cancel.lease),
+            CoordinatorMessage::WatchRun(watch) => self.watch(watch.lease),
             CoordinatorMessage::EndRecorded(recorded) => {
                 // Beside the loop, because it waits while the outputs of another run are stored.
                 self.tasks.spawn(forget_task(Arc::clone(&self.tools), recorded.run));
@@ -258,14 +262,23 @@ impl Duty {
             self.send(NodeMessage::Refused(Refused { lease, refusal })).await;
             return;
         }
-        let (progress, watched) = ProgressSink::new();
+        let (sink, progress) = ProgressSink::new();
+        let frames = sink.frames();
         let cancel = CancellationToken::new();
-        let telling = Telling { phases: phases.clone(), progress };
+        let telling = Telling { phases: phases.clone(), progress: sink };
         let (tools, token) = (Arc::clone(&self.tools), cancel.clone());
         let run = async move { (lease.id, run_task(grant, tools, telling, token).await) };
         let task = self.runs.spawn(run).id();
-        self.running.insert(lease.id, Running { lease, task, cancel, progress: watched });
+        self.running.insert(lease.id, Running { lease, task, cancel, progress, frames, watched: None });
         self.on_phase(lease.id, Phase::Leased).await;
+    }
+
+    /// Sends previews of a run for a while; the one that is there at once.
+    fn watch(&mut self, lease: LeaseId) {
+        let Some(running) = self.running.get_mut(&lease) else { return };
+        if running.watched.replace(Instant::now() + WATCH).is_none() {
+            running.frames.mark_changed();
+        }
     }
 
     fn cancel(&mut self, lease: LeaseId) {
@@ -320,6 +333,22 @@ impl Duty {
         }
         for progress in latest {
             self.send(NodeMessage::RunProgress(progress)).await;
+        }
+        self.send_previews().await;
+    }
+
+    async fn send_previews(&mut self) {
+        let now = Instant::now();
+        let mut latest = Vec::new();
+        for (lease, running) in &mut self.running {
+            running.watched = running.watched.filter(|until| *until > now);
+            if running.watched.is_some() && running.frames.has_changed().unwrap_or(false) {
+                let frame = running.frames.borrow_and_update().clone();
+                latest.extend(frame.map(|frame| RunPreview { lease: *lease, frame }));
+            }
+        }
+        for preview in latest {
+            self.send(NodeMessage::RunPreview(preview)).await;
         }
     }
 

@@ -42,6 +42,15 @@ fn frames_are_the_golden_bytes() {
     let storage = Storage { room: 7, pinned: vec![BlobHash([1; 32])] };
     let ones = "01".repeat(32);
     check(NodeMessage::Storage(storage), &format!("320000000c8107000000000000000100000000000000{ones}"));
+    let frame = PreviewFrame::of(b"\xff\xd8\xff").expect("it begins as a JPEG");
+    let preview = RunPreview { lease: lease().id, frame };
+    check(
+        NodeMessage::RunPreview(preview),
+        "1d0000001181020000000000000003000000000000000300000000000000ffd8ff",
+    );
+    let watch = WatchRun { lease: lease().id };
+    let frame = encode(&CoordinatorMessage::WatchRun(watch), MAX_FRAME).expect("encodes");
+    assert_eq!(hex::encode(&frame), "12000000098202000000000000000300000000000000");
     let keep = Keep { blob: BlobRef { hash: BlobHash([1; 32]), size: 9 }, providers: vec![] };
     let frame = encode(&CoordinatorMessage::Keep(keep), MAX_FRAME).expect("encodes");
     assert_eq!(hex::encode(&frame), format!("320000000782{ones}09000000000000000000000000000000"));

@@ -7,6 +7,8 @@
 
 #![expect(unused_qualifications, reason = "the attribute on handlers writes qualified paths")]
 
+mod previews;
+
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::time::Duration;
@@ -17,20 +19,22 @@ use axum::response::Sse;
 use axum::response::sse::{Event as SseEvent, KeepAlive};
 use futures::Stream;
 use protocol::JobId;
+use serde::Deserialize;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use utoipa::IntoParams;
 
 use crate::api::Api;
 use crate::api::error::ApiError;
-use crate::api::extract::{NoQuery, Path};
+use crate::api::extract::{NoQuery, Path, Query};
 use crate::api::v1::jobs;
 use crate::api::v1::model::event::Event;
 use crate::api::v1::model::farm::Farm;
 use crate::api::v1::model::job::Job;
 use crate::api::v1::model::node::Node;
 use crate::handle::{EventFeed, JobsFilter};
-use crate::view::{FarmEvent, FarmEventKind};
+use crate::view::{FarmEvent, FarmEventKind, PreviewView};
+use previews::Previews;
 
 /// How often a silent stream shows that it lives.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -45,6 +49,18 @@ pub(super) struct ResumeHeader {
     #[param(rename = "Last-Event-ID", value_type = u64, required = false)]
     #[expect(dead_code, reason = "it describes the header to callers; the handlers read it themselves")]
     last_event_id: Option<u64>,
+}
+
+/// What a stream of one job has beside its events.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct JobStreamQuery {
+    /// Whether the stream has pictures in the making too, as events `preview`, where the workflow's engine makes
+    /// them.
+    #[serde(default)]
+    #[param(required = false)]
+    previews: bool,
 }
 
 /// What happens in the farm, as it happens
@@ -74,19 +90,23 @@ pub(super) async fn stream_events(
     get,
     path = "/v1/jobs/{id}/events",
     tag = "events",
-    params(("id" = Uuid, Path, description = "The job"), ResumeHeader),
+    params(("id" = Uuid, Path, description = "The job"), JobStreamQuery, ResumeHeader),
     responses((status = 200, description = "A stream of events", body = Event, content_type = "text/event-stream")),
 )]
 pub(super) async fn stream_job_events(
     State(api): State<Api>,
     Path(id): Path<String>,
-    _: NoQuery,
+    Query(query): Query<JobStreamQuery>,
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<SseEvent, Infallible>>>, ApiError> {
     let job = jobs::parse_id(&id)?;
     jobs::find(&api, job).await?;
+    let previews = match query.previews {
+        true => Some(Previews::begin(&api, job).await?),
+        false => None,
+    };
     let follower = Follower::begin(api, Some(job), last_event_id(&headers)?).await?;
-    Ok(sse(follower))
+    Ok(sse(Follower { previews, ..follower }))
 }
 
 fn last_event_id(headers: &HeaderMap) -> Result<Option<u64>, ApiError> {
@@ -107,10 +127,17 @@ fn sse(follower: Follower) -> Sse<impl Stream<Item = Result<SseEvent, Infallible
 #[derive(Debug)]
 struct Outgoing {
     number: Option<u64>,
-    /// The job whose progress it is; a later one replaces it.
-    progress_of: Option<JobId>,
+    /// A later one of the same replaces it.
+    passing: Option<Passing>,
     is_last: bool,
     event: Event,
+}
+
+/// What only the latest of counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Passing {
+    Progress(JobId),
+    Preview,
 }
 
 /// One caller's place in the events.
@@ -119,6 +146,7 @@ struct Follower {
     only: Option<JobId>,
     pending: VecDeque<Outgoing>,
     live: Receiver<FarmEvent>,
+    previews: Option<Previews>,
     /// The newest number that was sent or stands in a snapshot; none up to it is sent again.
     seen: u64,
     is_over: bool,
@@ -128,7 +156,8 @@ impl Follower {
     async fn begin(api: Api, only: Option<JobId>, after: Option<u64>) -> Result<Self, ApiError> {
         let EventFeed { missed, newest, live } = api.coordinator.events(after).await?;
         let seen = after.unwrap_or(newest);
-        let mut follower = Self { api, only, pending: VecDeque::new(), live, seen, is_over: false };
+        let mut follower =
+            Self { api, only, pending: VecDeque::new(), live, previews: None, seen, is_over: false };
         match missed.filter(|_| after.is_some()) {
             Some(missed) => {
                 missed.into_iter().for_each(|event| follower.push(event));
@@ -151,6 +180,10 @@ impl Follower {
             }
             let received = tokio::select! {
                 received = self.live.recv() => received,
+                preview = previews::next(&mut self.previews) => {
+                    self.push_preview(&preview);
+                    continue;
+                }
                 () = self.api.stopping.cancelled() => return None,
             };
             match received {
@@ -186,15 +219,27 @@ impl Follower {
             }
             self.seen = number;
         }
-        let progress_of = match &event.kind {
-            FarmEventKind::Progress { job, .. } => Some(*job),
+        let passing = match &event.kind {
+            FarmEventKind::Progress { job, .. } => Some(Passing::Progress(*job)),
             _ => None,
         };
-        if progress_of.is_some() {
-            self.pending.retain(|earlier| earlier.progress_of != progress_of);
+        if let (FarmEventKind::Started { .. }, Some(previews)) = (&event.kind, &mut self.previews) {
+            previews.ask_at_once();
         }
         let is_last = self.only.is_some() && matches!(event.kind, FarmEventKind::Ended { .. });
-        self.pending.push_back(Outgoing { number: event.number, progress_of, is_last, event: event.into() });
+        self.put(Outgoing { number: event.number, passing, is_last, event: event.into() });
+    }
+
+    fn push_preview(&mut self, preview: &PreviewView) {
+        let passing = Some(Passing::Preview);
+        self.put(Outgoing { number: None, passing, is_last: false, event: preview.into() });
+    }
+
+    fn put(&mut self, outgoing: Outgoing) {
+        if outgoing.passing.is_some() {
+            self.pending.retain(|earlier| earlier.passing != outgoing.passing);
+        }
+        self.pending.push_back(outgoing);
     }
 
     async fn push_snapshot(&mut self, number: u64) -> Result<(), ApiError> {
@@ -211,7 +256,7 @@ impl Follower {
         let nodes = nodes.into_iter().map(Node::from).collect();
         let jobs = views.into_iter().map(|view| Job::new(view, self.api.peer)).collect();
         let event = Event::snapshot(farm, nodes, jobs);
-        self.pending.push_back(Outgoing { number: Some(number), progress_of: None, is_last: false, event });
+        self.pending.push_back(Outgoing { number: Some(number), passing: None, is_last: false, event });
         self.push_end_before(number).await
     }
 
@@ -223,12 +268,7 @@ impl Follower {
         let view = jobs::find(&self.api, job).await?;
         if let (true, Some(at)) = (view.state.is_final(), view.ended) {
             let event = Event::ended(job.0, view.state.into(), at);
-            self.pending.push_back(Outgoing {
-                number: Some(number),
-                progress_of: None,
-                is_last: true,
-                event,
-            });
+            self.pending.push_back(Outgoing { number: Some(number), passing: None, is_last: true, event });
         }
         Ok(())
     }
@@ -320,6 +360,32 @@ mod tests {
         let expected = named(&[(Some(1), "snapshot"), (None, "progress"), (Some(2), "ended")]);
         assert_eq!(parse(&stream), expected);
         assert!(std::str::from_utf8(&stream).unwrap().contains("\"fraction\":0.3"));
+    }
+
+    #[tokio::test]
+    async fn previews_come_to_who_asks_for_them_and_only_the_latest() {
+        let farm = TestFarm::start().await;
+        let (job, other) = (farm.submit().await, farm.submit().await);
+        let path = |query: &str| format!("/v1/jobs/{job}/events{query}");
+        let open =
+            async |path: String| farm.send(request(Method::GET, &path).body(Body::empty()).unwrap()).await;
+        let (watching, following) = (open(path("?previews=true")).await, open(path("")).await);
+        assert_eq!(farm.tables().watched, [job]);
+        let mut watching = watching.into_body().into_data_stream();
+        let first = watching.next().await.unwrap().unwrap();
+        assert_eq!(parse(&first), named(&[(Some(2), "snapshot")]));
+        farm.tables().show(other, b"\xff\xd8\xff of another job");
+        farm.tables().show(job, b"\xff\xd8\xff");
+        let preview = watching.next().await.unwrap().unwrap();
+        assert_eq!(parse(&preview), named(&[(None, "preview")]));
+        let text = std::str::from_utf8(&preview).unwrap();
+        assert!(text.contains(r#""media_type":"image/jpeg","data":"/9j/""#), "{text}");
+        farm.tables().succeed(job, Vec::new());
+        let last = watching.next().await.unwrap().unwrap();
+        assert_eq!(parse(&last), named(&[(Some(3), "ended")]));
+        let followed = parse(&bytes_of(following).await);
+        assert_eq!(followed, named(&[(Some(2), "snapshot"), (Some(3), "ended")]), "who did not ask has none");
+        assert_eq!(open(path("?preview=true")).await.status(), 422);
     }
 
     #[tokio::test]

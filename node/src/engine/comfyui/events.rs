@@ -2,6 +2,7 @@
 //!
 //! Not here: what it means for a run (`session.rs`).
 
+use protocol::PreviewFrame;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -37,8 +38,8 @@ pub(super) enum Event {
     Failed(Exception),
     /// Somebody interrupted it.
     Interrupted,
-    /// A preview of a picture in the making.
-    Preview,
+    /// A picture in the making, if it is small enough to be passed on.
+    Preview(Option<PreviewFrame>),
     /// Anything else.
     Other,
 }
@@ -92,14 +93,15 @@ pub(super) fn from_binary(bytes: &[u8]) -> Option<Message> {
     let (kind, rest) = split_number(bytes)?;
     match kind {
         PREVIEW => {
-            let (_format, _picture) = split_number(rest)?;
-            Some(Message { prompt: None, event: Event::Preview })
+            let (_format, picture) = split_number(rest)?;
+            Some(Message { prompt: None, event: Event::Preview(PreviewFrame::of(picture)) })
         }
         PREVIEW_WITH_METADATA => {
             let (length, rest) = split_number(rest)?;
-            let metadata = rest.get(..usize::try_from(length).ok()?)?;
+            let (metadata, picture) = rest.split_at_checked(usize::try_from(length).ok()?)?;
             let metadata: Value = serde_json::from_slice(metadata).ok()?;
-            Some(Message { prompt: text(&metadata, "prompt_id"), event: Event::Preview })
+            let event = Event::Preview(PreviewFrame::of(picture));
+            Some(Message { prompt: text(&metadata, "prompt_id"), event })
         }
         _ => Some(Message { prompt: None, event: Event::Other }),
     }
@@ -184,11 +186,16 @@ mod tests {
     #[test]
     fn binary_frames_are_read_within_their_bounds() {
         let legacy = hex::decode("0000000100000001ffd8ffe0").unwrap();
-        assert_eq!(from_binary(&legacy), Some(Message { prompt: None, event: Event::Preview }));
+        let picture = Event::Preview(PreviewFrame::of(b"\xff\xd8\xff\xe0"));
+        assert_eq!(from_binary(&legacy), Some(Message { prompt: None, event: picture }));
+        let huge = [&legacy[..], &vec![0; protocol::MAX_PREVIEW]].concat();
+        assert_eq!(from_binary(&huge).unwrap().event, Event::Preview(None), "it moves, and is not passed on");
         let metadata = br#"{"node_id": "5", "prompt_id": "p"}"#;
         let mut frame = vec![0, 0, 0, 4, 0, 0, 0, metadata.len() as u8];
         frame.extend_from_slice(metadata);
-        frame.extend_from_slice(b"\xff\xd8");
+        frame.extend_from_slice(b"\xff\xd8\xff");
+        let picture = Event::Preview(PreviewFrame::of(b"\xff\xd8\xff"));
+        assert_eq!(from_binary(&frame).unwrap().event, picture);
         assert_eq!(from_binary(&frame).unwrap().prompt.as_deref(), Some("p"));
         frame[4] = 0xff;
         assert_eq!(from_binary(&frame), None, "a length beyond the frame");

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use protocol::{Workflow, link_of};
+use protocol::{PreviewFrame, Workflow, link_of};
 use serde_json::{Map, Value};
 
 use super::events::{Event, Exception, Message};
@@ -22,6 +22,8 @@ pub(super) struct Session {
     current: Option<(String, f32)>,
     verdict: Option<Verdict>,
     outputs: Map<String, Value>,
+    /// The newest picture in the making, until it is taken.
+    frame: Option<PreviewFrame>,
 }
 
 /// How a prompt ended, by its events.
@@ -55,6 +57,7 @@ impl Session {
             current: None,
             verdict: None,
             outputs: Map::new(),
+            frame: None,
         }
     }
 
@@ -66,7 +69,8 @@ impl Session {
         }
         match message.event {
             Event::Other => return Happened::Nothing,
-            Event::Started | Event::Preview => {}
+            Event::Started => {}
+            Event::Preview(frame) => self.frame = frame.or(self.frame.take()),
             Event::Cached(ops) => self.finished.extend(ops),
             Event::Executing(op) => self.begin(op, 0.0),
             Event::Progress { op, fraction } => self.begin(op, fraction),
@@ -104,6 +108,11 @@ impl Session {
     /// The op at work.
     pub(super) fn current(&self) -> Option<&str> {
         self.current.as_ref().map(|(op, _)| op.as_str())
+    }
+
+    /// The newest picture in the making, once.
+    pub(super) fn take_frame(&mut self) -> Option<PreviewFrame> {
+        self.frame.take()
     }
 
     /// How it ended and what it reported, by its events alone.
@@ -151,6 +160,8 @@ mod tests {
     struct Replayed {
         happened: Vec<Happened>,
         fractions: Vec<f32>,
+        /// The media types of the previews.
+        frames: Vec<&'static str>,
         verdict: Option<Verdict>,
         outputs: Map<String, Value>,
     }
@@ -168,18 +179,22 @@ mod tests {
         let op = |_: &String| protocol::Op { class_type: "Any".into(), ..Default::default() };
         let workflow = ids.iter().map(|id| (id.clone(), op(id))).collect();
         let mut session = Session::new(prompt, &workflow, &ids);
-        let (mut happened, mut fractions) = (Vec::new(), Vec::new());
+        let (mut happened, mut fractions, mut frames) = (Vec::new(), Vec::new(), Vec::new());
         for line in lines {
             let message = match line["type"].as_str() {
                 Some(kind) => events::from_parts(kind, line["data"].clone()),
-                None if line["event_type"].is_u64() => Message { prompt: None, event: Event::Preview },
+                None if line["event_type"].is_u64() => {
+                    let head = hex::decode(line["head_hex"].as_str().unwrap()).unwrap();
+                    events::from_binary(&head).unwrap()
+                }
                 None => continue,
             };
             happened.push(session.apply(message));
             fractions.push(session.fraction());
+            frames.extend(session.take_frame().map(|frame| frame.media_type()));
         }
         let (verdict, outputs) = session.into_parts();
-        Replayed { happened, fractions, verdict, outputs }
+        Replayed { happened, fractions, frames, verdict, outputs }
     }
 
     fn check_ends(replayed: &Replayed, end: &[Happened]) {
@@ -204,8 +219,10 @@ mod tests {
         assert!(replayed.happened.contains(&Decided));
         let replayed = check("0.3.75/preview-metadata-frames.json", 7, "7", "tiny-sd_00004_.png");
         check_ends(&replayed, &[Decided, Nothing, Ended]);
+        assert_eq!(replayed.frames, ["image/jpeg"; 4]);
         let replayed = check("0.3.75/preview-legacy-frames.json", 7, "7", "tiny-sd_00005_.png");
         check_ends(&replayed, &[Decided, Nothing, Ended]);
+        assert_eq!(replayed.frames, ["image/jpeg"; 4]);
     }
 
     #[test]

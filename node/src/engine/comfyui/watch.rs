@@ -87,7 +87,10 @@ impl Watch<'_> {
         }
     }
 
-    fn tell(&self) {
+    fn tell(&mut self) {
+        if let Some(frame) = self.session.take_frame() {
+            self.progress.show(frame);
+        }
         let op = self.session.current().and_then(|id| self.workflow.get(id));
         self.progress.executing(self.session.fraction(), op.map(|op| op.class_type.as_str()));
     }

@@ -348,6 +348,10 @@ fn arguments(known: &str, port: u16, front: &Path, device: Option<&Device>) -> V
     if knows("--disable-api-nodes") {
         arguments.push("--disable-api-nodes".into());
     }
+    if knows("--preview-method") {
+        // By the model's own factors, which cost next to nothing and need no file.
+        arguments.extend(["--preview-method".into(), "latent2rgb".into()]);
+    }
     if !matches!(device, Some(Device::Gpu { .. })) {
         arguments.push("--cpu".into());
     }
@@ -376,7 +380,9 @@ mod tests {
         check("", Some(&gpu), "--listen 127.0.0.1 --port 8199");
         check("", Some(&Device::Cpu { threads: 2 }), "--listen 127.0.0.1 --port 8199 --cpu");
         let known = r#"parser.add_argument("--front-end-root", parser.add_argument("--disable-api-nodes","#;
-        let newest = "--listen 127.0.0.1 --port 8199 --front-end-root /f --disable-api-nodes --cpu";
-        check(known, None, newest);
+        let known = format!("{known} parser.add_argument(\"--preview-method\",");
+        let newest = "--listen 127.0.0.1 --port 8199 --front-end-root /f --disable-api-nodes \
+                      --preview-method latent2rgb --cpu";
+        check(&known, None, newest);
     }
 }

@@ -1,5 +1,6 @@
 //! What the event streams carry, as JSON. Not here: the streams themselves (`events`).
 
+use data_encoding::BASE64;
 use serde::Serialize;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
@@ -8,7 +9,7 @@ use uuid::Uuid;
 use crate::api::v1::model::farm::Farm;
 use crate::api::v1::model::job::{Job, Run, State};
 use crate::api::v1::model::node::Node;
-use crate::view::{FarmEvent, FarmEventKind};
+use crate::view::{FarmEvent, FarmEventKind, PreviewView};
 
 /// The data of one server-sent event.
 #[derive(Debug, Serialize, ToSchema)]
@@ -50,6 +51,17 @@ pub(crate) enum EventKind {
         job: Uuid,
         /// The run.
         run: Run,
+    },
+    /// A picture in the making, in a stream that asked for previews. Without an id; only the latest counts.
+    Preview {
+        /// The job.
+        job: Uuid,
+        /// The run.
+        run: Uuid,
+        /// `image/jpeg` or `image/png`.
+        media_type: String,
+        /// The picture, in base64.
+        data: String,
     },
     /// A run was lost or failed, and the job waits again.
     Requeued {
@@ -99,11 +111,21 @@ impl Event {
             EventKind::Submitted { .. } => "submitted",
             EventKind::Started { .. } => "started",
             EventKind::Progress { .. } => "progress",
+            EventKind::Preview { .. } => "preview",
             EventKind::Requeued { .. } => "requeued",
             EventKind::Ended { .. } => "ended",
             EventKind::Node { .. } => "node",
             EventKind::Snapshot { .. } => "snapshot",
         }
+    }
+}
+
+impl From<&PreviewView> for Event {
+    fn from(preview: &PreviewView) -> Self {
+        let (media_type, data) =
+            (preview.frame.media_type().to_owned(), BASE64.encode(preview.frame.bytes()));
+        let kind = EventKind::Preview { job: preview.job.0, run: preview.run.0, media_type, data };
+        Self { at: preview.at, kind }
     }
 }
 

@@ -17,6 +17,7 @@ use crate::args::Arguments;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    show::end_with_the_reader();
     show::set_up_logging(arguments.command.log_default());
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,

@@ -103,6 +103,19 @@ impl JobProgress {
     }
 }
 
+/// Ends the program quietly where nobody reads any more what it prints, as before `| head`: the standard library
+/// makes a panic of that.
+pub(crate) fn end_with_the_reader() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let said = panic.payload().downcast_ref::<String>().map_or("", String::as_str);
+        if said.starts_with("failed printing to stdout") && said.contains("Broken pipe") {
+            std::process::exit(0);
+        }
+        usual(panic);
+    }));
+}
+
 /// How far work on bytes is: a bar on a terminal, nothing elsewhere.
 pub(crate) struct ByteProgress {
     bar: ProgressBar,

@@ -249,3 +249,15 @@ async fn rebuild_of_the_older_bundle_is_planned_to_the_last_url() -> anyhow::Res
     assert_eq!(plan["lacking"], serde_json::json!([]), "{plan}");
     Ok(())
 }
+
+#[tokio::test]
+async fn command_ends_quietly_where_nobody_reads_what_it_prints() -> anyhow::Result<()> {
+    let (folder, bundle) = (tempfile::tempdir()?, example("pixelate.cpack.zip"));
+    let mut command =
+        Process::comfy_farm(folder.path(), &["bundle", "show", bundle.to_str().expect("UTF-8")]);
+    let (reader, writer) = std::io::pipe()?;
+    drop(reader);
+    let ended = command.stdout(writer).stderr(std::process::Stdio::piped()).output().await?;
+    assert_eq!((ended.status.code(), ended.stderr), (Some(0), vec![]));
+    Ok(())
+}

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mesh::frames::FrameError;
 use mesh::gate::Credentials;
@@ -126,8 +127,13 @@ async fn session_ends_with_its_coordinator_and_opens_again_after_its_restart() {
     drop((session, coordinator));
 
     let (coordinator, mut incoming) = farm.start_coordinator().await;
-    let session = node.open_session(target, &coordinator.addresses()).await;
-    session.expect("the coordinator is back");
+    // That a connection went with the old coordinator may be noticed only as it is used; a node dials again.
+    let opened = async {
+        while node.open_session(target, &coordinator.addresses()).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, opened).await.expect("the coordinator is back");
     assert!(matches!(incoming.recv().await, Some(Incoming::Session(_))));
 }
 

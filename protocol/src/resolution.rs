@@ -13,10 +13,10 @@ use serde::{Deserialize, Serialize};
 use crate::blob::{BlobHash, BlobRef};
 use crate::environment::EnvironmentLock;
 use crate::lockfile::{
-    CustomNode, GitPin, Lockfile, LockfileHash, Pin, PublisherKey, PublisherSignature, SignatureError,
+    GitPin, Lockfile, LockfileHash, Pin, PublisherKey, PublisherSignature, SignatureError,
 };
 use crate::origin::Alias;
-use crate::workspace::{EnvironmentSpec, normalized};
+use crate::workspace::{CodeSpec, EnvironmentSpec, normalized};
 
 /// The largest resolution that is read, in bytes.
 pub const MAX_RESOLUTION: usize = 16 << 20;
@@ -134,7 +134,7 @@ impl Resolution {
     /// any. What is named stays as it is, whoever reports it otherwise.
     pub fn join(&mut self, other: &Self, lockfile: &Lockfile) -> bool {
         let before = (self.git.len(), self.environments.len(), self.models.len());
-        let pins = git_pins(lockfile);
+        let pins = CodeSpec::of(lockfile).pins();
         for pack in &other.git {
             if pins.contains(&pack.pin) && self.pack(&pack.pin).is_none() {
                 self.git.push(pack.clone());
@@ -157,12 +157,6 @@ impl Resolution {
         }
         before != (self.git.len(), self.environments.len(), self.models.len())
     }
-}
-
-/// Every commit that a lockfile is rebuilt from.
-fn git_pins(lockfile: &Lockfile) -> Vec<GitPin> {
-    let nodes = lockfile.custom_nodes.iter().filter_map(CustomNode::git);
-    lockfile.comfyui.iter().cloned().chain(nodes).collect()
 }
 
 /// Whether a lock has each package at the version, and with one of the hashes, that the lockfile says.

@@ -151,6 +151,12 @@ impl CodeSpec {
         Self { comfyui: lockfile.comfyui.clone(), custom_nodes }
     }
 
+    /// The commits that it is made of.
+    pub fn pins(&self) -> Vec<GitPin> {
+        let nodes = self.custom_nodes.iter().filter_map(CustomNode::git);
+        self.comfyui.iter().cloned().chain(nodes).collect()
+    }
+
     /// What it is called by.
     pub fn hash(&self) -> CodeHash {
         CodeHash(hash(self))

@@ -9,18 +9,7 @@ use serde_json::{Value, json};
 
 use crate::workspaces::{Sources, lockfile, managed, picture, wait_for_workspace};
 
-const REMOTE: &str = r#"
-import urllib.request
-class Remote:
-    RETURN_TYPES, FUNCTION, CATEGORY = ("IMAGE",), "execute", "test"
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"image": ("IMAGE",)}}
-    def execute(self, image):
-        urllib.request.urlopen("https://models.example.org/face.pth", timeout=10)
-        return (image,)
-NODE_CLASS_MAPPINGS = {"Remote": Remote}
-"#;
+const REMOTE: &str = include_str!("../real/remote.py");
 
 /// A picture that passes one op, as comfy-pack's ops declare it; the ids are those of a subgraph.
 fn through(class: &str) -> Value {

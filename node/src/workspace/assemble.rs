@@ -55,6 +55,14 @@ fn failed(error: impl std::error::Error) -> BuildError {
     BuildError::Failed(error_chain(&error))
 }
 
+/// Does what blocks on a thread that may.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, BuildError> + Send + 'static,
+) -> Result<T, BuildError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(BuildError::Failed(format!("a step broke off by a bug: {error}"))))
+}
+
 impl Assembler {
     /// Makes the workspace that is wanted; `farm` is the key with which the farm signs.
     pub async fn assemble(
@@ -122,16 +130,7 @@ impl Assembler {
         farm: PublisherKey,
         files: &Files<'_>,
     ) -> Result<Lockfile, BuildError> {
-        let document = wanted.document;
-        if document.size > MAX_LOCKFILE as u64 {
-            return Err(BuildError::Failed(format!(
-                "lockfile of {} bytes: at most {MAX_LOCKFILE} are read",
-                document.size
-            )));
-        }
-        let _held = files.blob(document).await?;
-        let store = self.reach.exchange.store();
-        let bytes = store.read_all(document.hash, document.size).await.map_err(failed)?;
+        let bytes = files.document("lockfile", wanted.document, MAX_LOCKFILE).await?;
         let lockfile = Lockfile::parse(&bytes).map_err(failed)?;
         if lockfile.hash() != wanted.lockfile {
             return Err(BuildError::Failed("the lockfile that came is another one".to_owned()));
@@ -164,17 +163,17 @@ impl Assembler {
             archives = files.archives(&spec, holds).await?;
         }
         let (policy, steps, cancel) = (self.policy.clone(), steps.clone(), files.cancel.clone());
-        let building = tokio::task::spawn_blocking(move || {
+        blocking(move || {
             let progress = |bytes| steps.tell(bytes, 0);
-            trees.build(&spec, &archives, &Fetching { policy: &policy, progress: &progress, cancel: &cancel })
-        });
-        match building.await {
-            Ok(Err(CodeError::Git(refused @ GitError::Refused { .. }))) => {
-                Err(BuildError::Refused(error_chain(&refused)))
-            }
-            Ok(built) => built.map_err(failed),
-            Err(error) => Err(BuildError::Failed(format!("laying out the code broke off by a bug: {error}"))),
-        }
+            let fetching = Fetching { policy: &policy, progress: &progress, cancel: &cancel };
+            trees.build(&spec, &archives, &fetching).map_err(|error| match error {
+                CodeError::Git(refused @ GitError::Refused { .. }) => {
+                    BuildError::Refused(error_chain(&refused))
+                }
+                error => failed(error),
+            })
+        })
+        .await
     }
 
     async fn python(

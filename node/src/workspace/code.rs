@@ -84,11 +84,6 @@ impl CodeTrees {
         self.root.join(spec.hash().to_string()).join("ComfyUI").is_dir()
     }
 
-    /// The commits that a tree is made of.
-    pub fn pins(spec: &CodeSpec) -> Vec<GitPin> {
-        spec.comfyui.iter().cloned().chain(spec.custom_nodes.iter().filter_map(CustomNode::git)).collect()
-    }
-
     /// The archives that a tree needs of what travels with the bundle.
     pub fn archives(spec: &CodeSpec) -> Vec<BlobRef> {
         let files = |node: &CustomNode| match node {

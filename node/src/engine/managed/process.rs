@@ -2,6 +2,7 @@
 //!
 //! Not here: which slot it is for, and when it ends.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -240,8 +241,7 @@ impl Process {
     /// Sees that it has each class and lists each model.
     pub(super) async fn prove(&self) -> Result<(), String> {
         let described = self.comfyui.describe().await.map_err(|error| protocol::error_chain(&error))?;
-        let lacking = |needed: &std::collections::BTreeSet<String>,
-                       has: &std::collections::BTreeSet<String>| {
+        let lacking = |needed: &BTreeSet<String>, has: &BTreeSet<String>| {
             let missing: Vec<String> = needed.difference(has).map(|name| format!("`{name}`")).collect();
             let more = if missing.len() > MAX_NAMES { " and more" } else { "" };
             let names = missing.iter().take(MAX_NAMES).cloned().collect::<Vec<_>>().join(", ");

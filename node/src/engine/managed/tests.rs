@@ -246,19 +246,7 @@ async fn download_at_run_time_is_stopped_and_told_with_its_address() {
     assert_eq!(failed.op.expect("the op is named").class, "Remote");
 }
 
-const REMOTE: &str = r#"
-import urllib.request
-class Remote:
-    RETURN_TYPES, FUNCTION, CATEGORY = ("IMAGE",), "execute", "test"
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"image": ("IMAGE",)}}
-    def execute(self, image):
-        print("fetching https://models.example.org/face.pth")
-        urllib.request.urlopen("https://models.example.org/face.pth", timeout=10)
-        return (image,)
-NODE_CLASS_MAPPINGS = {"Remote": Remote}
-"#;
+const REMOTE: &str = include_str!("../../../../tests/real/remote.py");
 
 #[tokio::test]
 async fn out_of_memory_is_told_apart_and_leaves_the_process() {

@@ -56,6 +56,21 @@ impl Files<'_> {
         Ok(hold)
     }
 
+    /// The bytes of a document, which is read if it has at most `limit` of them. `what` it is, for people.
+    pub(super) async fn document(
+        &self,
+        what: &str,
+        blob: BlobRef,
+        limit: usize,
+    ) -> Result<Vec<u8>, BuildError> {
+        if blob.size > limit as u64 {
+            let size = blob.size;
+            return Err(BuildError::Failed(format!("{what} of {size} bytes: at most {limit} are read")));
+        }
+        let _held = self.blob(blob).await?;
+        self.reach.exchange.store().read_all(blob.hash, blob.size).await.map_err(failed)
+    }
+
     /// Has the archives of what travels with a bundle here, and says where each lies.
     pub(super) async fn archives(
         &self,

@@ -9,13 +9,12 @@ use std::path::Path;
 use mesh::store::BlobHold;
 use protocol::{
     Alias, BlobName, BlobRef, CodeSpec, EnvironmentLock, GitPack, GitPin, LockedFile, Lockfile,
-    MAX_RESOLUTION, PublisherKey, Resolution, WantedWorkspace, error_chain,
+    MAX_RESOLUTION, PublisherKey, Resolution, WantedWorkspace,
 };
 
 use super::files::Files;
-use super::{Assembler, failed};
+use super::{Assembler, blocking, failed};
 use crate::policy::TrustedPublishers;
-use crate::workspace::code::CodeTrees;
 use crate::workspace::git::{GitError, GitStore};
 use crate::workspace::log::PrepareLog;
 use crate::workspace::prepare::BuildError;
@@ -34,19 +33,14 @@ impl Assembler {
         let nothing = Resolution::new(wanted.lockfile);
         let Some(document) = wanted.resolution else { return nothing };
         let found = async {
-            if document.size > MAX_RESOLUTION as u64 {
-                return Err(format!("it has {} bytes, and at most {MAX_RESOLUTION} are read", document.size));
-            }
-            let _held = files.blob(document).await.map_err(|error| error.to_string())?;
-            let bytes = self.reach.exchange.store().read_all(document.hash, document.size).await;
-            let resolution = Resolution::parse(&bytes.map_err(|error| error_chain(&error))?);
-            let resolution = resolution.map_err(|error| error_chain(&error))?;
+            let bytes = files.document("resolved lockfile", document, MAX_RESOLUTION).await?;
+            let resolution = Resolution::parse(&bytes).map_err(failed)?;
             if resolution.lockfile != wanted.lockfile {
-                return Err("it is of another lockfile".to_owned());
+                return Err(BuildError::Failed("it is of another lockfile".to_owned()));
             }
-            let publisher = resolution.verify().map_err(|error| error_chain(&error))?;
-            let trusted = TrustedPublishers::load(&self.data).map_err(|error| error_chain(&error))?;
-            self.policy.check(publisher, farm, &trusted).map_err(|error| error_chain(&error))?;
+            let publisher = resolution.verify().map_err(failed)?;
+            let trusted = TrustedPublishers::load(&self.data).map_err(failed)?;
+            self.policy.check(publisher, farm, &trusted).map_err(failed)?;
             Ok(resolution)
         };
         found.await.unwrap_or_else(|reason| {
@@ -64,7 +58,7 @@ impl Assembler {
         files: &Files<'_>,
         log: &PrepareLog,
     ) -> Result<(), BuildError> {
-        for pin in CodeTrees::pins(spec) {
+        for pin in spec.pins() {
             let Some(pack) = known.pack(&pin) else { continue };
             match self.unpack_one(&pin, pack, git, files).await {
                 Ok(()) => log.line(&format!("`{}` comes from a pack", pin.url)),
@@ -108,7 +102,7 @@ impl Assembler {
     ) -> Result<Option<BlobRef>, BuildError> {
         let store = self.reach.exchange.store();
         let mut found = Resolution::new(lockfile.hash());
-        for pin in CodeTrees::pins(&CodeSpec::of(lockfile)) {
+        for pin in CodeSpec::of(lockfile).pins() {
             let pack = match known.pack(&pin) {
                 Some(pack) => pack,
                 None => {
@@ -171,12 +165,4 @@ impl Assembler {
         }
         Ok(lock)
     }
-}
-
-/// Does what blocks on a thread that may.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, BuildError> + Send + 'static,
-) -> Result<T, BuildError> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|error| Err(BuildError::Failed(format!("a step broke off by a bug: {error}"))))
 }

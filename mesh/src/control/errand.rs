@@ -172,7 +172,8 @@ impl Reach {
                         None => self.exchange.origin_size(urls).await?,
                     };
                     let file = FileRef { sha256: *sha256, size };
-                    let wanted = OriginFile { file, blob: None, trusted_blake3: false, urls: urls.clone() };
+                    let urls = urls.clone();
+                    let wanted = OriginFile { file, blob: None, trusted_blake3: false, urls, share: true };
                     let file = self.exchange.fetch_file(&wanted, &providers, Some(&sender)).await?;
                     let FetchedFile { blob, fetched, origin_bytes } = file;
                     Ok(Got { blob, fetched, origin_bytes })

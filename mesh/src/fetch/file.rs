@@ -50,6 +50,9 @@ pub struct OriginFile {
     pub trusted_blake3: bool,
     /// Where it is on the internet, the preferred first.
     pub urls: Vec<String>,
+    /// Whether peers may have it. One that is not shared is read from the internet by us alone, and never
+    /// served to anybody from then on.
+    pub share: bool,
 }
 
 /// A file that is here and proven.
@@ -164,6 +167,10 @@ impl Exchange {
         let _turn = turn.lock().await;
         let named = wanted.blob.map(|hash| BlobRef { hash, size: file.size });
         let known = named.or_else(|| self.store().alias(&file.sha256));
+        if !wanted.share {
+            let by_hash = known.map(|blob| blob.hash.into());
+            self.store().keep_private(by_hash.into_iter().chain([file.sha256.into()]).collect()).await?;
+        }
         if let Some(blob) = known
             && self.store().check(blob.hash).await? == Some(blob)
         {
@@ -171,7 +178,7 @@ impl Exchange {
             return Ok(FetchedFile { blob, fetched: Vec::new(), origin_bytes: 0 });
         }
         let found = self.locate(wanted).await;
-        let mut peers = providers.to_vec();
+        let mut peers = if wanted.share { providers.to_vec() } else { Vec::new() };
         let is_new = |peer: &Provider| !providers.iter().any(|provider| provider.peer == peer.peer);
         peers.extend(found.providers.into_iter().filter(is_new));
         let mut tried = Vec::new();
@@ -199,7 +206,9 @@ impl Exchange {
         let unproven = self.store().unproven(*file).await?;
         let fetched = self.put_together(wanted, &unproven, peers, tried, progress).await;
         let holds = if fetched.is_ok() { held(&unproven.pieces()) } else { Vec::new() };
-        self.give_back(*file, holds).await;
+        if wanted.share {
+            self.give_back(*file, holds).await;
+        }
         fetched
     }
 
@@ -217,7 +226,8 @@ impl Exchange {
         if !wanted.is_trusted() {
             unproven.hash_beside();
         }
-        let mut supplier = OriginSupplier::new(origin.clone(), Arc::clone(unproven), self.finder());
+        let finder = self.finder().filter(|_| wanted.share);
+        let mut supplier = OriginSupplier::new(origin.clone(), Arc::clone(unproven), finder);
         let mut gave = BTreeMap::new();
         let proof = loop {
             let gathered = self.gather(unproven, &supplier, &peers, progress, &mut gave).await;
@@ -260,6 +270,9 @@ impl Exchange {
             warn!(provider = %liar.fmt_short(), piece, "provider sent a piece that is not the file's");
             let reason = format!("its piece {piece} is not the one of the origin");
             self.inner.faults().add(liar, file.sha256.into(), reason);
+        }
+        if !wanted.share {
+            self.store().keep_private(vec![proof.blob.hash.into()]).await?;
         }
         let blob = unproven.keep(proof).await?;
         let origin_bytes = gave.iter().filter(|(name, _)| matches!(name, SourceName::Origin(_)));
@@ -313,7 +326,7 @@ impl Exchange {
     }
 
     async fn locate(&self, wanted: &OriginFile) -> Found {
-        let Some(finder) = self.finder() else { return Found::default() };
+        let Some(finder) = self.finder().filter(|_| wanted.share) else { return Found::default() };
         let name = wanted.blob.map_or(BlobName::Sha256(wanted.file.sha256), BlobName::Blake3);
         finder.locate(&name).await.unwrap_or_else(|error| {
             debug!(%error, "nobody can be asked who holds the file");

@@ -108,9 +108,11 @@ impl Index {
         own.chain(elsewhere.filter_map(|hash| self.get(*hash)))
     }
 
-    /// Whether other peers may have it: a blob whose only copies are private files is not theirs.
+    /// Whether other peers may have it: a blob that was made private is not theirs, nor one whose only
+    /// copies are private files.
     pub(super) fn is_shared(&self, hash: BlobHash) -> bool {
-        self.own.contains_key(&hash) || self.files_of(hash).all(|file| file.shared)
+        let has_shared = || self.own.contains_key(&hash) || self.files_of(hash).all(|file| file.shared);
+        !self.marks.is_private(hash.into()) && has_shared()
     }
 
     pub(super) fn add_own(&mut self, blob: BlobRef, used: SystemTime) {

@@ -75,6 +75,23 @@ impl BlobStore {
         .await
     }
 
+    /// Makes these blobs private for ever, also where they are still to come: they are neither served to
+    /// other peers nor named to them.
+    pub async fn keep_private(&self, names: Vec<BlobName>) -> Result<(), StoreError> {
+        let store = self.clone();
+        blocking(move || {
+            let mut index = store.index();
+            let mut marks = index.marks.clone();
+            if names.into_iter().filter(|name| marks.set_private(*name)).count() > 0 {
+                marks.write(&store.inner.directory)?;
+                index.marks = marks;
+                store.tell_change();
+            }
+            Ok(())
+        })
+        .await
+    }
+
     /// How many bytes it can still take: with a quota, once all that may go has gone.
     pub async fn room(&self) -> Result<u64, StoreError> {
         let store = self.clone();

@@ -27,6 +27,9 @@ impl BlobStore {
     pub(crate) async fn source(&self, blob: BlobRef) -> Result<Option<Source>, StoreError> {
         let store = self.clone();
         blocking(move || {
+            if store.index().marks.is_private(blob.hash.into()) {
+                return Ok(None);
+            }
             if let Some((file, found)) = store.use_whole(blob.hash)? {
                 if !store.index().is_shared(blob.hash) {
                     return Ok(None);
@@ -41,8 +44,12 @@ impl BlobStore {
         .await
     }
 
-    /// What can be served of this file: all of it, if it was proven, or the pieces that came so far.
+    /// What can be served of this file: all of it, if it was proven, or the pieces that came so far; `None`
+    /// also where it is not shared.
     pub(crate) async fn file_source(&self, file: FileRef) -> Result<Option<Source>, StoreError> {
+        if self.index().marks.is_private(file.sha256.into()) {
+            return Ok(None);
+        }
         let unproven = self.index().unproven.get(&file.sha256).and_then(Weak::upgrade);
         if let Some(unproven) = unproven.filter(|unproven| unproven.file() == file) {
             return Ok(Some(Source::Unproven(unproven)));

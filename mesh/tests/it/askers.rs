@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use crate::farm::{Farm, PATIENCE, Peer, key, loopback};
 
 /// A member that has passed the gate, and does on its link whatever its test does.
-async fn asker(farm: &Farm, holder: &Peer) -> (TlsPlane, Arc<dyn Link>) {
+pub(crate) async fn asker(farm: &Farm, holder: &Peer) -> (TlsPlane, Arc<dyn Link>) {
     let identity = key();
     let plane = TlsPlane::bind(&identity, loopback()).await.expect("a plane");
     let address = holder.provider().addresses[0];

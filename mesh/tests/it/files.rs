@@ -20,14 +20,14 @@ use crate::web::{Cut, Reply, Web, reader};
 
 const MIB: usize = PIECE_SIZE as usize;
 
-fn file_of(bytes: &[u8], urls: &[String]) -> OriginFile {
+pub(crate) fn file_of(bytes: &[u8], urls: &[String]) -> OriginFile {
     let sha256 = Sha256(sha2::Sha256::digest(bytes).into());
     let file = FileRef { sha256, size: bytes.len() as u64 };
-    OriginFile { file, blob: None, trusted_blake3: false, urls: urls.to_vec() }
+    OriginFile { file, blob: None, trusted_blake3: false, urls: urls.to_vec(), share: true }
 }
 
 /// A peer that may ask the servers of a test.
-async fn peer(farm: &Farm) -> Peer {
+pub(crate) async fn peer(farm: &Farm) -> Peer {
     let peer = farm.peer().await;
     peer.exchange.set_origins(reader(|_| ()));
     peer
@@ -139,6 +139,7 @@ async fn known_blob_comes_from_peers_and_its_sha256_is_proven_unless_somebody_vo
         blob: Some(wrong.hash),
         trusted_blake3: true,
         urls: vec![],
+        share: true,
     };
     let third = self::peer(&farm).await;
     third.exchange.set_finder(table.finder(third.provider()));

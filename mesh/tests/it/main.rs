@@ -8,6 +8,7 @@ mod exchange;
 mod farm;
 mod files;
 mod planes;
+mod private;
 mod gate;
 mod namespaces;
 mod leases;

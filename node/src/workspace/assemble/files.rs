@@ -133,15 +133,21 @@ impl Files<'_> {
         let fail = |error: &dyn std::error::Error| {
             BuildError::Failed(format!("model `{}` did not come: {}", model.path, error_chain(error)))
         };
+        let store = self.reach.exchange.store();
         if !model.share {
-            let reason = "it is marked not to be shared, and what this node fetches it would serve";
-            return Err(BuildError::Failed(format!("model `{}`: {reason}", model.path)));
+            // Also where it is here already: the lockfile's word holds for this node from now on.
+            let names = named.map(|blob| blob.hash.into()).into_iter();
+            let names = names.chain(model.sha256.map(BlobName::Sha256));
+            store.keep_private(names.collect()).await.map_err(failed)?;
         }
         let Some(sha256) = model.sha256 else {
             let Some(blob) = named else {
                 let reason = "it has no hash, so nothing would prove it";
                 return Err(BuildError::Failed(format!("model `{}`: {reason}", model.path)));
             };
+            if !model.share && store.check(blob.hash).await.map_err(failed)? != Some(blob) {
+                return Err(not_given(model));
+            }
             let hold = self.blob(blob).await.map_err(|error| match error {
                 BuildError::Failed(reason) => {
                     BuildError::Failed(format!("model `{}` did not come: {reason}", model.path))
@@ -156,15 +162,30 @@ impl Files<'_> {
             // The publisher signed both names.
             trusted_blake3: model.blob.is_some(),
             urls: model.sources.iter().map(|source| source.url.to_string()).collect(),
+            share: model.share,
         };
         let exchange = &self.reach.exchange;
         // Under this name until the other one is known.
         let _held = exchange.store().hold(sha256);
         let fetching = exchange.fetch_file(&wanted, self.providers, None);
         let fetched = self.cancel.run_until_cancelled(fetching).await.ok_or(BuildError::Canceled)?;
-        let blob = fetched.map_err(|error| fail(&error))?.blob;
+        let blob = match fetched {
+            Err(FetchFileError::NoSource { tried, .. }) if !model.share && tried.is_empty() => {
+                return Err(not_given(model));
+            }
+            fetched => fetched.map_err(|error| fail(&error))?.blob,
+        };
         Ok((blob, exchange.store().hold(blob.hash)))
     }
+}
+
+/// A model that no peer may give, which is not here, and for which no URL is named.
+fn not_given(model: &LockedModel) -> BuildError {
+    let path = &model.path;
+    BuildError::Failed(format!(
+        "model `{path}`: it is marked not to be shared, so no peer gives it, and its lockfile names no URL: put it into \
+         a model folder of this node (`--models`)"
+    ))
 }
 
 #[async_trait]
@@ -176,6 +197,7 @@ impl WheelSource for Files<'_> {
             blob: file.blob,
             trusted_blake3: false,
             urls: file.urls.iter().map(ToString::to_string).collect(),
+            share: true,
         };
         let store = self.reach.exchange.store();
         let _held = store.hold(file.sha256);

@@ -171,27 +171,44 @@ async fn workspace_comes_from_its_origins_and_its_files_from_a_peer_once_there_i
 }
 
 #[tokio::test]
-async fn model_that_nobody_has_is_named_with_what_was_tried() {
+async fn model_that_nobody_gives_is_named_with_the_reason_and_a_private_one_stays_here() {
     let comfyui = Upstream::new();
     let main = comfyui.commit(&[("main.py", 0o100644, "run\n")]);
     let index = Index::serve(vec![]).await;
     let farm = Farm::new();
     let Some(node) = Node::start(&farm, &index, None).await else { return };
     let publisher = key();
-    let mut lockfile =
-        Lockfile::parse(json!({ "format": 1, "python": "3.11", "comfyui": main }).to_string().as_bytes())
-            .expect("a lockfile");
-    let model = json!({
-        "path": "models/vae/gone.safetensors", "size": 3, "sha256": "1".repeat(64), "disabled": false,
-    });
-    lockfile.models.push(serde_json::from_value::<LockedModel>(model).expect("a model"));
-    lockfile.sign(publisher.signing_key());
-    let document =
-        node.exchange.store().import_bytes(&lockfile.to_canonical_json()).await.expect("there is room");
-    let want = wanted(&lockfile, document, &node);
-    let failed = node.assemble(&want, PublisherKey(publisher.peer().0)).await.expect_err("nobody has it");
-    let BuildError::Failed(reason) = failed else { panic!("{failed:?}") };
-    assert!(reason.contains("`models/vae/gone.safetensors` did not come"), "{reason}");
-    let log = node.assembler.root.join("logs").join(format!("{}.log", lockfile.hash()));
-    assert!(std::fs::read_to_string(log).expect("a log").contains("gone.safetensors"));
+    let lockfile = |share: bool, names: serde_json::Value| {
+        let mut lockfile =
+            Lockfile::parse(json!({ "format": 1, "python": "3.11", "comfyui": main }).to_string().as_bytes())
+                .expect("a lockfile");
+        let mut model = json!({
+            "path": "models/vae/gone.safetensors", "size": 3, "disabled": false, "share": share,
+        });
+        model.as_object_mut().expect("it is one").append(&mut names.as_object().expect("names").clone());
+        lockfile.models.push(serde_json::from_value::<LockedModel>(model).expect("a model"));
+        lockfile.sign(publisher.signing_key());
+        lockfile
+    };
+    let store = node.exchange.store();
+    let assemble = async |lockfile: &Lockfile| {
+        let document = store.import_bytes(&lockfile.to_canonical_json()).await.expect("there is room");
+        node.assemble(&wanted(lockfile, document, &node), PublisherKey(publisher.peer().0)).await
+    };
+    let blob = protocol::BlobRef::of(b"own");
+    for (share, names, words) in [
+        (true, json!({ "sha256": "1".repeat(64) }), "`models/vae/gone.safetensors` did not come"),
+        (false, json!({ "sha256": "1".repeat(64) }), "marked not to be shared"),
+        (false, json!({ "blob": blob.hash }), "marked not to be shared"),
+    ] {
+        let lockfile = lockfile(share, names);
+        let failed = assemble(&lockfile).await.expect_err("nobody has it");
+        let BuildError::Failed(reason) = failed else { panic!("{failed:?}") };
+        assert!(reason.contains(words) && reason.contains("gone.safetensors"), "{reason}");
+        let log = node.assembler.root.join("logs").join(format!("{}.log", lockfile.hash()));
+        assert!(std::fs::read_to_string(log).expect("a log").contains("gone.safetensors"));
+    }
+    store.import_bytes(b"own").await.expect("there is room");
+    assemble(&lockfile(false, json!({ "blob": blob.hash }))).await.expect("its owner put it here");
+    assert!(!store.shared().contains(&blob), "nobody else gets it");
 }

@@ -4,12 +4,16 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-/// The port that every node of a lab may use.
+use crate::left::{self, LINKS, NAMESPACES};
+
+/// The ports that every node of a lab may use.
 const PORT: u16 = 47_000;
+const PORT_BESIDE: u16 = 47_001;
 
 /// Nodes on one bridge.
 pub(crate) struct Lab {
@@ -20,7 +24,7 @@ pub(crate) struct Lab {
 impl Lab {
     /// This many namespaces with nothing but a link to the bridge.
     pub(crate) fn new(nodes: usize) -> Result<Self> {
-        let lab = Self { tag: format!("fb{}", std::process::id()), nodes };
+        let lab = Self { tag: left::tag(), nodes };
         let bridge = lab.bridge();
         run("ip", &["link", "add", &bridge, "type", "bridge"])?;
         run("ip", &["link", "set", &bridge, "up"])?;
@@ -58,6 +62,16 @@ impl Lab {
         SocketAddr::new(self.ip(node).into(), PORT)
     }
 
+    /// Where a second part of a node listens.
+    pub(crate) fn address_beside(&self, node: usize) -> SocketAddr {
+        SocketAddr::new(self.ip(node).into(), PORT_BESIDE)
+    }
+
+    /// The file that stands for a node's namespace.
+    pub(crate) fn namespace(&self, node: usize) -> PathBuf {
+        Path::new(NAMESPACES).join(self.name(node))
+    }
+
     /// The name of a node's namespace.
     pub(crate) fn name(&self, node: usize) -> String {
         format!("{}-{node}", self.tag)
@@ -65,7 +79,7 @@ impl Lab {
 
     /// The bytes that a node has sent, with the heads of their packets.
     pub(crate) fn sent_by(&self, node: usize) -> Result<u64> {
-        let path = format!("/sys/class/net/{}/statistics/rx_bytes", self.outside(node));
+        let path = format!("{LINKS}/{}/statistics/rx_bytes", self.outside(node));
         let text = fs::read_to_string(&path).with_context(|| format!("`{path}` cannot be read"))?;
         Ok(text.trim().parse()?)
     }

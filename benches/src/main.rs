@@ -11,9 +11,11 @@ mod limits;
 mod rows;
 mod rivals;
 mod lab;
+mod left;
 mod processes;
 mod carry;
 mod forward;
+mod origin;
 
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
@@ -60,6 +62,7 @@ async fn main() -> Result<()> {
 /// Prints the lines of each row as soon as they are there; a row that fails is told, does not end the others,
 /// and makes the whole fail.
 async fn measure(settings: &Settings) -> Result<()> {
+    left::remove()?;
     println!("{HEAD}");
     let mut failed = Vec::new();
     for row in &settings.rows {
@@ -103,6 +106,8 @@ fn lines(settings: &Settings, row: Row) -> Result<Vec<Line>> {
         Row::Collection => repeated(&|| rows::collection(settings)),
         Row::Liar => repeated(&|| rows::liar(settings)),
         Row::Stall => repeated(&|| rows::stall(settings)),
+        Row::Origin => repeated(&|| rows::origin(settings)),
+        Row::OriginKilled => repeated(&|| rows::origin_killed(settings)),
         Row::Loss => {
             let planes = [None, Some(PlaneName::Tls), Some(PlaneName::Quic)];
             let lines = planes.into_iter().map(|plane| repeated(&|| rows::loss(settings, plane)));

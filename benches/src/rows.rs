@@ -6,9 +6,11 @@
 
 mod faults;
 mod loss;
+mod origin;
 
 pub(crate) use self::faults::{liar, stall};
 pub(crate) use self::loss::loss;
+pub(crate) use self::origin::{origin, origin_killed};
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,6 +22,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::lab::Lab;
+use crate::left::{self, MEMORY};
 use crate::processes::{Running, cpu_of_ended, is_same, random_file, share};
 use crate::settings::Settings;
 use crate::table::{Beside, GIB, Line};
@@ -29,9 +32,9 @@ const LONGEST: Duration = Duration::from_secs(600);
 
 /// Where a row keeps its files: in memory, so that no disk is measured.
 fn in_memory() -> Result<TempDir> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix("comfy-farm-bench-");
-    let memory = Path::new("/dev/shm");
+    let (mut builder, tag) = (tempfile::Builder::new(), left::folder_tag());
+    builder.prefix(&tag);
+    let memory = Path::new(MEMORY);
     Ok(if memory.is_dir() { builder.tempdir_in(memory)? } else { builder.tempdir()? })
 }
 

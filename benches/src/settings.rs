@@ -32,6 +32,10 @@ pub(crate) enum Row {
     Stall,
     /// A link of 100 Mbit/s with 50 ms and 1 % loss.
     Loss,
+    /// A file of the internet to eight nodes behind one uplink of 100 Mbit/s.
+    Origin,
+    /// The same, and the node that read most of it is killed in the middle.
+    OriginKilled,
 }
 
 #[derive(Debug, Args)]

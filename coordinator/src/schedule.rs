@@ -13,15 +13,13 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
 use protocol::{
-    BlobHash, Engine, JobId, LockfileHash, Offer, PeerId, SlotId, WorkflowVersion, WorkspaceState,
+    BlobHash, Engine, JobId, LockfileHash, Offer, PeerId, SlotId, WorkflowVersion, WorkspaceState, lacking,
 };
 
 use crate::view::{Requirements, WaitReason};
 
 /// The most nodes that [`explain`] names.
 const MAX_REASONS: usize = 32;
-/// The most names that one reason lists.
-const MAX_NAMES: usize = 3;
 
 /// What the planner looks at.
 #[derive(Debug, Default)]
@@ -224,10 +222,7 @@ fn lacks(
     if is_managed(node) {
         return None;
     }
-    let missing: Vec<&String> = required.difference(offered).take(MAX_NAMES + 1).collect();
-    let named: Vec<String> = missing.iter().take(MAX_NAMES).map(|name| format!("`{name}`")).collect();
-    let more = if missing.len() > MAX_NAMES { " and more" } else { "" };
-    (!missing.is_empty()).then(|| format!("it lacks the {what} {}{more}", named.join(", ")))
+    lacking(required, offered).map(|names| format!("it lacks the {what} {names}"))
 }
 
 fn obstacle(requirements: &Requirements, node: &NodePicture<'_>) -> Option<String> {

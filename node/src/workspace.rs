@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use protocol::{CodeHash, EnvironmentHash, LockfileHash};
+use protocol::{BlobHash, CodeHash, EnvironmentKey, LockfileHash};
 
 pub mod plan;
 pub mod lock;
@@ -28,7 +28,7 @@ pub struct Workspace {
     /// The lockfile that it is made from.
     pub lockfile: LockfileHash,
     /// The environment that it shares with others of the same pins.
-    pub environment: EnvironmentHash,
+    pub environment: EnvironmentKey,
     /// The code tree that it shares with others of the same commits.
     pub code: CodeHash,
     /// The Python of the environment.
@@ -41,4 +41,21 @@ pub struct Workspace {
     pub classes: BTreeSet<String>,
     /// The model files that a process of it must list, as `folder/name`.
     pub model_names: BTreeSet<String>,
+}
+
+impl Workspace {
+    /// Whether a process of the one is as good for the other, but for their models.
+    pub fn shares_a_process_with(&self, other: &Self) -> bool {
+        (self.code, self.environment) == (other.code, other.environment)
+    }
+
+    /// What all workspaces of its code and environment, and no others, are called by.
+    pub fn program(&self) -> String {
+        program(self.code, self.environment)
+    }
+}
+
+/// What the workspaces of this code in this environment are called by.
+pub(crate) fn program(code: CodeHash, environment: EnvironmentKey) -> String {
+    BlobHash::of(format!("{code} {environment}").as_bytes()).to_string()
 }

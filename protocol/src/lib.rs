@@ -57,7 +57,7 @@ pub use lockfile::{
     LockfileHash, MAX_LOCKFILE, ModelPath, PackagePin, ParseTextError, Pin, PublisherKey, PublisherSignature,
     RegistryPin, Sha256, SignatureError, Source, Token, WebUrl,
 };
-pub use offer::{Device, Engine, Offer, SlotOffer};
+pub use offer::{Device, Engine, Offer, SlotOffer, lacking};
 pub use origin::{Alias, BlobName, FileRef, ParseBlobNameError, PieceRange};
 pub use parameters::{Argument, MAX_FILE_NAME, Parameters, ParametersError};
 pub use preparation::{

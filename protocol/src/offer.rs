@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::SlotId;
 
+/// The most names that [`lacking`] lists.
+const MAX_NAMES: usize = 5;
+
 /// What a node can take, as it registers and whenever that changes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {
@@ -23,6 +26,15 @@ pub struct Offer {
     pub models: BTreeSet<String>,
     /// One entry for each run that it can do at a time.
     pub slots: Vec<SlotOffer>,
+}
+
+/// The names that are required and not offered, for people; `None` where all are offered.
+pub fn lacking(required: &BTreeSet<String>, offered: &BTreeSet<String>) -> Option<String> {
+    let missing: Vec<String> =
+        required.difference(offered).take(MAX_NAMES + 1).map(|name| format!("`{name}`")).collect();
+    let more = if missing.len() > MAX_NAMES { " and more" } else { "" };
+    let named = missing.iter().take(MAX_NAMES).map(String::as_str).collect::<Vec<_>>().join(", ");
+    (!missing.is_empty()).then(|| format!("{named}{more}"))
 }
 
 /// What executes workflows on a node.
@@ -78,4 +90,20 @@ pub enum Device {
         /// Its memory in bytes.
         memory: u64,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_lacking_is_named_up_to_a_number() {
+        let names = |count: usize| (0..count).map(|number| format!("n{number}")).collect::<BTreeSet<_>>();
+        let check = |required: usize, offered: usize, expected: Option<&str>| {
+            assert_eq!(lacking(&names(required), &names(offered)).as_deref(), expected);
+        };
+        check(2, 3, None);
+        check(2, 0, Some("`n0`, `n1`"));
+        check(7, 1, Some("`n1`, `n2`, `n3`, `n4`, `n5` and more"));
+    }
 }

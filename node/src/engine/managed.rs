@@ -1,15 +1,16 @@
 //! A ComfyUI of the node's own for each slot, in the locked workspace that a run needs.
 //!
 //! A slot has at most one process, so at most one holds its device's memory: it is started for the first run of a
-//! workspace, stays for the next ones, makes way for another workspace, and ends after a while without work. One that
-//! died or hangs is started anew and its run is tried once more. Not here: the requests that a run consists of
-//! (`comfyui`), and how a workspace is made (`workspace`).
+//! workspace, stays for the next ones, also for those of other workspaces with the same environment and code, makes way
+//! for all others, and ends after a while without work. One that died or hangs is started anew and its run is tried
+//! once more. Not here: the requests that a run consists of (`comfyui`), and how a workspace is made (`workspace`).
 
 mod door;
 mod download;
 mod folders;
 mod log;
 mod process;
+mod served;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -24,7 +25,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
-use self::process::{Launch, Process, StartError};
+use self::process::{Launch, Process, StartError, blocking};
+use self::served::Served;
 use crate::engine::comfyui::ComfyUiOptions;
 use crate::engine::{Description, Engine, EngineError, Execution, ProducedFile, ProgressSink, canceled};
 use crate::os::sandbox::Sandbox;
@@ -91,23 +93,38 @@ struct Place {
     unloading: Option<AbortOnDropHandle<()>>,
 }
 
+impl Place {
+    /// The process, unless it ended by itself.
+    fn up(&mut self) -> Option<&mut Process> {
+        self.process.as_mut().and_then(|process| process.is_up().then_some(process))
+    }
+}
+
 impl Managed {
     /// No process is started yet.
     pub fn new(config: ManagedConfig) -> Self {
         Self { config, slots: StdMutex::default() }
     }
 
-    /// Starts ComfyUI in a workspace and sees that it has all that it must have. The reason in words where it has
-    /// not. In a slot that has no process the new one stays, for the first run; where all have one it is beside them,
-    /// and ends.
+    /// Sees that ComfyUI comes up in a workspace with all that it must have. The reason in words where it has not. A
+    /// process that is idle and can serve the workspace too shows it; else one is started, which stays for the first
+    /// run in a slot that has none, and ends where all have one.
     pub async fn prove(&self, workspace: &Arc<Workspace>, cancel: &CancellationToken) -> Result<(), String> {
-        for index in 0..u16::try_from(self.config.devices.len()).unwrap_or(u16::MAX) {
-            let slot = self.slot(SlotId(index));
+        let slots: Vec<Arc<Slot>> = self.slot_ids().map(|id| self.slot(id)).collect();
+        for slot in &slots {
+            let Ok(mut place) = slot.process.try_lock() else { continue };
+            let Some(process) = place.up() else { continue };
+            if process.join(workspace).await {
+                self.unload_later(slot, &mut place);
+                return Ok(());
+            }
+        }
+        for slot in &slots {
             let Ok(mut place) = slot.process.try_lock() else { continue };
             if place.process.is_none() {
                 let process = prove(&slot.launch, workspace, cancel).await?;
                 place.process = Some(process);
-                self.unload_later(&slot, &mut place);
+                self.unload_later(slot, &mut place);
                 return Ok(());
             }
         }
@@ -122,6 +139,10 @@ impl Managed {
         };
         launch.clear().await;
         proven
+    }
+
+    fn slot_ids(&self) -> impl Iterator<Item = SlotId> {
+        (0..u16::try_from(self.config.devices.len()).unwrap_or(u16::MAX)).map(SlotId)
     }
 
     /// Ends the slot's process after its idle time, unless a run comes before.
@@ -182,6 +203,7 @@ impl Slot {
         let mut is_last_attempt = false;
         loop {
             let process = self.ready(place, &workspace, progress, cancel).await?;
+            let has_others = process.served().count() > 1;
             let failed = match process.execute(execution.clone(), progress, cancel).await {
                 Ok(produced) => {
                     if process.is_full().await {
@@ -196,6 +218,12 @@ impl Slot {
                 // What does not stop when it is told to is killed, and nothing of the run goes on.
                 RunErrorKind::Canceled if !process.is_idle().await => self.stop(place).await,
                 RunErrorKind::OutOfMemory => process.free().await,
+                // An op of it may have looked for models once, as the process started.
+                RunErrorKind::MissingModel if has_others && !is_last_attempt && !cancel.is_cancelled() => {
+                    self.stop(place).await;
+                    is_last_attempt = true;
+                    continue;
+                }
                 // It is up and dead, or just dead.
                 RunErrorKind::EngineUnavailable | RunErrorKind::Stalled => {
                     self.stop(place).await;
@@ -211,7 +239,7 @@ impl Slot {
         }
     }
 
-    /// The slot's process in this workspace; started unless it is there and well.
+    /// The slot's process, which serves this workspace; started unless it is there and well, and can.
     async fn ready<'a>(
         &self,
         place: &'a mut Place,
@@ -219,12 +247,29 @@ impl Slot {
         progress: &ProgressSink,
         cancel: &CancellationToken,
     ) -> Result<&'a mut Process, RunError> {
-        let is_fit = place.process.as_mut().is_some_and(|process| process.is_fit(workspace));
-        if !is_fit {
+        let mut served = None;
+        let can_serve = match place.up() {
+            None => false,
+            Some(process) => {
+                served = Some(process.served().clone());
+                process.join(workspace).await
+            }
+        };
+        if !can_serve {
             self.stop(place).await;
             let detail = Some("starting ComfyUI".to_owned());
             progress.tell(Progress { phase: Phase::Preparing, fraction: 0.0, detail });
-            let process = self.launch.start(workspace, cancel).await.map_err(|error| match error {
+            let wanted = Arc::clone(workspace);
+            let reading = blocking(move || {
+                // Those of before as well, where nothing contradicts: so that they need no start of their own again.
+                let both = served.map(|served| served.with(&wanted)).transpose()?.flatten();
+                both.map_or_else(|| Served::alone(&wanted), Ok)
+            });
+            let served = reading.await.map_err(|error| {
+                let detail = format!("the files of the workspace cannot be read: {error}");
+                RunError::new(RunErrorKind::NodeFault, detail)
+            })?;
+            let process = self.launch.start(served, cancel).await.map_err(|error| match error {
                 StartError::Canceled => canceled(),
                 error => RunError::new(RunErrorKind::EngineUnavailable, protocol::error_chain(&error)),
             })?;
@@ -246,9 +291,12 @@ async fn prove(
     workspace: &Arc<Workspace>,
     cancel: &CancellationToken,
 ) -> Result<Process, String> {
-    let process = launch.start(workspace, cancel).await;
+    let wanted = Arc::clone(workspace);
+    let served = blocking(move || Served::alone(&wanted)).await;
+    let served = served.map_err(|error| format!("the files of the workspace cannot be read: {error}"))?;
+    let process = launch.start(served, cancel).await;
     let process = process.map_err(|error| protocol::error_chain(&error))?;
-    match process.prove().await {
+    match process.prove(workspace).await {
         Ok(()) => Ok(process),
         Err(reason) => {
             process.stop().await;

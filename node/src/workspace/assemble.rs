@@ -112,10 +112,11 @@ impl Assembler {
         let resolution = self.resolved(&lockfile, &known, &environment, &mut holds).await?;
         let workspace = Workspace {
             lockfile: wanted.lockfile,
-            environment: environment.lock.environment,
+            environment: environment.key,
             code: tree.hash,
             python: environment.python,
-            comfyui: tree.comfyui,
+            // Its own, where install scripts wrote into it.
+            comfyui: environment.comfyui.unwrap_or(tree.comfyui),
             files: folder,
             classes: wanted.classes.clone(),
             model_names: wanted.models.clone(),
@@ -189,7 +190,8 @@ impl Assembler {
         let spec = EnvironmentSpec::of(lockfile, &crate::platform(), self.accelerator);
         let scripts = tree.custom_nodes.iter().filter(|node| node.join(INSTALL_SCRIPT).is_file());
         let scripts: Vec<PathBuf> = scripts.filter(|_| self.policy.install_scripts).cloned().collect();
-        let private = (!scripts.is_empty()).then(|| Private { lockfile: lockfile.hash(), scripts });
+        let comfyui = tree.comfyui.clone();
+        let private = (!scripts.is_empty()).then(|| Private { lockfile: lockfile.hash(), comfyui, scripts });
         let folder = self.root.join("environments");
         let environments = Environments { uv: uv.clone(), folder, limits: Limits::default() };
         if let Some(lock) = known.environment(&spec) {

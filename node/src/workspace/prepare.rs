@@ -285,7 +285,7 @@ mod tests {
     use std::path::PathBuf;
     use std::sync::Mutex;
 
-    use protocol::{BlobHash, CodeHash, EnvironmentHash, WorkflowVersion};
+    use protocol::{BlobHash, CodeHash, EnvironmentKey, WorkflowVersion};
 
     use super::*;
 
@@ -346,7 +346,7 @@ mod tests {
     fn workspace(wanted: &WantedWorkspace) -> Workspace {
         Workspace {
             lockfile: wanted.lockfile,
-            environment: EnvironmentHash(BlobHash([0; 32])),
+            environment: EnvironmentKey(BlobHash([0; 32])),
             code: CodeHash(BlobHash([0; 32])),
             python: PathBuf::new(),
             comfyui: PathBuf::new(),

@@ -6,8 +6,13 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use protocol::BlobHash;
+
+use super::served::Served;
 use crate::os::file::{copy_tree, folder_bytes, link};
-use crate::workspace::Workspace;
+
+/// The folder of ComfyUI in which it looks for new files again and again.
+const MODELS: &str = "models";
 
 /// What joins a process without a network to its socket.
 const RELAY: &str = include_str!("relay.py");
@@ -55,24 +60,51 @@ impl Folders {
         self.root.with_extension("log")
     }
 
-    /// Makes them for a process of this workspace, in place of those of an earlier one.
-    pub(super) fn make(&self, workspace: &Workspace) -> io::Result<()> {
+    /// What a process within walls can read of files that came after its start, and cannot write.
+    pub(super) fn further(&self) -> PathBuf {
+        self.root.with_extension("further")
+    }
+
+    /// Makes them for a process of these workspaces, in place of those of an earlier one.
+    pub(super) fn make(&self, served: &Served) -> io::Result<()> {
         self.clear()?;
-        for folder in [self.home(), self.front(), self.temporary()] {
+        for folder in [self.home(), self.front(), self.temporary(), self.further()] {
             std::fs::create_dir_all(folder)?;
         }
         std::fs::write(self.front().join("index.html"), "<!doctype html><title>ComfyUI</title>\n")?;
         std::fs::write(self.relay(), RELAY)?;
-        copy_tree(&workspace.comfyui, &self.code())?;
-        for (file, place) in files(workspace)? {
-            link(&file, &self.code().join(place))?;
+        copy_tree(&served.any().comfyui, &self.code())?;
+        for (place, file) in served.files() {
+            link(file, &self.code().join(place))?;
         }
         Ok(())
     }
 
+    /// Puts another file in front of a process that is up. It can be a model that nothing else lies in the place of:
+    /// what else there is was looked at as the process started. `false` where the process would not see it.
+    pub(super) fn add(&self, place: &Path, file: &Path, has_walls: bool) -> io::Result<bool> {
+        let target = self.code().join(place);
+        if !place.starts_with(MODELS) || target.symlink_metadata().is_ok() {
+            return Ok(false);
+        }
+        if !has_walls {
+            return link(file, &target).map(|()| true);
+        }
+        // Its walls were made around the files of its start, and around a folder for those that come.
+        let name = BlobHash::of(file.as_os_str().as_encoded_bytes()).to_string();
+        let visible = self.further().join(name);
+        match std::fs::hard_link(file, &visible) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            // On another disk, or another user's.
+            Err(_) => return Ok(false),
+            Ok(()) => {}
+        }
+        link(&visible, &target).map(|()| true)
+    }
+
     /// Removes all but the log.
     pub(super) fn clear(&self) -> io::Result<()> {
-        for folder in [self.code(), self.home(), self.front(), self.temporary()] {
+        for folder in [self.code(), self.home(), self.front(), self.temporary(), self.further()] {
             match std::fs::remove_dir_all(folder) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -93,31 +125,10 @@ impl Folders {
     }
 }
 
-/// Each file of a workspace, and its place below the folder of ComfyUI.
-pub(super) fn files(workspace: &Workspace) -> io::Result<Vec<(PathBuf, PathBuf)>> {
-    let mut files = Vec::new();
-    if workspace.files.is_dir() {
-        collect(&workspace.files, Path::new(""), &mut files)?;
-    }
-    Ok(files)
-}
-
-fn collect(folder: &Path, place: &Path, files: &mut Vec<(PathBuf, PathBuf)>) -> io::Result<()> {
-    for entry in std::fs::read_dir(folder)? {
-        let entry = entry?;
-        let (path, place) = (entry.path(), place.join(entry.file_name()));
-        match entry.file_type()?.is_dir() {
-            true => collect(&path, &place, files)?,
-            // The file itself, because the folder of links is not there for the process.
-            false => files.push((std::fs::canonicalize(&path)?, place)),
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::sync::Arc;
 
     use super::*;
     use crate::engine::managed::tests::workspace;
@@ -135,18 +146,35 @@ mod tests {
             fs::create_dir_all(at(path).parent().expect("it has one")).expect("made");
             fs::write(at(path), text).expect("written");
         }
-        let workspace = workspace(&at("tree"), &at("files"), "python");
+        let workspace = Arc::new(workspace(&at("tree"), &at("files"), "python"));
+        let served = Served::alone(&workspace).expect("read");
         let folders = Folders { root: at("slot-0") };
-        folders.make(&workspace).expect("made");
+        folders.make(&served).expect("made");
         let read = |path: &str| fs::read_to_string(folders.code().join(path)).expect(path);
         assert_eq!((read("main.py"), read("models/vae/a.safetensors")), ("run".into(), "vae".into()));
         assert_eq!(read("custom_nodes/a/weights.bin"), "weights");
+        let model = at("blob");
+        fs::write(&model, "further").expect("written");
+        for (place, has_walls, is_seen) in [
+            ("models/vae/b.safetensors", true, true),
+            ("models/new/c.safetensors", false, true),
+            ("models/vae/a.safetensors", true, false),
+            ("custom_nodes/a/d.bin", false, false),
+        ] {
+            let seen = folders.add(Path::new(place), &model, has_walls).expect("looked at");
+            assert_eq!((seen, seen && read(place) == "further"), (is_seen, is_seen), "{place}");
+        }
+        assert!(
+            fs::read_link(folders.code().join("models/vae/b.safetensors"))
+                .expect("a link")
+                .starts_with(folders.further())
+        );
         fs::write(folders.code().join("main.py"), "changed").expect("it may write beside itself");
         assert_eq!(fs::read_to_string(at("tree/main.py")).expect("there"), "run");
         fs::create_dir_all(folders.code().join("output/a")).expect("made");
         fs::write(folders.code().join("output/a/b.png"), "12345").expect("written");
         assert_eq!(folders.bytes_of_runs().expect("counted"), 5);
-        folders.make(&workspace).expect("made anew");
+        folders.make(&served).expect("made anew");
         assert_eq!((read("main.py").as_str(), folders.bytes_of_runs().expect("counted")), ("run", 0));
     }
 }

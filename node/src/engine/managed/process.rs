@@ -1,8 +1,8 @@
-//! One ComfyUI process: how it is started, that it has what it must have, and the runs that it does.
+//! One ComfyUI process: how it is started, which workspaces it serves, that it has what they must have, and the runs
+//! that it does.
 //!
 //! Not here: which slot it is for, and when it ends.
 
-use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::{Device, RunError, RunErrorKind};
+use protocol::{Device, RunError, RunErrorKind, lacking};
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -19,8 +19,9 @@ use tracing::{info, warn};
 use super::ManagedConfig;
 use super::door::Door;
 use super::download::undeclared;
-use super::folders::{Folders, files};
+use super::folders::Folders;
 use super::log::ProcessLog;
+use super::served::Served;
 use crate::engine::comfyui::{ComfyUi, ComfyUiOptions};
 use crate::engine::{Engine, Execution, ProducedFile, ProgressSink};
 use crate::os::program::{Program, leashed};
@@ -35,8 +36,6 @@ const FULL: u64 = 8 << 30;
 const PASSED: [&str; 3] = ["LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR"];
 /// Starts ComfyUI beside the relay: PYTHON RELAY SOCKET PORT ARGUMENTS…
 const BEHIND_RELAY: &str = r#"python=$1; "$python" -I -S "$2" "$3" "$4" & shift 4; exec "$python" "$@""#;
-/// The most names of one error.
-const MAX_NAMES: usize = 5;
 
 /// What the processes of one slot are started with.
 #[derive(Clone, Debug)]
@@ -95,7 +94,7 @@ pub(super) enum StartError {
 /// A ComfyUI that is up.
 #[derive(Debug)]
 pub(super) struct Process {
-    workspace: Arc<Workspace>,
+    served: Served,
     program: Program,
     comfyui: ComfyUi,
     log: ProcessLog,
@@ -117,21 +116,21 @@ impl Launch {
         }
     }
 
-    /// Starts one in this workspace, and returns when it answers.
+    /// Starts one for these workspaces, and returns when it answers.
     pub(super) async fn start(
         &self,
-        workspace: &Arc<Workspace>,
+        served: Served,
         cancel: &CancellationToken,
     ) -> Result<Process, StartError> {
         let begun = Instant::now();
-        let log = self.make_folders(workspace).await?;
-        let spawned = |source| StartError::Spawn { python: workspace.python.clone(), source };
+        let log = self.make_folders(&served).await?;
+        let spawned = |source| StartError::Spawn { python: served.any().python.clone(), source };
         let door = match self.sandbox {
             Some(_) => Door::socket(self.folders.socket()),
             None => Door::port(),
         };
         let door = door.map_err(spawned)?;
-        let mut command = self.command(workspace, &door).map_err(spawned)?;
+        let mut command = self.command(&served, &door).map_err(spawned)?;
         let told = log.clone();
         let mut program = Program::start(&mut command, move |_, line| told.line(line)).map_err(spawned)?;
         let comfyui = door.comfyui(self.options.clone()).in_folder(self.folders.code());
@@ -153,38 +152,36 @@ impl Launch {
             () = until_up(&comfyui) => {}
         }
         info!(seconds = begun.elapsed().as_secs_f64(), "comfyui is up");
-        let (workspace, folders) = (Arc::clone(workspace), self.folders.clone());
-        Ok(Process { workspace, program, comfyui, log, folders, door })
+        Ok(Process { served, program, comfyui, log, folders: self.folders.clone(), door })
     }
 
     /// Removes what a process left in its folders.
     pub(super) async fn clear(&self) {
         let folders = self.folders.clone();
-        let cleared = tokio::task::spawn_blocking(move || folders.clear()).await;
-        if let Ok(Err(error)) = cleared {
+        if let Err(error) = blocking(move || folders.clear()).await {
             warn!(%error, folder = %self.folders.root.display(), "folders of a process stay");
         }
     }
 
-    async fn make_folders(&self, workspace: &Arc<Workspace>) -> Result<ProcessLog, StartError> {
-        let (folders, workspace) = (self.folders.clone(), Arc::clone(workspace));
-        let making = tokio::task::spawn_blocking(move || {
-            folders.make(&workspace)?;
+    async fn make_folders(&self, served: &Served) -> Result<ProcessLog, StartError> {
+        let (folders, served) = (self.folders.clone(), served.clone());
+        let made = blocking(move || {
+            folders.make(&served)?;
             ProcessLog::create(&folders.log())
         });
-        let made = making.await.unwrap_or_else(|broken| Err(io::Error::other(broken)));
-        made.map_err(|source| StartError::Folders { folder: self.folders.root.clone(), source })
+        made.await.map_err(|source| StartError::Folders { folder: self.folders.root.clone(), source })
     }
 
     /// The call of ComfyUI, with an environment that was built from nothing.
-    fn command(&self, workspace: &Workspace, door: &Door) -> io::Result<Command> {
+    fn command(&self, served: &Served, door: &Door) -> io::Result<Command> {
+        let workspace = served.any();
         let (code, home) = (self.folders.code(), self.folders.home());
         let known = std::fs::read_to_string(code.join("comfy/cli_args.py")).unwrap_or_default();
-        let byte_code = self.byte_code.join(workspace.lockfile.to_string());
+        let byte_code = self.byte_code.join(workspace.program());
         std::fs::create_dir_all(&byte_code)?;
         let mut command = match (&self.sandbox, door) {
             (Some(sandbox), Door::Socket { path, temporary }) => {
-                let mut walls = self.walls(workspace, &byte_code)?;
+                let mut walls = self.walls(served, &byte_code)?;
                 walls.write.extend(temporary.as_ref().map(|folder| folder.path().to_owned()));
                 let mut command = sandbox.command(&walls, Path::new("/bin/sh"));
                 command.args(["-c", BEHIND_RELAY, "sh"]).arg(&workspace.python).arg(self.folders.relay());
@@ -218,18 +215,55 @@ impl Launch {
     }
 
     /// What the process sees of this machine.
-    fn walls(&self, workspace: &Workspace, byte_code: &Path) -> io::Result<Walls> {
-        let mut read = folders_of_python(&workspace.python)?;
-        read.extend(files(workspace)?.into_iter().map(|(file, _)| file));
+    fn walls(&self, served: &Served, byte_code: &Path) -> io::Result<Walls> {
+        let mut read = folders_of_python(&served.any().python)?;
+        read.extend(served.files().values().cloned());
+        read.push(self.folders.further());
         let write = vec![self.folders.root.clone(), byte_code.to_owned()];
         Ok(Walls { read, write, network: false })
     }
 }
 
 impl Process {
-    /// Whether it is up and in this workspace.
-    pub(super) fn is_fit(&mut self, workspace: &Workspace) -> bool {
-        *self.workspace == *workspace && !self.program.has_ended()
+    /// Whether it is up.
+    pub(super) fn is_up(&mut self) -> bool {
+        !self.program.has_ended()
+    }
+
+    /// What it serves.
+    pub(super) fn served(&self) -> &Served {
+        &self.served
+    }
+
+    /// Has it serve this workspace as well, with the files of that in place; `false` where it cannot, or has not all
+    /// that the workspace must have: then only another process can tell.
+    pub(super) async fn join(&mut self, workspace: &Arc<Workspace>) -> bool {
+        if self.served.has(workspace) {
+            return true;
+        }
+        let (served, wanted, folders) = (self.served.clone(), Arc::clone(workspace), self.folders.clone());
+        let has_walls = !self.door.has_network();
+        let joined = blocking(move || {
+            let Some(both) = served.with(&wanted)? else { return Ok(None) };
+            for (place, file) in both.files() {
+                if !served.files().contains_key(place) && !folders.add(place, file, has_walls)? {
+                    return Ok(None);
+                }
+            }
+            Ok(Some(both))
+        });
+        match joined.await {
+            Ok(Some(served)) if self.prove(workspace).await.is_ok() => {
+                self.served = served;
+                info!(lockfile = %workspace.lockfile.0.fmt_short(), "comfyui serves another workspace");
+                true
+            }
+            Ok(_) => false,
+            Err(error) => {
+                warn!(%error, "files of a workspace do not come to a comfyui that is up");
+                false
+            }
+        }
     }
 
     /// The system's id of it.
@@ -238,16 +272,10 @@ impl Process {
         self.program.id()
     }
 
-    /// Sees that it has each class and lists each model.
-    pub(super) async fn prove(&self) -> Result<(), String> {
+    /// Sees that it has each class and lists each model of a workspace.
+    pub(super) async fn prove(&self, workspace: &Workspace) -> Result<(), String> {
         let described = self.comfyui.describe().await.map_err(|error| protocol::error_chain(&error))?;
-        let lacking = |needed: &BTreeSet<String>, has: &BTreeSet<String>| {
-            let missing: Vec<String> = needed.difference(has).map(|name| format!("`{name}`")).collect();
-            let more = if missing.len() > MAX_NAMES { " and more" } else { "" };
-            let names = missing.iter().take(MAX_NAMES).cloned().collect::<Vec<_>>().join(", ");
-            (!missing.is_empty()).then(|| format!("{names}{more}"))
-        };
-        if let Some(names) = lacking(&self.workspace.classes, &described.classes) {
+        if let Some(names) = lacking(&workspace.classes, &described.classes) {
             let mut reason = format!("ComfyUI came up without class {names}");
             match self.log.failed_imports().as_slice() {
                 [] => reason.push_str(": no custom node of the lockfile has it"),
@@ -258,7 +286,7 @@ impl Process {
             }
             return Err(reason);
         }
-        match lacking(&self.workspace.model_names, &described.models) {
+        match lacking(&workspace.model_names, &described.models) {
             Some(names) => Err(format!("ComfyUI lists no model {names} in its models folder")),
             None => Ok(()),
         }
@@ -309,14 +337,20 @@ impl Process {
     /// Whether its runs left so much that it should start anew.
     pub(super) async fn is_full(&self) -> bool {
         let folders = self.folders.clone();
-        let bytes = tokio::task::spawn_blocking(move || folders.bytes_of_runs()).await;
-        matches!(bytes, Ok(Ok(bytes)) if bytes > FULL)
+        blocking(move || folders.bytes_of_runs()).await.is_ok_and(|bytes| bytes > FULL)
     }
 
     /// Ends it.
     pub(super) async fn stop(self) {
         self.program.close().await;
     }
+}
+
+/// Does what blocks on a thread that may.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|broken| Err(io::Error::other(broken)))
 }
 
 fn died(status: &str, log: &ProcessLog) -> RunError {

@@ -1,11 +1,12 @@
 //! The managed engine on a real ComfyUI, where `tests/run` installed one.
 
 mod outputs;
+mod shared;
 
 use std::path::{Path, PathBuf};
 
 use protocol::{
-    Argument, BlobHash, BlobRef, CodeHash, EnvironmentHash, Filling, Interface, LockfileHash, Making, RunId,
+    Argument, BlobHash, BlobRef, CodeHash, EnvironmentKey, Filling, Interface, LockfileHash, Making, RunId,
     Workflow,
 };
 use serde_json::{Value, json};
@@ -24,7 +25,7 @@ const START: Duration = Duration::from_secs(120);
 pub(super) fn workspace(comfyui: &Path, files: &Path, python: impl Into<PathBuf>) -> Workspace {
     Workspace {
         lockfile: LockfileHash(BlobHash([0; 32])),
-        environment: EnvironmentHash(BlobHash([0; 32])),
+        environment: EnvironmentKey(BlobHash([0; 32])),
         code: CodeHash(BlobHash([0; 32])),
         python: python.into(),
         comfyui: comfyui.to_owned(),
@@ -128,9 +129,13 @@ impl Machine {
         timeout(START * 3, running).await.expect("it ends in time")
     }
 
-    /// The id of the slot's process.
+    /// The id of the first slot's process.
     async fn process(&self) -> Option<u32> {
-        let slot = self.engine.slot(SlotId(0));
+        self.process_of(SlotId(0)).await
+    }
+
+    async fn process_of(&self, slot: SlotId) -> Option<u32> {
+        let slot = self.engine.slot(slot);
         let place = slot.process.lock().await;
         place.process.as_ref().and_then(Process::id)
     }

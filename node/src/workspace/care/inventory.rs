@@ -12,6 +12,7 @@ use protocol::{LockfileHash, Preparing, WorkspaceState};
 
 use super::{CareError, Caretaker, WorkspaceEntry};
 use crate::os::file::folder_bytes;
+use crate::workspace::program;
 use crate::workspace::record::WorkspaceRecord;
 use crate::workspace::shelf::Shelf;
 
@@ -29,6 +30,12 @@ impl Kept {
         let Some(record) = &self.record else { return Vec::new() };
         let environment = record.environment.map(|key| root.join("environments").join(key.to_string()));
         [root.join("code").join(record.code().to_string())].into_iter().chain(environment).collect()
+    }
+
+    /// What the byte code of its processes is kept under.
+    pub(super) fn program(&self) -> Option<String> {
+        let record = self.record.as_ref()?;
+        Some(program(record.code(), record.environment?))
     }
 
     /// Whether everything is there.

@@ -14,7 +14,7 @@ use super::inventory::{Kept, bytes, names};
 use super::{CareError, Caretaker, Removed};
 
 /// The folders with parts that workspaces share.
-const SHARED: [&str; 2] = ["code", "environments"];
+const SHARED: [&str; 3] = ["code", "environments", "slots/byte-code"];
 
 impl Caretaker {
     /// Removes one; for `None`, all that are not wanted and in which nothing is at work.
@@ -89,21 +89,19 @@ impl Caretaker {
 
     /// Removes what is one workspace's alone, whatever it shares.
     fn discard(&self, kept: &Kept, removed: &mut Removed) -> Result<(), CareError> {
-        let name = kept.lockfile.to_string();
-        let byte_code = self.root.join("slots/byte-code").join(&name);
-        for folder in [&kept.folder, &byte_code] {
-            removed.bytes += bytes(folder)?;
-            remove_folder(folder)?;
-        }
+        removed.bytes += bytes(&kept.folder)?;
+        remove_folder(&kept.folder)?;
         // People may have read it already, and it is not worth an error.
-        let _ = std::fs::remove_file(self.root.join("logs").join(format!("{name}.log")));
+        let _ = std::fs::remove_file(self.root.join("logs").join(format!("{}.log", kept.lockfile)));
         removed.workspaces.push(kept.lockfile);
         Ok(())
     }
 
-    /// Removes code and environments that no workspace uses; says how many bytes they had.
+    /// Removes code, environments and byte code that no workspace uses; says how many bytes they had.
     fn sweep(&self) -> Result<u64, CareError> {
-        let used: BTreeSet<PathBuf> = self.kept()?.iter().flat_map(|kept| kept.parts(&self.root)).collect();
+        let (kept, byte_code) = (self.kept()?, self.root.join("slots/byte-code"));
+        let mut used: BTreeSet<PathBuf> = kept.iter().flat_map(|kept| kept.parts(&self.root)).collect();
+        used.extend(kept.iter().filter_map(|kept| Some(byte_code.join(kept.program()?))));
         let mut swept = 0;
         for folder in SHARED.map(|name| self.root.join(name)) {
             for name in names(&folder).map_err(CareError::io("reading", &folder))? {

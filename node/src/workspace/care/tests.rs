@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use data_encoding::BASE64URL_NOPAD;
 use protocol::{
-    BlobHash, BlobRef, CodeSpec, EnvironmentHash, EnvironmentKey, GitPin, Lockfile, PublisherKey,
-    WantedWorkspace, WorkflowVersion, WorkspaceState,
+    BlobHash, BlobRef, CodeSpec, EnvironmentKey, GitPin, Lockfile, PublisherKey, WantedWorkspace,
+    WorkflowVersion, WorkspaceState,
 };
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -69,6 +69,8 @@ impl Kept {
         record.save(&ready).expect("written");
         self.write(&format!("code/{}/ComfyUI/main.py", record.code()), &[0; 100]);
         self.write(&format!("environments/{key}/lib.py"), &[0; 1000]);
+        let byte_code = crate::workspace::program(record.code(), key);
+        self.write(&format!("slots/byte-code/{byte_code}/lib.pyc"), &[0; 10]);
         self.write("uv/cache/lib.py", &[0; 1000]);
         lockfile.hash()
     }
@@ -91,7 +93,7 @@ impl Kept {
     fn put(&self, lockfile: LockfileHash) {
         let workspace = Workspace {
             lockfile,
-            environment: EnvironmentHash(BlobHash([0; 32])),
+            environment: EnvironmentKey(BlobHash([0; 32])),
             code: protocol::CodeHash(BlobHash([0; 32])),
             python: PathBuf::new(),
             comfyui: PathBuf::new(),
@@ -120,9 +122,10 @@ async fn removal_takes_the_parts_that_no_other_workspace_uses() {
     assert!(matches!(kept.care.remove(None), Err(CareError::WantedUnknown)));
     let removed = remove(&first.to_string()[..20]).expect("removed");
     assert_eq!((removed.workspaces.as_slice(), removed.at_work.len()), (&[first][..], 0));
-    assert_eq!(removed.bytes, entry.own_bytes);
+    assert_eq!(removed.bytes, entry.own_bytes + 10, "its byte code beside it");
     let count = |folder: &str| fs::read_dir(kept.at(folder)).expect("a folder").count();
     assert_eq!((count("ready"), count("code"), count("environments")), (1, 1, 1));
+    assert_eq!(count("slots/byte-code"), 1, "that of the other one stays");
     assert!(!kept.at("uv/cache").exists(), "it would keep the files of the environment");
     remove(&second.to_string()).expect("removed");
     assert_eq!((count("ready"), count("code"), count("environments")), (0, 0, 0));

@@ -4,6 +4,9 @@
 //! asked but by the build of a source that nobody has built yet. Byte code is not compiled: a start imports
 //! a part of what is installed, and keeps the byte code of that in a folder of its own. Not here: where the
 //! files come from, and when an environment is removed.
+//!
+//! Install scripts write into the custom nodes that they are of, so what they run in is one lockfile's own: the
+//! environment, and a copy of the code tree in it.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -16,10 +19,13 @@ use super::script::{INSTALL_SCRIPT, run_install_script};
 use super::source::build_source;
 use super::wheels::gather;
 use super::{Interpreter, Limits, PythonError, Uv, WheelSource};
+use crate::os::file::copy_tree;
 use crate::workspace::log::PrepareLog;
 
 /// The file in an environment that says what it is.
 const LOCK: &str = "environment.json";
+/// The code tree in an environment of one lockfile's own.
+const CODE: &str = "ComfyUI";
 /// How long it may take to make an empty environment.
 const EMPTY_LIMIT: std::time::Duration = std::time::Duration::from_secs(120);
 
@@ -43,6 +49,8 @@ pub struct Environment {
     pub folder: PathBuf,
     /// Its Python.
     pub python: PathBuf,
+    /// The code tree in which install scripts ran, where some did.
+    pub comfyui: Option<PathBuf>,
     /// What it was installed from. It names the wheels that were built here.
     pub lock: EnvironmentLock,
     /// Those wheels.
@@ -54,7 +62,9 @@ pub struct Environment {
 pub struct Private {
     /// The lockfile.
     pub lockfile: LockfileHash,
-    /// The folders of the custom nodes whose install scripts run, in order.
+    /// The code tree, which stays as it is.
+    pub comfyui: PathBuf,
+    /// The folders in it of the custom nodes whose install scripts run, in order.
     pub scripts: Vec<PathBuf>,
 }
 
@@ -69,11 +79,15 @@ impl Environments {
         if !python.is_file() {
             return None;
         }
+        let comfyui = private_to.map(|_| folder.join(CODE));
+        if comfyui.as_ref().is_some_and(|comfyui| !comfyui.is_dir()) {
+            return None;
+        }
         let wheels = self.uv.folder("wheels");
         let built = lock.built.iter().filter_map(|built| built.wheel.as_ref());
         let built = built.map(|wheel| wheels.join(wheel.sha256.to_string()).join(wheel.file_name.as_str()));
         let built = built.filter(|path| path.is_file()).collect();
-        Some(Environment { key, folder, python, lock, built })
+        Some(Environment { key, folder, python, comfyui, lock, built })
     }
 
     /// Builds the environment of a lock, unless it is here.
@@ -103,10 +117,8 @@ impl Environments {
             tempfile::Builder::new().prefix(&format!(".{key}-")).tempdir_in(&self.folder).map_err(making)?;
         let folder = temporary.path().join("environment");
         self.install(&folder, &python, &wheels, private.is_some(), log, cancel).await?;
-        for node in private.iter().flat_map(|private| &private.scripts) {
-            if node.join(INSTALL_SCRIPT).is_file() {
-                run_install_script(&self.uv, &folder, node, self.limits.script, log, cancel).await?;
-            }
+        if let Some(private) = private {
+            self.run_scripts(&folder, private, log, cancel).await?;
         }
         let target = self.folder.join(key.to_string());
         write_lock(&folder, &lock)?;
@@ -123,6 +135,28 @@ impl Environments {
         }
         let failed = || PythonError::io("reading", &target, io::ErrorKind::NotFound.into());
         self.find(&lock, private_to).ok_or_else(failed)
+    }
+
+    /// Runs the install scripts of custom nodes, in a copy of their code tree.
+    async fn run_scripts(
+        &self,
+        folder: &Path,
+        private: &Private,
+        log: &PrepareLog,
+        cancel: &CancellationToken,
+    ) -> Result<(), PythonError> {
+        let comfyui = folder.join(CODE);
+        let (from, to) = (private.comfyui.clone(), comfyui.clone());
+        let copied = tokio::task::spawn_blocking(move || copy_tree(&from, &to)).await;
+        let copied = copied.unwrap_or_else(|broken| Err(io::Error::other(broken)));
+        copied.map_err(|source| PythonError::io("copying", &private.comfyui, source))?;
+        for node in &private.scripts {
+            let node = comfyui.join(node.strip_prefix(&private.comfyui).unwrap_or(node));
+            if node.join(INSTALL_SCRIPT).is_file() {
+                run_install_script(&self.uv, folder, &node, self.limits.script, log, cancel).await?;
+            }
+        }
+        Ok(())
     }
 
     /// The wheels of a lock as files; what is built here is named in the lock that is returned.

@@ -1,6 +1,7 @@
 //! The `install.py` of a custom node, which its author expects to be run once after its checkout.
 //!
-//! It runs a stranger's code with the environment open to it, within walls where there are some. Not here: whether the owner allows that.
+//! It runs a stranger's code with the environment and the code tree in it open to it, within walls where there are some.
+//! Not here: whether the owner allows that.
 
 use std::path::Path;
 use std::time::Duration;

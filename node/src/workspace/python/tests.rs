@@ -306,23 +306,26 @@ async fn install_scripts_run_in_order_in_an_environment_of_their_lockfile() {
     let lock = setting.resolve(r#"[{"name":"app","version":"1.0"}]"#, "").await.expect("one");
     let secret = setting.folder.path().join("secret");
     std::fs::write(&secret, "of the owner").expect("written");
-    let mut scripts = Vec::new();
+    let (mut scripts, comfyui) = (Vec::new(), setting.folder.path().join("ComfyUI"));
     for name in ["b", "a", "none"] {
-        let node = setting.folder.path().join(name);
-        std::fs::create_dir(&node).expect("a folder");
+        let node = comfyui.join("custom_nodes").join(name);
+        std::fs::create_dir_all(&node).expect("a folder");
         let script = format!(
             "import os, sys, app\n\
             open(os.path.join(sys.prefix, 'ran'), 'a').write(os.path.basename(os.getcwd()))\n\
+            open('made', 'w').write('by the script'); os.remove('README')\n\
             open(os.path.join(sys.prefix, 'saw'), 'w').write(str(os.path.exists('{}')))\n\
             assert 'HOME' in os.environ and 'CARGO_MANIFEST_DIR' not in os.environ\n",
             secret.display()
         );
         if name != "none" {
             std::fs::write(node.join("install.py"), script).expect("it is written");
+            std::fs::write(node.join("README"), "as it was committed").expect("it is written");
         }
         scripts.push(node);
     }
-    let private = Private { lockfile: LockfileHash(protocol::BlobHash([1; 32])), scripts };
+    let private =
+        Private { lockfile: LockfileHash(protocol::BlobHash([1; 32])), comfyui: comfyui.clone(), scripts };
     let environments = setting.environments();
     for _ in 0..2 {
         let files = &*setting.downloads;
@@ -331,11 +334,15 @@ async fn install_scripts_run_in_order_in_an_environment_of_their_lockfile() {
         assert_ne!(built.key, lock.key(None));
         let ran = std::fs::read_to_string(built.folder.join("ran")).expect("they ran");
         assert_eq!(ran, "ba", "in order, once");
+        let own = built.comfyui.expect("a code tree of its own").join("custom_nodes/a");
+        assert!(own.join("made").is_file() && !own.join("README").exists());
+        let shared = comfyui.join("custom_nodes/a");
+        assert!(!shared.join("made").exists() && shared.join("README").is_file(), "others have it too");
         let saw = std::fs::read_to_string(built.folder.join("saw")).expect("they ran");
         let is_walled = setting.uv.config.sandbox.is_some();
         assert_eq!(saw, if is_walled { "False" } else { "True" }, "what the owner has is nobody's");
     }
-    std::fs::write(setting.folder.path().join("a/install.py"), "raise SystemExit('no')").expect("written");
+    std::fs::write(comfyui.join("custom_nodes/a/install.py"), "raise SystemExit('no')").expect("written");
     let other = Private { lockfile: LockfileHash(protocol::BlobHash([2; 32])), ..private };
     let built = environments.build(&lock, Some(&other), &*setting.downloads, &setting.log, &setting.cancel);
     let error = built.await.expect_err("a script fails");

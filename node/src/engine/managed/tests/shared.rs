@@ -1,0 +1,152 @@
+//! One process for the workspaces of one code and environment, and a process for each slot.
+
+use super::*;
+
+/// Writes an upscaler that ComfyUI's loader takes for one, of random weights.
+const UPSCALER: &str = "
+import sys, torch
+from safetensors.torch import save_file
+random = torch.Generator().manual_seed(int(sys.argv[2]))
+weights = lambda *shape: torch.randn(*shape, generator=random) * 0.05
+model = {'body.0.weight': weights(8, 3, 3, 3), 'body.0.bias': weights(8), 'body.1.weight': torch.full((8,), 0.25)}
+for at in (2, 4):
+    model[f'body.{at}.weight'], model[f'body.{at}.bias'] = weights(8, 8, 3, 3), weights(8)
+    model[f'body.{at + 1}.weight'] = torch.full((8,), 0.25)
+model['body.6.weight'], model['body.6.bias'] = weights(12, 8, 3, 3), weights(12)
+save_file({name: tensor.contiguous() for name, tensor in model.items()}, sys.argv[1])
+";
+
+/// Enlarges a picture of one colour with a model.
+fn enlarging(model: &str) -> Value {
+    json!({
+        "1": { "class_type": "EmptyImage", "inputs": { "width": 8, "height": 8, "batch_size": 1, "color": 99 } },
+        "2": { "class_type": "UpscaleModelLoader", "inputs": { "model_name": model } },
+        "3": { "class_type": "ImageUpscaleWithModel", "inputs": { "upscale_model": ["2", 0], "image": ["1", 0] } },
+        "9": { "class_type": "SaveImage", "inputs": { "images": ["3", 0], "filename_prefix": "x" } },
+    })
+}
+
+impl Machine {
+    /// The file of a model, as a store would have it.
+    fn upscaler(&self, seed: u8) -> PathBuf {
+        let file = self.folder.path().join(format!("blob-{seed}"));
+        let made = std::process::Command::new(&self.workspace.python)
+            .args(["-c", UPSCALER])
+            .arg(&file)
+            .arg(seed.to_string())
+            .output()
+            .expect("it starts");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        file
+    }
+
+    /// Another workspace of the same code and environment, with this model.
+    fn beside(&self, number: u8, model: &str, blob: &Path) -> Arc<Workspace> {
+        let files = self.folder.path().join(format!("files-{number}"));
+        let place = files.join("models/upscale_models").join(model);
+        std::fs::create_dir_all(place.parent().expect("it has one")).expect("made");
+        std::os::unix::fs::symlink(blob, place).expect("linked");
+        let lockfile = LockfileHash(BlobHash([number; 32]));
+        let model_names = [format!("upscale_models/{model}")].into();
+        Arc::new(Workspace { lockfile, files, model_names, ..self.workspace.clone() })
+    }
+
+    /// The picture that a model of a workspace makes.
+    async fn enlarge(&self, workspace: &Arc<Workspace>, model: &str) -> Vec<u8> {
+        let graph = serde_json::to_vec(&enlarging(model)).expect("JSON");
+        let execution = self.next(Workflow::parse(&graph).expect("a workflow"));
+        let (workspace, outputs) = (Some(Arc::clone(workspace)), vec!["9".to_owned()]);
+        let made =
+            self.execute(Execution { workspace, outputs, ..execution }, &CancellationToken::new()).await;
+        let made = made.expect("a picture");
+        image::load_from_memory(&std::fs::read(&made[0].path).expect("the picture"))
+            .expect("a picture")
+            .into_rgb8()
+            .into_raw()
+    }
+}
+
+#[tokio::test]
+async fn process_serves_all_workspaces_of_its_code_and_starts_anew_where_two_contradict() {
+    let Some(machine) = Machine::walled(|_| {}).await else { return };
+    let blobs = [1, 2, 3].map(|seed| machine.upscaler(seed));
+    let (first, second) =
+        (machine.beside(1, "a.safetensors", &blobs[0]), machine.beside(2, "b.safetensors", &blobs[1]));
+    let of_first = machine.enlarge(&first, "a.safetensors").await;
+    let process = machine.process().await.expect("it is warm");
+    let of_second = machine.enlarge(&second, "b.safetensors").await;
+    assert_eq!(machine.process().await, Some(process), "the second came to the first");
+    assert_ne!(of_first, of_second);
+    // Proving a third one takes the warm process as well.
+    let third = machine.beside(3, "c.safetensors", &blobs[2]);
+    assert_eq!(machine.engine.prove(&third, &CancellationToken::new()).await, Ok(()));
+    assert_eq!(machine.enlarge(&first, "a.safetensors").await, of_first);
+    assert_eq!(machine.process().await, Some(process));
+    if machine.engine.config.sandbox.is_some() {
+        let folders = machine.folder.path().join("slots/slot-0.further");
+        assert_eq!(std::fs::read_dir(folders).expect("a folder").count(), 2, "each came by a link");
+    }
+
+    let contradicting = machine.beside(4, "a.safetensors", &blobs[2]);
+    let of_third = machine.enlarge(&contradicting, "a.safetensors").await;
+    let anew = machine.process().await.expect("it is warm");
+    assert!(anew != process && of_third != of_first, "its model is another one of the same name");
+    assert_eq!(machine.enlarge(&third, "c.safetensors").await, of_third, "the same model, beside it");
+    assert_eq!(machine.process().await, Some(anew));
+}
+
+#[tokio::test]
+async fn two_slots_work_side_by_side_each_in_a_process_and_folders_of_its_own() {
+    let two = |config: &mut ManagedConfig| config.devices.push(Device::Cpu { threads: 1 });
+    let Some(machine) = Machine::walled(two).await else { return };
+    // Neither goes on before the other is there.
+    let meeting = machine.folder.path().join("slots");
+    machine.file("custom_nodes/meeting/__init__.py", MEETING);
+    let run = |slot: u16| {
+        let graph = saving(u32::from(slot) + 1, "Meeting", &json!({ "name": slot.to_string() }));
+        let workflow = Workflow::parse(&serde_json::to_vec(&graph).expect("JSON")).expect("a workflow");
+        Execution { slot: SlotId(slot), outputs: vec!["9".to_owned()], ..machine.next(workflow) }
+    };
+    let cancel = CancellationToken::new();
+    let meet = async {
+        for slot in ["0", "1"] {
+            let (output, told) =
+                (meeting.join(format!("slot-{slot}/ComfyUI/output")), format!("here-{slot}"));
+            let there = async {
+                while !output.join(&told).exists() {
+                    sleep(Duration::from_millis(20)).await;
+                }
+            };
+            timeout(START * 2, there).await.expect("each writes into its own folder");
+        }
+        for slot in ["0", "1"] {
+            std::fs::write(meeting.join(format!("slot-{slot}/ComfyUI/output/go")), "").expect("written");
+        }
+    };
+    let (one, other, ()) =
+        tokio::join!(machine.execute(run(0), &cancel), machine.execute(run(1), &cancel), meet);
+    let colours = [one, other].map(|made| {
+        let made = made.expect("a picture");
+        image::open(&made[0].path).expect("a picture").into_rgb8().get_pixel(0, 0).0
+    });
+    assert_eq!(colours, [[0, 0, 1], [0, 0, 2]], "each has its own picture");
+    let (one, other) = (machine.process_of(SlotId(0)).await, machine.process_of(SlotId(1)).await);
+    assert!(one.is_some() && other.is_some() && one != other);
+}
+
+/// Says that it is there, and waits until it may go on.
+const MEETING: &str = r#"
+import os, time, folder_paths
+class Meeting:
+    RETURN_TYPES, FUNCTION, CATEGORY = ("IMAGE",), "execute", "test"
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"image": ("IMAGE",), "name": ("STRING", {})}}
+    def execute(self, image, name):
+        folder = folder_paths.get_output_directory()
+        open(os.path.join(folder, "here-" + name), "w").close()
+        while not os.path.exists(os.path.join(folder, "go")):
+            time.sleep(0.02)
+        return (image,)
+NODE_CLASS_MAPPINGS = {"Meeting": Meeting}
+"#;

@@ -42,7 +42,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Drain(arguments) => drain::set_draining(&arguments, &file, true).await,
         Command::Undrain(arguments) => drain::set_draining(&arguments, &file, false).await,
         Command::Schema(arguments) => schema::schema(&arguments),
-        Command::Pack(arguments) => pack::pack(&arguments),
+        Command::Pack(arguments) => pack::pack(&arguments).await,
         Command::Bundle(command) => bundle::bundle(&command),
         Command::Workspace(command) => workspace::workspace(&command).await,
         Command::Publisher(command) => publisher::publisher(&command),

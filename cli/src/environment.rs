@@ -30,6 +30,14 @@ pub(crate) const LOG_FORMAT: &str = "COMFY_FARM_LOG_FORMAT";
 pub(crate) const XDG_CONFIG_HOME: &str = "XDG_CONFIG_HOME";
 /// Where the user's data is (XDG base directory specification).
 pub(crate) const XDG_DATA_HOME: &str = "XDG_DATA_HOME";
+/// Where the user's programs keep what they can fetch again (XDG base directory specification).
+pub(crate) const XDG_CACHE_HOME: &str = "XDG_CACHE_HOME";
+/// The hub of Hugging Face, for its own tools.
+pub(crate) const HF_ENDPOINT: &str = "HF_ENDPOINT";
+/// Where the hub's own tools keep all that they have.
+pub(crate) const HF_HOME: &str = "HF_HOME";
+/// Where the hub's own tools keep what they fetched, if that is elsewhere; the second is its older name.
+pub(crate) const HF_HUB_CACHE: [&str; 2] = ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"];
 /// The user's home.
 pub(crate) const HOME: &str = "HOME";
 

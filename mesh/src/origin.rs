@@ -9,6 +9,7 @@
 //! OriginReader    the connections of this process, its tokens and limits
 //! Origin          one file: its URLs, which of them serve it, and where they lead
 //! Reading         one range of it, as pieces of 1 MiB: retried, resumed, and taken to the next URL
+//! Document        a small answer of a host's API, whole
 //! ```
 //!
 //! Not here: who reads which range, and whether the bytes are right; those are `fetch` and the store.
@@ -21,7 +22,9 @@ mod request;
 mod mirrors;
 mod question;
 mod reading;
+mod document;
 
+pub use self::document::Document;
 pub use self::error::{OriginError, OriginFailed, OriginSetupError};
 pub use self::mirrors::Origin;
 pub use self::reading::{OriginEvent, Reading};

@@ -4,6 +4,8 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, ensure};
+use axum::Router;
+use axum::routing::get;
 use farm_tests::{Farm, FarmOptions, PackageIndex, Process, Studio, comfyui_folder};
 use serde_json::{Value, json};
 
@@ -60,6 +62,19 @@ fn clone(installed: &Path, folder: &Path) -> anyhow::Result<String> {
     git(&comfyui, &["rev-parse", "HEAD"])
 }
 
+/// A server that knows one file, as Civitai does; says where it is.
+async fn publisher(sha256: &str) -> anyhow::Result<String> {
+    let path = format!("/api/v1/model-versions/by-hash/{}", sha256.to_uppercase());
+    let file = json!({ "id": 7, "name": "tiny.safetensors", "primary": true, "hashes": { "SHA256": sha256.to_uppercase() },
+                       "downloadUrl": "https://civitai.com/api/download/models/7" });
+    let version = json!({ "id": 7, "modelId": 1, "name": "v1", "files": [file], "images": [] });
+    let router = Router::new().route(&path, get(async move || version.to_string()));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("http://{}", listener.local_addr()?);
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    Ok(url)
+}
+
 #[tokio::test]
 async fn real_comfyui_is_packed_and_its_bundle_shown_and_planned() -> anyhow::Result<()> {
     let Some(installed) = comfyui_folder() else { return Ok(()) };
@@ -76,7 +91,7 @@ async fn real_comfyui_is_packed_and_its_bundle_shown_and_planned() -> anyhow::Re
     let python = installed.join("venv/bin/python");
     let python = python.to_str().context("UTF-8")?;
     let pack = ["pack", "--comfyui", "ComfyUI", "--workflow", "upscale_api.json", "--python", python];
-    let words = comfy_farm(folder, &pack).await?;
+    let words = comfy_farm(folder, &[&pack[..], &["--offline"]].concat()).await?;
     for expected in [
         "packed upscale.cpack.zip",
         &format!("ComfyUI   {commit} of {UPSTREAM}"),
@@ -121,11 +136,21 @@ async fn real_comfyui_is_packed_and_its_bundle_shown_and_planned() -> anyhow::Re
     // The same again, with a source, is the same but for that.
     let source =
         format!("{}=https://example.org/tiny.safetensors", model["sha256"].as_str().unwrap_or_default());
-    let again = json_of(folder, &[&pack[..], &["--source", &source, "--json"]].concat()).await?;
-    assert_eq!(again["without_source"], json!([]));
-    let mut without = again["lockfile"].clone();
-    without["models"][0]["sources"] = json!([]);
-    assert_eq!(&without, lockfile);
+    let given = json_of(folder, &[&pack[..], &["--offline", "--source", &source, "--json"]].concat()).await?;
+    // Or with one that is found by the file's hash.
+    let services = publisher(model["sha256"].as_str().unwrap_or_default()).await?;
+    let services = ["--civitai", &services, "--hugging-face", &services];
+    let found = json_of(folder, &[&pack[..], &services, &["--json"]].concat()).await?;
+    let url = "https://civitai.com/api/download/models/7";
+    assert_eq!(found["lockfile"]["models"][0]["sources"], json!([{ "url": url }]));
+    let about = "models/upscale_models/tiny.safetensors";
+    assert_eq!(found["asked"], json!([{ "asked": "Civitai", "about": about, "url": url }]));
+    for packed in [given, found] {
+        assert_eq!(packed["without_source"], json!([]));
+        let mut without = packed["lockfile"].clone();
+        without["models"][0]["sources"] = json!([]);
+        assert_eq!(&without, lockfile);
+    }
     Ok(())
 }
 
@@ -149,8 +174,17 @@ async fn packed_folder_is_rebuilt_by_a_node_and_renders() -> anyhow::Result<()> 
     std::fs::write(folder.join("upscale_api.json"), workflow.to_string())?;
     let python = installed.join("venv/bin/python");
     let python = python.to_str().context("UTF-8")?;
-    let pack =
-        ["pack", "--comfyui", "ComfyUI", "--workflow", "upscale_api.json", "--python", python, "--json"];
+    let pack = [
+        "pack",
+        "--comfyui",
+        "ComfyUI",
+        "--workflow",
+        "upscale_api.json",
+        "--python",
+        python,
+        "--offline",
+        "--json",
+    ];
     let packed = json_of(&folder, &pack).await?;
     assert_eq!(packed["lockfile"]["comfyui"], comfyui);
     let travelled = &packed["lockfile"]["custom_nodes"][1];

@@ -2,6 +2,8 @@
 //!
 //! Not here: what is recorded of the folder; `node::workspace::lock` knows that.
 
+mod origins;
+
 use std::fs::{File, Permissions};
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
@@ -11,10 +13,12 @@ use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 use mesh::folders::names::KnownNames;
 use mesh::store::ByteSize;
-use node::workspace::lock::{LockRequest, Locked, lock, without_token};
-use protocol::{Bundle, HttpsUrl, LockedModel, Sha256, Workflow, write_bundle};
+use node::workspace::lock::lookup::Answer;
+use node::workspace::lock::{LockRequest, Locked, lock};
+use protocol::{Bundle, LockedModel, Workflow, write_bundle};
 use serde_json::json;
 
+use self::origins::{OriginArguments, as_json, hub_caches};
 use super::bundle::{MAX_WORKFLOW, name_and_version, read};
 use crate::failure::Failure;
 use crate::{environment, settings, show};
@@ -36,9 +40,8 @@ pub(crate) struct PackArguments {
     /// A further folder like ComfyUI's `models`. Repeatable.
     #[arg(long, value_name = "DIR")]
     models_dir: Vec<PathBuf>,
-    /// Where a model can be fetched from, by its SHA-256. Repeatable.
-    #[arg(long, value_name = "SHA256=URL", value_parser = source)]
-    source: Vec<(Sha256, HttpsUrl)>,
+    #[command(flatten)]
+    origins: OriginArguments,
     /// The data folder of a node that serves these models: what it has hashed is not hashed again. Defaults to
     /// that of this user's node.
     #[arg(long, value_name = "DIR", env = environment::DATA)]
@@ -65,30 +68,34 @@ enum Dirty {
     Carry,
 }
 
-pub(super) fn pack(arguments: &PackArguments) -> anyhow::Result<()> {
+pub(super) async fn pack(arguments: &PackArguments) -> anyhow::Result<()> {
     let bytes = read_workflow(&arguments.workflow)?;
     let refused = |error: &dyn std::error::Error| {
         Failure::Input(format!("`{}`: {}", arguments.workflow.display(), protocol::error_chain(error)))
     };
     let workflow = Workflow::parse(&bytes).map_err(|error| refused(&error))?;
     let known = KnownNames::read(&settings::node_data(arguments.data.as_deref())?.join("blobs"))?;
+    let hub_caches = hub_caches();
     let progress = show::ByteProgress::new();
     let request = LockRequest {
         comfyui: &arguments.comfyui,
         workflow: &workflow,
         python: arguments.python.as_deref(),
         models: &arguments.models_dir,
-        sources: &arguments.source,
+        sources: &arguments.origins.source,
+        hub: &arguments.origins.hugging_face,
+        hub_caches: &hub_caches,
         known: &known,
         carry: &arguments.carry,
         carry_dirty: arguments.dirty == Dirty::Carry,
     };
     let locked = lock(&request, &|now| progress.show(now));
     drop(progress);
-    let locked = locked.map_err(|error| Failure::Input(protocol::error_chain(&error)))?;
+    let mut locked = locked.map_err(|error| Failure::Input(protocol::error_chain(&error)))?;
+    let answers = arguments.origins.look_up(&mut locked.lockfile, &hub_caches).await?;
     let path = arguments.output.clone().unwrap_or_else(|| usual_path(&arguments.workflow));
     let bundle = write(&path, &bytes, &locked)?;
-    tell(arguments, &path, &bundle, &locked)
+    tell(arguments, &path, &bundle, &locked, &answers)
 }
 
 fn read_workflow(path: &Path) -> anyhow::Result<Vec<u8>> {
@@ -124,7 +131,13 @@ fn write(path: &Path, workflow: &[u8], locked: &Locked) -> anyhow::Result<Bundle
     Ok(bundle)
 }
 
-fn tell(arguments: &PackArguments, path: &Path, bundle: &Bundle, locked: &Locked) -> anyhow::Result<()> {
+fn tell(
+    arguments: &PackArguments,
+    path: &Path,
+    bundle: &Bundle,
+    locked: &Locked,
+    answers: &[Answer],
+) -> anyhow::Result<()> {
     let size = std::fs::metadata(path)?.len();
     let lockfile = &locked.lockfile;
     let unsourced: Vec<&LockedModel> =
@@ -139,6 +152,7 @@ fn tell(arguments: &PackArguments, path: &Path, bundle: &Bundle, locked: &Locked
             "inputs": bundle.manifest.inputs,
             "notes": locked.notes,
             "lacking": locked.lacking,
+            "asked": answers.iter().map(as_json).collect::<Vec<_>>(),
             "without_source": unsourced.iter().map(|model| &model.path).collect::<Vec<_>>(),
         }));
         return Ok(());
@@ -164,20 +178,14 @@ fn tell(arguments: &PackArguments, path: &Path, bundle: &Bundle, locked: &Locked
     locked.notes.iter().for_each(|note| println!("note      {note}"));
     locked.lacking.iter().for_each(|lacking| println!("lacking   {lacking}"));
     if !unsourced.is_empty() {
-        println!("\ndeploys only if a peer holds it (`--source SHA256=URL` names where else it is):");
+        println!(
+            "\ndeploys only if a peer holds it (`--source SHA256=URL` or `--hf-repo OWNER/NAME` names where else it is):"
+        );
     }
     for LockedModel { path, sha256, .. } in unsourced {
         println!("  {path}  {}", sha256.map_or_else(String::new, |sha256| sha256.to_string()));
     }
     Ok(())
-}
-
-/// Reads `SHA256=URL`. A token in the address would be published with it, so it is left out.
-fn source(text: &str) -> Result<(Sha256, HttpsUrl), String> {
-    let (sha256, url) = text.split_once('=').ok_or("give a SHA-256 and an https URL as SHA256=URL")?;
-    let sha256 = sha256.strip_prefix("sha256:").unwrap_or(sha256);
-    let sha256 = sha256.to_ascii_lowercase().parse().map_err(|error| format!("{error}"))?;
-    Ok((sha256, without_token(url).parse().map_err(|error| format!("{error}"))?))
 }
 
 #[cfg(test)]
@@ -190,16 +198,5 @@ mod tests {
         check("x/flux_api.json", "flux.cpack.zip");
         check("Flux 1.dev.json", "Flux 1.dev.cpack.zip");
         check("_api.json", "_api.cpack.zip");
-    }
-
-    #[test]
-    fn source_is_a_sha256_and_an_https_url_without_a_token() {
-        let sha256 = "ab".repeat(32);
-        let (read, url) =
-            source(&format!("sha256:{}=https://a.org/x?token=1&b=2", sha256.to_uppercase())).expect("one");
-        assert_eq!((read.to_string(), url.as_str()), (sha256.clone(), "https://a.org/x?b=2"));
-        for wrong in ["x", "ab=https://a.org/x", &format!("{sha256}=http://a.org/x")] {
-            assert!(source(wrong).is_err(), "{wrong}");
-        }
     }
 }

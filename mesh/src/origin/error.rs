@@ -61,6 +61,22 @@ pub enum OriginError {
         /// For how long.
         waited: Duration,
     },
+    /// A document did not come in time.
+    #[error("`{host}` did not send its answer within {} s", waited.as_secs_f32())]
+    Slow {
+        /// The host.
+        host: String,
+        /// How long it had.
+        waited: Duration,
+    },
+    /// A document is larger than any that is read.
+    #[error("`{host}` answers with more than {limit} bytes, which is more than is read")]
+    Large {
+        /// The host.
+        host: String,
+        /// How many are.
+        limit: usize,
+    },
     /// The host does not give it to us.
     #[error("`{host}` answered {status}: {advice}")]
     Denied {

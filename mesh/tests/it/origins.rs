@@ -344,3 +344,30 @@ async fn failure_names_each_url_with_its_reason() {
     }
     assert!(!failure.contains("secret"), "{failure}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn document_is_read_whole_in_time_and_never_beyond_its_limit() {
+    let text = Bytes::from(vec![b'x'; 1000]);
+    let web = Web::start(move |asked| match asked.path.as_str() {
+        "/whole" => Reply::whole(&text).with("link", "<https://example.org/2>; rel=\"next\""),
+        "/moved" => Reply::redirect("/whole"),
+        "/short" => Reply::whole(&text).cut(Cut::EndAfter(10)),
+        "/hangs" => Reply::whole(&text).cut(Cut::HangAfter(10)),
+        _ => Reply::status(404),
+    })
+    .await;
+    let reader = reader(|config| {
+        config.connect_timeout = Duration::from_millis(200);
+        config.silence = Duration::from_millis(200);
+    });
+    for path in ["/whole", "/moved"] {
+        let document = reader.document(&web.url(path), 1000).await.expect("it is there");
+        assert_eq!((document.bytes.len(), document.next.as_deref()), (1000, Some("https://example.org/2")));
+    }
+    let failures =
+        [("/whole", 999, "more than 999 bytes"), ("/short", 1000, "broke"), ("/hangs", 1000, "within 0.4 s")];
+    for (path, limit, words) in failures.into_iter().chain([("/gone", 1000, "404")]) {
+        let error = reader.document(&web.url(path), limit).await.expect_err("there is none").to_string();
+        assert!(error.contains(words), "{path}: {error}");
+    }
+}

@@ -5,11 +5,13 @@
 //! carried        a custom node that travels with the bundle -> the archive of its files
 //! packages       the Python that runs it -> its version and what is installed in it
 //! named          the workflow -> the model and input files that it names
-//! sources        a model file -> where else it can be fetched from
+//! sources        a model file -> where else it can be fetched from, by what lies beside it
+//! hub            a model file -> where on Hugging Face it is from, by the caches on this machine
+//! lookup         the models that are left -> where those who publish models have them
 //! ```
 //!
-//! Only reads; all faults are found before the first model is hashed, and told together. Blocks. Not here: the
-//! bundle that is made of it.
+//! Only reads; all faults are found before the first model is hashed, and told together. Blocks, and asks nobody; only
+//! `lookup` asks, and apart from the rest. Not here: the bundle that is made of it.
 
 mod error;
 mod repositories;
@@ -17,6 +19,8 @@ mod carried;
 mod packages;
 mod named;
 mod sources;
+pub mod hub;
+pub mod lookup;
 #[cfg(test)]
 mod tests;
 
@@ -25,7 +29,7 @@ use std::path::{Path, PathBuf};
 
 use mesh::folders::IndexProgress;
 use mesh::folders::names::{FileNames, KnownNames, names_of};
-use protocol::{HttpsUrl, LockedModel, Lockfile, Sha256, Source, Workflow};
+use protocol::{HttpsUrl, LockedModel, Lockfile, Sha256, Source, WebUrl, Workflow};
 
 pub use carried::{CarriedNode, CarryError};
 pub use error::{Fault, LockError, What};
@@ -47,6 +51,10 @@ pub struct LockRequest<'a> {
     pub models: &'a [PathBuf],
     /// Where models can be fetched from, by their SHA-256.
     pub sources: &'a [(Sha256, HttpsUrl)],
+    /// The hub of Hugging Face, by whose addresses what lies in its caches is recorded.
+    pub hub: &'a WebUrl,
+    /// Caches of the hub on this machine.
+    pub hub_caches: &'a [PathBuf],
     /// What is known of files already, so that they are not read again.
     pub known: &'a KnownNames,
     /// The custom nodes whose files are to travel with the bundle, by their names in `custom_nodes`.
@@ -101,8 +109,7 @@ pub fn lock(request: &LockRequest<'_>, tell: &(dyn Fn(IndexProgress) + Sync)) ->
     if let Some(sha256) = unused {
         return Err(LockError::UnusedSource { sha256 });
     }
-    let model =
-        |(file, names): (ModelFile, FileNames)| model(file, names, request.sources, &mut findings.notes);
+    let model = |(file, names): (ModelFile, FileNames)| model(file, names, request, &mut findings.notes);
     let models = files.into_iter().zip(names).map(model).collect();
     let lockfile = Lockfile {
         python: Some(python),
@@ -119,16 +126,20 @@ pub fn lock(request: &LockRequest<'_>, tell: &(dyn Fn(IndexProgress) + Sync)) ->
 fn model(
     ModelFile { path, file, is_private }: ModelFile,
     names: FileNames,
-    given: &[(Sha256, HttpsUrl)],
+    request: &LockRequest<'_>,
     notes: &mut Vec<String>,
 ) -> LockedModel {
-    let given = given.iter().filter(|(sha256, _)| *sha256 == names.sha256).map(|(_, url)| url.clone());
+    let given =
+        request.sources.iter().filter(|(sha256, _)| *sha256 == names.sha256).map(|(_, url)| url.clone());
     let beside = sources::beside(&file, names.sha256, notes);
+    let cached = hub::cached(&file, names.sha256, names.blob.size, request.hub_caches);
+    let cached =
+        cached.and_then(|cached| cached.repository.address(request.hub, &cached.commit, &cached.path));
     if is_private {
         notes.push(format!("model `{path}` is private where it lies: no peer will be given it"));
     }
     let mut known = BTreeSet::new();
-    let urls = given.chain(beside).filter(|url| known.insert(url.clone()));
+    let urls = given.chain(beside).chain(cached).filter(|url| known.insert(url.clone()));
     LockedModel {
         path,
         size: names.blob.size,

@@ -47,16 +47,7 @@ enum Told {
 fn url_in(told: &Value, sha256: &str) -> Told {
     // LoRA Manager keeps Civitai's own answer in a field.
     let version = if told["civitai"].is_object() { &told["civitai"] } else { told };
-    let files = version["files"].as_array().map_or(&[][..], Vec::as_slice);
-    let hash_of = |value: &Value| {
-        let hash = [&value["hashes"]["SHA256"], &value["Hashes"]["SHA256"], &value["sha256"]];
-        hash.into_iter().find_map(|hash| hash.as_str().map(str::to_lowercase))
-    };
-    let url_of = |value: &Value| {
-        let url =
-            ["downloadUrl", "download_url", "DownloadUrl"].into_iter().find_map(|key| value[key].as_str());
-        url.map(str::to_owned)
-    };
+    let files = files_of(version);
     let this = files.iter().find(|file| hash_of(file).is_some_and(|hash| hash == sha256));
     let hashes: Vec<String> = [told].into_iter().chain(files).filter_map(hash_of).collect();
     if !hashes.is_empty() && !hashes.iter().any(|hash| hash == sha256) {
@@ -70,6 +61,28 @@ fn url_in(told: &Value, sha256: &str) -> Told {
         Some(url) => Told::Url(url),
         None => Told::Nothing,
     }
+}
+
+/// Where the file with this hash can be fetched from, as Civitai says of one version.
+pub(super) fn url_of_file(version: &Value, sha256: &str) -> Option<String> {
+    let files = files_of(version);
+    let file = files.iter().find(|file| hash_of(file).is_some_and(|hash| hash == sha256))?;
+    // The address of a version is that of its only file.
+    url_of(file).or_else(|| url_of(version).filter(|_| files.len() == 1))
+}
+
+fn files_of(version: &Value) -> &[Value] {
+    version["files"].as_array().map_or(&[], Vec::as_slice)
+}
+
+fn hash_of(value: &Value) -> Option<String> {
+    let hash = [&value["hashes"]["SHA256"], &value["Hashes"]["SHA256"], &value["sha256"]];
+    hash.into_iter().find_map(|hash| hash.as_str().map(str::to_lowercase))
+}
+
+fn url_of(value: &Value) -> Option<String> {
+    let url = ["downloadUrl", "download_url", "DownloadUrl"].into_iter().find_map(|key| value[key].as_str());
+    url.map(str::to_owned)
 }
 
 /// An address without the secret that may stand in its query.

@@ -86,12 +86,15 @@ impl Folder {
         let workflow = Workflow::parse(ops.to_string().as_bytes()).expect("a workflow");
         let comfyui = self.path();
         let known = KnownNames::default();
+        let hub = hub::HUGGING_FACE.parse().expect("a URL");
         let request = LockRequest {
             comfyui: &comfyui,
             workflow: &workflow,
             python: None,
             models,
             sources,
+            hub: &hub,
+            hub_caches: &[],
             known: &known,
             carry: &[],
             carry_dirty: false,
@@ -103,6 +106,7 @@ impl Folder {
     fn lock_carrying(&self, carry: &[&str], carry_dirty: bool) -> Result<Locked, LockError> {
         let workflow = Workflow::parse(bare().to_string().as_bytes()).expect("a workflow");
         let (comfyui, known) = (self.path(), KnownNames::default());
+        let hub = hub::HUGGING_FACE.parse().expect("a URL");
         let carry: Vec<String> = carry.iter().map(|name| (*name).to_owned()).collect();
         let request = LockRequest {
             comfyui: &comfyui,
@@ -110,6 +114,8 @@ impl Folder {
             python: None,
             models: &[],
             sources: &[],
+            hub: &hub,
+            hub_caches: &[],
             known: &known,
             carry: &carry,
             carry_dirty,
@@ -389,12 +395,15 @@ fn python_that_does_not_run_comfyui_is_refused() {
     assert!(folder.fault().contains("does not tell what is installed in it: no such thing"));
     let workflow = Workflow::parse(bare().to_string().as_bytes()).expect("a workflow");
     let (comfyui, python) = (folder.path(), folder.path().join("none"));
+    let hub = hub::HUGGING_FACE.parse().expect("a URL");
     let request = LockRequest {
         comfyui: &comfyui,
         workflow: &workflow,
         python: Some(&python),
         models: &[],
         sources: &[],
+        hub: &hub,
+        hub_caches: &[],
         known: &KnownNames::default(),
         carry: &[],
         carry_dirty: false,

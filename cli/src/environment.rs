@@ -1,5 +1,7 @@
 //! Every environment variable that comfy-farm reads.
 
+use std::ffi::OsString;
+
 use mesh::origin::{CIVITAI_API_TOKEN, HF_TOKEN};
 
 /// The farm that the tools talk to, such as `https://farm.example:8288`.
@@ -45,6 +47,25 @@ pub(crate) const HOME: &str = "HOME";
 pub(crate) fn host_token(name: &str) -> Option<String> {
     debug_assert!([HF_TOKEN, CIVITAI_API_TOKEN].contains(&name), "`{name}` is not listed here");
     std::env::var(name).ok()
+}
+
+/// What the tools that custom nodes download with read: whom they ask, what they show, and on which way.
+const DOWNLOADS: [&str; 10] = [
+    HF_ENDPOINT,
+    HF_TOKEN,
+    CIVITAI_API_TOKEN,
+    "ALL_PROXY",
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
+    "NO_PROXY",
+    "https_proxy",
+    "http_proxy",
+    "no_proxy",
+];
+
+/// Those of the variables for downloads that are set.
+pub(crate) fn for_downloads() -> Vec<(String, OsString)> {
+    DOWNLOADS.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var_os(name)?))).collect()
 }
 
 /// Those that set how a role runs; the demo's processes do not inherit them.

@@ -8,12 +8,28 @@ mod publishers;
 use std::collections::BTreeSet;
 use std::fmt;
 
-use protocol::{CustomNode, Lockfile, PublisherKey, SignatureError};
+use protocol::{CustomNode, LockedModel, Lockfile, PublisherKey, SignatureError};
 
 pub use publishers::{TrustedPublishers, TrustedPublishersError};
 
-/// The endings of files that hold no code: weights, settings, words.
-const HARMLESS: [&str; 9] = ["safetensors", "sft", "gguf", "onnx", "json", "yaml", "yml", "txt", "csv"];
+/// The endings of files that hold no code: weights, settings, words, letters and pictures.
+const HARMLESS: [&str; 15] = [
+    "safetensors",
+    "sft",
+    "gguf",
+    "onnx",
+    "json",
+    "yaml",
+    "yml",
+    "txt",
+    "csv",
+    "md",
+    "gitattributes",
+    "ttf",
+    "otf",
+    "png",
+    "jpg",
+];
 
 /// What the owner allows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,13 +127,9 @@ impl Policy {
         if let Some(node) = carried.filter(|_| !self.hosts.is_empty()) {
             return Err(PolicyRefusal::Carried { node, allowed: allowed() });
         }
-        let may_be_pickle = |path: &str| {
-            let ending = path.rsplit_once('.').map(|(_, ending)| ending.to_ascii_lowercase());
-            !ending.is_some_and(|ending| HARMLESS.contains(&ending.as_str()))
-        };
-        let models = lockfile.models.iter().filter(|model| !model.disabled);
-        match models.map(|model| model.path.as_str()).find(|path| !self.pickle && may_be_pickle(path)) {
-            Some(path) => Err(PolicyRefusal::Pickle(path.to_owned())),
+        let mut models = lockfile.models.iter().filter(|model| !model.disabled);
+        match models.find(|model| !self.pickle && may_be_pickle(model)) {
+            Some(model) => Err(PolicyRefusal::Pickle(model.path.to_string())),
             None => Ok(()),
         }
     }
@@ -139,6 +151,17 @@ impl Policy {
     pub fn allows_host(&self, host: &str) -> bool {
         self.hosts.is_empty() || self.hosts.contains(host)
     }
+}
+
+/// Whether a file could run code as it is loaded.
+fn may_be_pickle(model: &LockedModel) -> bool {
+    let path = model.path.as_str();
+    let ending = path.rsplit_once('.').map(|(_, ending)| ending.to_ascii_lowercase());
+    let is_harmless = ending.is_some_and(|ending| HARMLESS.contains(&ending.as_str()));
+    // In which the hub's cache keeps the commit of a branch; nobody loads that.
+    let is_word_of_hub =
+        path.starts_with("home/huggingface/hub/models--") && path.contains("/refs/") && model.size <= 64;
+    !is_harmless && !is_word_of_hub && model.size > 0
 }
 
 /// The hosts that a lockfile takes code from.
@@ -173,7 +196,7 @@ impl fmt::Display for Policy {
 #[cfg(test)]
 mod tests {
     use ed25519_dalek::SigningKey;
-    use protocol::{BlobRef, LockedModel};
+    use protocol::BlobRef;
 
     use super::*;
 
@@ -211,7 +234,10 @@ mod tests {
         let mut altered = signed(1, MODEL);
         altered.python = Some("3.9".parse().expect("a version"));
         assert_eq!(judge(&policy, &altered, &[]), Err(PolicyRefusal::Signature(SignatureError::Wrong)));
-        for pickle in ["models/vae/a.ckpt", "models/vae/a.pt", "models/vae/a"] {
+        for harmless in ["home/huggingface/hub/models--a--b/refs/main", "custom_nodes/a/b.onnx"] {
+            assert_eq!(judge(&policy, &signed(1, harmless), &[]), Ok(()));
+        }
+        for pickle in ["models/vae/a.ckpt", "models/vae/a.pt", "models/vae/a", "home/.cache/refs/main"] {
             let refused = judge(&policy, &signed(1, pickle), &[]);
             assert_eq!(refused, Err(PolicyRefusal::Pickle(pickle.to_owned())));
             let brave = Policy { pickle: true, ..Policy::default() };

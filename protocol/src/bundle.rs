@@ -10,16 +10,17 @@ mod packages;
 mod snapshot;
 mod write;
 mod carried;
+mod files;
 mod sign;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::{self, Read, Seek};
 
 use serde::{Deserialize, Serialize};
 
 use crate::blob::{BlobHash, BlobRef};
-use crate::lockfile::{Lockfile, LockfileError, MAX_LOCKFILE};
+use crate::lockfile::{Lockfile, LockfileError, MAX_LOCKFILE, ModelPath};
 use crate::workflow::{MAX_WORKFLOW, Workflow, WorkflowError};
 
 use archive::Archive;
@@ -35,6 +36,8 @@ const REQUIREMENTS: &str = "requirements.txt";
 const LOCKFILE: &str = "lockfile.json";
 /// The folder of the custom nodes that travel with the bundle, each as an archive of its own.
 const CARRIED: &str = "custom_nodes/";
+/// The folder of the files of the lockfile that travel with the bundle.
+const FILES: &str = "files/";
 /// The folder of the files that the workflow reads.
 const INPUT: &str = "input/";
 /// The largest `snapshot.json` or `requirements.txt`, in bytes.
@@ -90,6 +93,8 @@ pub struct Bundle {
     pub workflow: Workflow,
     /// The lockfile.
     pub lockfile: Lockfile,
+    /// The files of the lockfile that travel with it.
+    pub travelling: BTreeSet<BlobHash>,
     /// What was not as it should be and was taken otherwise.
     pub repairs: Vec<Repair>,
 }
@@ -216,6 +221,12 @@ pub enum BundleError {
         /// What is wrong with it.
         fault: CarriedFault,
     },
+    /// A file that travels with the bundle is not the one of the lockfile.
+    #[error("file `{path}`, which travels with the bundle, is not the one that the lockfile names")]
+    File {
+        /// Where it goes.
+        path: ModelPath,
+    },
     /// The caller could not keep an entry's bytes.
     #[error("entry `{entry}` of the bundle could not be stored")]
     Sink {
@@ -254,6 +265,7 @@ pub fn read_bundle(
     for (name, entry, files) in &carried {
         archive.check_carried(name, entry, *files)?;
     }
+    let travelling = archive.checked_files(&lockfile)?;
     let mut manifest = store(&workflow_bytes, &lockfile, sink)?;
     if editor_workflow {
         manifest.editor_workflow = Some(archive.store(EDITOR_WORKFLOW, sink)?);
@@ -265,7 +277,10 @@ pub fn read_bundle(
     for (_, entry, _) in &carried {
         archive.store(entry, sink)?;
     }
-    Ok(Bundle { manifest, workflow, lockfile, repairs })
+    for file in &travelling {
+        archive.store(&files::file_entry(*file), sink)?;
+    }
+    Ok(Bundle { manifest, workflow, lockfile, travelling: travelling.into_iter().collect(), repairs })
 }
 
 /// Our own entry where there is one, because it says more; else what comfy-pack wrote.
@@ -289,7 +304,7 @@ impl Bundle {
         let workflow = Workflow::parse(bytes).map_err(BundleError::Workflow)?;
         let lockfile = Lockfile::default();
         let manifest = store(bytes, &lockfile, sink)?;
-        Ok(Self { manifest, workflow, lockfile, repairs: Vec::new() })
+        Ok(Self { manifest, workflow, lockfile, travelling: BTreeSet::new(), repairs: Vec::new() })
     }
 
     /// What the bundle is called by.

@@ -449,6 +449,11 @@ mod tests {
             "models/../..",
             "`models/../../tiny.safetensors` is not a path below `models/`",
         );
+        for wrong in
+            ["custom_nodes/a/x.PY", "home/../x.bin", "homes/x.bin", "home/torch/hub/hubconf.py", "user/x"]
+        {
+            check("models/loras/tiny.safetensors", wrong, "is not a path below `models/`");
+        }
         check("https://huggingface.co", "file://", "is not an https URL");
         check("ca457f7ba1", "--upload-p", "is not a commit");
         check("torch", "-r", "is not a name or version");

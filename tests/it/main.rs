@@ -17,6 +17,7 @@ mod namespaces;
 mod openapi;
 mod owner;
 mod pack;
+mod trace;
 mod people;
 mod previews;
 mod real_comfyui;

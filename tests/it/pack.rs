@@ -28,7 +28,7 @@ NODE_CLASS_MAPPINGS = {"TestTravelled": TestTravelled}
 "#;
 const UPSTREAM: &str = "https://github.com/comfyanonymous/ComfyUI.git";
 
-fn git(folder: &Path, arguments: &[&str]) -> anyhow::Result<String> {
+pub(crate) fn git(folder: &Path, arguments: &[&str]) -> anyhow::Result<String> {
     let own = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "init.defaultBranch=master"];
     let output = Command::new("git").current_dir(folder).args(own).args(arguments).output()?;
     ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));

@@ -4,21 +4,24 @@
 
 mod origins;
 
+use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
 use mesh::folders::names::KnownNames;
 use mesh::store::ByteSize;
 use node::workspace::lock::lookup::Answer;
-use node::workspace::lock::{LockRequest, Locked, lock};
-use protocol::{Bundle, LockedModel, Workflow, write_bundle};
+use node::workspace::lock::trace::{TraceOptions, Traced, trace};
+use node::workspace::lock::{LockRequest, Locked, check_sources, lock};
+use protocol::{BlobHash, Bundle, LockedModel, Workflow, write_bundle};
 use serde_json::json;
 
 use self::origins::{OriginArguments, as_json, hub_caches};
+use super::asked_to_stop;
 use super::bundle::{MAX_WORKFLOW, name_and_version, read};
 use crate::failure::Failure;
 use crate::{environment, settings, show};
@@ -54,6 +57,10 @@ pub(crate) struct PackArguments {
     /// along. ComfyUI itself is always refused then.
     #[arg(long, value_name = "CHOICE", value_enum, default_value_t = Dirty::Refuse)]
     dirty: Dirty,
+    /// Run the workflow once, in a copy of this ComfyUI that has nothing but what is packed, and take along what custom
+    /// nodes fetch as it runs.
+    #[arg(long)]
+    trace: bool,
     /// Answer in JSON.
     #[arg(long)]
     json: bool,
@@ -92,10 +99,35 @@ pub(super) async fn pack(arguments: &PackArguments) -> anyhow::Result<()> {
     let locked = lock(&request, &|now| progress.show(now));
     drop(progress);
     let mut locked = locked.map_err(|error| Failure::Input(protocol::error_chain(&error)))?;
-    let answers = arguments.origins.look_up(&mut locked.lockfile, &hub_caches).await?;
     let path = arguments.output.clone().unwrap_or_else(|| usual_path(&arguments.workflow));
-    let bundle = write(&path, &bytes, &locked)?;
+    let traced = match arguments.trace {
+        true => Some(run_once(&request, &mut locked, &path).await?),
+        false => None,
+    };
+    let none = BTreeMap::new();
+    let travelling = traced.as_ref().map_or(&none, |traced| &traced.travelling);
+    let refused = check_sources(&locked.lockfile, &arguments.origins.source);
+    refused.map_err(|error| Failure::Input(protocol::error_chain(&error)))?;
+    let travels = travelling.keys().copied().collect();
+    let answers = arguments.origins.look_up(&mut locked.lockfile, &hub_caches, &travels).await?;
+    let bundle = write(&path, &bytes, &locked, travelling)?;
     tell(arguments, &path, &bundle, &locked, &answers)
+}
+
+/// Runs the workflow for what it fetches. That may be much, so it lies where the bundle goes.
+async fn run_once(request: &LockRequest<'_>, locked: &mut Locked, bundle: &Path) -> anyhow::Result<Traced> {
+    eprintln!("runs the workflow once, in a copy of `{}`", request.comfyui.display());
+    let options = TraceOptions { beside: folder_of(bundle), environment: environment::for_downloads() };
+    // Ended from here, it leaves nothing behind.
+    let traced = tokio::select! {
+        traced = trace(request, locked, options) => traced,
+        () = asked_to_stop() => bail!("stopped before the workflow had run; no bundle is written"),
+    };
+    Ok(traced.map_err(|error| Failure::Input(protocol::error_chain(&error)))?)
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn read_workflow(path: &Path) -> anyhow::Result<Vec<u8>> {
@@ -113,8 +145,13 @@ fn usual_path(workflow: &Path) -> PathBuf {
 }
 
 /// Writes the bundle beside its place, reads it as a node would, and moves it there.
-fn write(path: &Path, workflow: &[u8], locked: &Locked) -> anyhow::Result<Bundle> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+fn write(
+    path: &Path,
+    workflow: &[u8],
+    locked: &Locked,
+    travelling: &BTreeMap<BlobHash, PathBuf>,
+) -> anyhow::Result<Bundle> {
+    let folder = folder_of(path);
     // As any file that its owner makes, for the system's mask to narrow.
     let permissions = Permissions::from_mode(0o666);
     let draft =
@@ -122,7 +159,8 @@ fn write(path: &Path, workflow: &[u8], locked: &Locked) -> anyhow::Result<Bundle
     let draft = draft.with_context(|| format!("`{}` cannot be written to", folder.display()))?;
     let inputs = locked.inputs.iter().map(|(name, file)| (name.clone(), File::open(file)));
     let carried = locked.carried.iter().map(|node| (node.name.clone(), node.archive.try_clone()));
-    write_bundle(draft.as_file(), workflow, &locked.lockfile, inputs, carried)
+    let files = travelling.iter().map(|(hash, file)| (*hash, File::open(file)));
+    write_bundle(draft.as_file(), workflow, &locked.lockfile, inputs, carried, files)
         .map_err(|error| Failure::Input(protocol::error_chain(&error)))?;
     let bundle = read(draft.path())?;
     ensure!(bundle.lockfile == locked.lockfile, "the bundle is not read as it was written");
@@ -140,8 +178,9 @@ fn tell(
 ) -> anyhow::Result<()> {
     let size = std::fs::metadata(path)?.len();
     let lockfile = &locked.lockfile;
-    let unsourced: Vec<&LockedModel> =
-        lockfile.models.iter().filter(|model| model.sources.is_empty()).collect();
+    let travels = |model: &LockedModel| model.blob.is_some_and(|blob| bundle.travelling.contains(&blob));
+    let lacks_source = |model: &&LockedModel| model.sources.is_empty() && !travels(model);
+    let unsourced: Vec<&LockedModel> = lockfile.models.iter().filter(lacks_source).collect();
     if arguments.json {
         show::json(&json!({
             "file": path,
@@ -169,7 +208,11 @@ fn tell(
         println!("Python    {python} with {} packages", lockfile.packages.len());
     }
     for model in &lockfile.models {
-        let from = model.sources.first().map_or_else(String::new, |source| format!("  from {}", source.url));
+        let from = match model.sources.first() {
+            _ if travels(model) => "  travels with the bundle".to_owned(),
+            Some(source) => format!("  from {}", source.url),
+            None => String::new(),
+        };
         println!("model     {}  {}{from}", model.path, ByteSize(model.size));
     }
     for (name, blob) in &bundle.manifest.inputs {

@@ -13,6 +13,7 @@ mod process;
 mod served;
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex as StdMutex, PoisonError, Weak};
 use std::time::Duration;
@@ -41,6 +42,8 @@ pub struct ManagedConfig {
     pub devices: Vec<Device>,
     /// The owner's own flags for ComfyUI, such as `--lowvram`. Defaults to none.
     pub arguments: Vec<String>,
+    /// What a process has of its environment beside what every one has. Defaults to none.
+    pub environment: Vec<(String, OsString)>,
     /// How long a process without work stays. Defaults to 10 minutes.
     pub idle: Duration,
     /// How long one may take to answer first. Defaults to 5 minutes.
@@ -64,6 +67,7 @@ impl ManagedConfig {
             folder,
             devices,
             arguments: Vec::new(),
+            environment: Vec::new(),
             idle: Duration::from_secs(10 * 60),
             start_within: Duration::from_secs(5 * 60),
             comfyui,

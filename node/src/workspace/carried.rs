@@ -3,7 +3,7 @@
 //! Blocks. Not here: how the archive comes here, and how it is read (`protocol`).
 
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader, Read, Seek};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -59,6 +59,15 @@ pub(super) fn keep(
 /// Lays the files of an archive out in `custom_nodes`: byte for byte, read-only.
 pub(super) fn lay_out(name: &FileName, archive: &Path, custom_nodes: &Path) -> Result<(), CarriedError> {
     let reader = BufReader::new(File::open(archive).map_err(CarriedError::io(name, archive))?);
+    unpack(name, reader, custom_nodes).map_err(|source| CarriedError::Archive { name: name.clone(), source })
+}
+
+/// Lays the files of an archive that is being read out in `custom_nodes`: byte for byte, read-only.
+pub(super) fn unpack(
+    name: &FileName,
+    archive: impl Read + Seek,
+    custom_nodes: &Path,
+) -> Result<(), BundleError> {
     let mut write = |CarriedFile { path, executable }: &CarriedFile, contents: &mut dyn Read| {
         let path = custom_nodes.join(path);
         fs::create_dir_all(path.parent().unwrap_or(custom_nodes))?;
@@ -68,8 +77,7 @@ pub(super) fn lay_out(name: &FileName, archive: &Path, custom_nodes: &Path) -> R
         io::copy(contents, &mut file)?;
         file.set_permissions(Permissions::from_mode(mode))
     };
-    read_carried(reader, name, &mut write)
-        .map_err(|source| CarriedError::Archive { name: name.clone(), source })
+    read_carried(archive, name, &mut write)
 }
 
 /// The files that are not in `custom_nodes` as the kept archive has them, by their paths there.

@@ -7,11 +7,12 @@
 //! named          the workflow -> the model and input files that it names
 //! sources        a model file -> where else it can be fetched from, by what lies beside it
 //! hub            a model file -> where on Hugging Face it is from, by the caches on this machine
+//! trace          the workflow, run once -> the files that it fetches as it runs
 //! lookup         the models that are left -> where those who publish models have them
 //! ```
 //!
 //! Only reads; all faults are found before the first model is hashed, and told together. Blocks, and asks nobody; only
-//! `lookup` asks, and apart from the rest. Not here: the bundle that is made of it.
+//! `trace` and `lookup` do, and apart from the rest. Not here: the bundle that is made of it.
 
 mod error;
 mod repositories;
@@ -21,6 +22,7 @@ mod named;
 mod sources;
 pub mod hub;
 pub mod lookup;
+pub mod trace;
 #[cfg(test)]
 mod tests;
 
@@ -68,6 +70,8 @@ pub struct LockRequest<'a> {
 pub struct Locked {
     /// Every version and model.
     pub lockfile: Lockfile,
+    /// Where each model that the workflow names lies, in the order of the lockfile.
+    pub model_files: Vec<PathBuf>,
     /// The input files that the workflow names, by their path in ComfyUI's input folder.
     pub inputs: BTreeMap<String, PathBuf>,
     /// The custom nodes that travel with the bundle.
@@ -105,10 +109,6 @@ pub fn lock(request: &LockRequest<'_>, tell: &(dyn Fn(IndexProgress) + Sync)) ->
     }
     let paths: Vec<PathBuf> = files.iter().map(|file| file.file.clone()).collect();
     let names = names_of(&paths, request.known, tell)?;
-    let unused = unused_source(request.sources, &names);
-    if let Some(sha256) = unused {
-        return Err(LockError::UnusedSource { sha256 });
-    }
     let model = |(file, names): (ModelFile, FileNames)| model(file, names, request, &mut findings.notes);
     let models = files.into_iter().zip(names).map(model).collect();
     let lockfile = Lockfile {
@@ -120,7 +120,7 @@ pub fn lock(request: &LockRequest<'_>, tell: &(dyn Fn(IndexProgress) + Sync)) ->
         ..Lockfile::default()
     };
     let Findings { notes, lacking, carried, .. } = findings;
-    Ok(Locked { lockfile, inputs, carried, notes, lacking })
+    Ok(Locked { lockfile, model_files: paths, inputs, carried, notes, lacking })
 }
 
 fn model(
@@ -129,32 +129,40 @@ fn model(
     request: &LockRequest<'_>,
     notes: &mut Vec<String>,
 ) -> LockedModel {
-    let given =
-        request.sources.iter().filter(|(sha256, _)| *sha256 == names.sha256).map(|(_, url)| url.clone());
-    let beside = sources::beside(&file, names.sha256, notes);
+    let mut known = sources::beside(&file, names.sha256, notes);
     let cached = hub::cached(&file, names.sha256, names.blob.size, request.hub_caches);
-    let cached =
-        cached.and_then(|cached| cached.repository.address(request.hub, &cached.commit, &cached.path));
+    known.extend(
+        cached.and_then(|cached| cached.repository.address(request.hub, &cached.commit, &cached.path)),
+    );
     if is_private {
         notes.push(format!("model `{path}` is private where it lies: no peer will be given it"));
     }
-    let mut known = BTreeSet::new();
-    let urls = given.chain(beside).chain(cached).filter(|url| known.insert(url.clone()));
     LockedModel {
         path,
         size: names.blob.size,
         sha256: Some(names.sha256),
         blob: Some(names.blob.hash),
-        sources: urls.map(|url| Source { url }).collect(),
+        sources: sources_of(request, &names, known),
         disabled: false,
         share: !is_private,
     }
 }
 
-/// A source that was given for a model that the workflow does not use: a typing error must be noticed.
-fn unused_source(given: &[(Sha256, HttpsUrl)], names: &[FileNames]) -> Option<Sha256> {
-    let is_used = |sha256: &Sha256| names.iter().any(|names| names.sha256 == *sha256);
-    given.iter().map(|(sha256, _)| *sha256).find(|sha256| !is_used(sha256))
+/// Where a file can be fetched from: what was given for it, and then what is known; each once.
+fn sources_of(request: &LockRequest<'_>, names: &FileNames, known: Vec<HttpsUrl>) -> Vec<Source> {
+    let given = request.sources.iter().filter(|(sha256, _)| *sha256 == names.sha256);
+    let mut seen = BTreeSet::new();
+    let urls = given.map(|(_, url)| url.clone()).chain(known).filter(|url| seen.insert(url.clone()));
+    urls.map(|url| Source { url }).collect()
+}
+
+/// Refuses a source that was given for a file that the lockfile does not have: a typing error must be noticed.
+pub fn check_sources(lockfile: &Lockfile, given: &[(Sha256, HttpsUrl)]) -> Result<(), LockError> {
+    let is_used = |sha256: &Sha256| lockfile.models.iter().any(|model| model.sha256 == Some(*sha256));
+    match given.iter().find(|(sha256, _)| !is_used(sha256)) {
+        Some(&(sha256, _)) => Err(LockError::UnusedSource { sha256 }),
+        None => Ok(()),
+    }
 }
 
 /// The first few of a list in words, and how many more there are.

@@ -248,7 +248,7 @@ mod tests {
             let graph = br#"{"1": {"class_type": "EmptyImage", "inputs": {}}}"#;
             let mut zip = Vec::new();
             let carried = carried.map(|archive| (name(), Ok(archive)));
-            write_bundle(Cursor::new(&mut zip), graph, &lockfile, [], carried).unwrap();
+            write_bundle(Cursor::new(&mut zip), graph, &lockfile, [], carried, []).unwrap();
             let mut stored = Vec::new();
             let read = read_bundle(Cursor::new(&zip), &BundleLimits::default(), &mut |entry, reader| {
                 stored.push(entry.to_owned());

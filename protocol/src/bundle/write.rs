@@ -10,7 +10,9 @@ use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, DateTime, ZipWriter};
 
 use super::carried::carried_entry;
+use super::files::file_entry;
 use super::{BundleLimits, INPUT, LOCKFILE, SNAPSHOT, WORKFLOW};
+use crate::blob::BlobHash;
 use crate::lockfile::{
     CustomNode, FileName, LockedModel, Lockfile, PackagePin, Pin, RegistryPin, Source, relative_path,
 };
@@ -49,13 +51,14 @@ pub enum WriteBundleError {
 }
 
 /// Writes a bundle; `inputs` are files by their path in ComfyUI's input folder, `carried` the archives of the custom
-/// nodes that the lockfile says travel with it, by their names.
+/// nodes that the lockfile says travel with it, by their names, and `files` what else of the lockfile does.
 pub fn write_bundle<R: Read>(
     writer: impl Write + Seek,
     workflow: &[u8],
     lockfile: &Lockfile,
     inputs: impl IntoIterator<Item = (String, io::Result<R>)>,
     carried: impl IntoIterator<Item = (FileName, io::Result<R>)>,
+    files: impl IntoIterator<Item = (BlobHash, io::Result<R>)>,
 ) -> Result<(), WriteBundleError> {
     let mut bundle = BundleWriter::new(writer, BundleLimits::default());
     let snapshot = serde_json::to_vec_pretty(&snapshot(lockfile)).expect("a snapshot has only text keys");
@@ -67,6 +70,9 @@ pub fn write_bundle<R: Read>(
     }
     for (name, archive) in carried {
         bundle.add(&carried_entry(&name), MODE, archive)?;
+    }
+    for (hash, contents) in files {
+        bundle.add(&file_entry(hash), MODE, contents)?;
     }
     bundle.finish()
 }
@@ -118,7 +124,7 @@ impl<W: Write + Seek> BundleWriter<W> {
 }
 
 /// A lockfile as comfy-pack's `snapshot.json` of its newer format.
-fn snapshot(lockfile: &Lockfile) -> Value {
+pub(super) fn snapshot(lockfile: &Lockfile) -> Value {
     let (mut repositories, mut registry, mut files) = (Map::new(), Map::new(), Vec::new());
     for node in &lockfile.custom_nodes {
         match node {
@@ -146,6 +152,8 @@ fn snapshot(lockfile: &Lockfile) -> Value {
         let parts: Vec<&str> = python.as_str().split('.').take(2).collect();
         parts.join(".")
     });
+    // It knows no home of ComfyUI's, and fetches what custom nodes want as they run.
+    let models = lockfile.models.iter().filter(|model| model.path.as_str().starts_with("models/"));
     json!({
         "comfyui": lockfile.comfyui.as_ref().map(|pin| &pin.commit),
         "git_custom_nodes": repositories,
@@ -153,7 +161,7 @@ fn snapshot(lockfile: &Lockfile) -> Value {
         "file_custom_nodes": files,
         "pips": lockfile.packages.iter().map(package).collect::<Map<String, Value>>(),
         "python": python,
-        "models": lockfile.models.iter().map(model).collect::<Vec<Value>>(),
+        "models": models.map(model).collect::<Vec<Value>>(),
     })
 }
 
@@ -207,7 +215,7 @@ mod tests {
     use std::io::Cursor;
 
     use super::*;
-    use crate::blob::{BlobHash, BlobRef};
+    use crate::blob::BlobRef;
     use crate::bundle::{Bundle, read_bundle, snapshot::to_lockfile};
     use crate::facts;
 
@@ -253,7 +261,7 @@ mod tests {
         let workflow = entry(&recorded, WORKFLOW);
         let mut zip = Vec::new();
         let inputs = ["example.png", "sub/grade.cube"].map(|name| (name.to_owned(), Ok(name.as_bytes())));
-        write_bundle(Cursor::new(&mut zip), &workflow, &lockfile, inputs, []).unwrap();
+        write_bundle(Cursor::new(&mut zip), &workflow, &lockfile, inputs, [], []).unwrap();
 
         let bundle = read(&zip);
         assert_eq!((&bundle.lockfile, bundle.repairs.as_slice()), (&lockfile, [].as_slice()));
@@ -286,7 +294,7 @@ mod tests {
     fn what_no_reader_takes_is_not_written() {
         let check = |name: &str, contents: io::Result<&[u8]>, expected: &str| {
             let inputs = [(name.to_owned(), contents)];
-            let error = write_bundle(Cursor::new(Vec::new()), b"{}", &Lockfile::default(), inputs, []);
+            let error = write_bundle(Cursor::new(Vec::new()), b"{}", &Lockfile::default(), inputs, [], []);
             assert!(error.unwrap_err().to_string().contains(expected), "{name}");
         };
         check("../x", Ok(b""), "`input/../x` cannot be carried in a bundle: its name has `..`");

@@ -12,6 +12,9 @@ use crate::id::serde_as_text;
 /// The longest of these texts, in bytes.
 const MAX_TEXT: usize = 2048;
 
+/// The endings of files that are code, also where nobody loads them as a model.
+const CODE: [&str; 10] = [".py", ".pyc", ".pyd", ".pyi", ".pyw", ".so", ".dll", ".js", ".cu", ".sh"];
+
 /// A text that is not what it stands for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not {expected}")]
@@ -98,11 +101,17 @@ checked_text!(
 );
 
 checked_text!(
-    /// The path of a model in a ComfyUI folder, with `/` between its parts.
+    /// The path of a model in a ComfyUI folder, with `/` between its parts: below `models/`, or, of what custom nodes
+    /// fetch at run time, below `custom_nodes/` or the `home/` of ComfyUI's process, where no file can be code.
     ModelPath,
     |text| {
-        let inside = text.starts_with("models/") && relative_path(text).is_ok();
-        if inside { Ok(text.to_owned()) } else { Err("a path below `models/`") }
+        let is_of_nodes = text.starts_with("custom_nodes/") || text.starts_with("home/");
+        let is_code = CODE.iter().any(|ending| text.to_ascii_lowercase().ends_with(ending));
+        let inside = text.starts_with("models/") || (is_of_nodes && !is_code);
+        match inside && relative_path(text).is_ok() {
+            true => Ok(text.to_owned()),
+            false => Err("a path below `models/`, or of a file without code below `custom_nodes/` or `home/`"),
+        }
     }
 );
 

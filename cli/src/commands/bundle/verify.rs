@@ -63,6 +63,7 @@ fn lacking(bundle: &Bundle) -> Vec<String> {
         let path = &model.path;
         match (&model.blob, &model.sha256) {
             (None, None) => lacking.push(format!("model `{path}`: it has no hash, so nothing proves it")),
+            (Some(blob), _) if bundle.travelling.contains(blob) => {}
             _ if model.sources.is_empty() => {
                 lacking.push(format!("model `{path}`: it has no source; a peer that holds it is needed"));
             }

@@ -2,6 +2,7 @@
 //!
 //! Not here: how a service is asked, and what its answer is worth; `node::workspace::lock` knows that.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -9,7 +10,7 @@ use mesh::origin::Tokens;
 use node::workspace::lock::hub::{HUGGING_FACE, HubRepository, cached_repositories};
 use node::workspace::lock::lookup::{Answer, CIVITAI, LookupRequest, Said, look_up};
 use node::workspace::lock::without_token;
-use protocol::{HttpsUrl, Lockfile, Sha256, WebUrl};
+use protocol::{BlobHash, HttpsUrl, Lockfile, Sha256, WebUrl};
 use serde_json::{Value, json};
 
 use crate::environment;
@@ -40,6 +41,7 @@ impl OriginArguments {
         &self,
         lockfile: &mut Lockfile,
         caches: &[PathBuf],
+        travelling: &BTreeSet<BlobHash>,
     ) -> anyhow::Result<Vec<Answer>> {
         let mut answers = Vec::new();
         if !self.offline {
@@ -49,6 +51,7 @@ impl OriginArguments {
                 civitai: &self.civitai,
                 hugging_face: &self.hugging_face,
                 repositories: &repositories,
+                travelling,
                 tokens: &Tokens::from_variables(environment::host_token)?,
             };
             let mut tell = |answer: Answer| {

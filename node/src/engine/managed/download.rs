@@ -35,8 +35,8 @@ pub(super) fn undeclared(error: &RunError, said: &[String]) -> Option<RunError> 
     let (id, class) = (&op.id, &op.class);
     let detail = format!(
         "op `{id}` ({class}) wants to download {what}, which the lockfile does not name, and runs have no network: \
-         put the file into the models folder of the ComfyUI that the bundle is made from, use it there, pack and \
-         deploy again"
+         pack it again with `comfy-farm pack --trace`, which runs the workflow once and records what it fetches, and \
+         deploy that"
     );
     Some(RunError { kind: RunErrorKind::UndeclaredFile, detail, op: error.op.clone() })
 }

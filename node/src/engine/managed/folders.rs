@@ -75,9 +75,17 @@ impl Folders {
         std::fs::write(self.relay(), RELAY)?;
         copy_tree(&served.any().comfyui, &self.code())?;
         for (place, file) in served.files() {
-            link(file, &self.code().join(place))?;
+            link(file, &self.place(place))?;
         }
         Ok(())
+    }
+
+    /// Where a file of a workspace goes: what a lockfile has below `home/` into the home, and all else into the code.
+    fn place(&self, place: &Path) -> PathBuf {
+        match place.strip_prefix("home") {
+            Ok(below) => self.home().join(below),
+            Err(_) => self.code().join(place),
+        }
     }
 
     /// Puts another file in front of a process that is up. It can be a model that nothing else lies in the place of:
@@ -142,6 +150,7 @@ mod tests {
             ("tree/custom_nodes/a/x.py", "x"),
             ("files/models/vae/a.safetensors", "vae"),
             ("files/custom_nodes/a/weights.bin", "weights"),
+            ("files/home/torch/hub/checkpoints/a.pth", "fetched"),
         ] {
             fs::create_dir_all(at(path).parent().expect("it has one")).expect("made");
             fs::write(at(path), text).expect("written");
@@ -153,6 +162,8 @@ mod tests {
         let read = |path: &str| fs::read_to_string(folders.code().join(path)).expect(path);
         assert_eq!((read("main.py"), read("models/vae/a.safetensors")), ("run".into(), "vae".into()));
         assert_eq!(read("custom_nodes/a/weights.bin"), "weights");
+        let of_home = folders.home().join("torch/hub/checkpoints/a.pth");
+        assert_eq!(fs::read_to_string(of_home).expect("there"), "fetched");
         let model = at("blob");
         fs::write(&model, "further").expect("written");
         for (place, has_walls, is_seen) in [

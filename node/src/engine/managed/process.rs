@@ -43,6 +43,7 @@ pub(super) struct Launch {
     folders: Folders,
     device: Option<Device>,
     arguments: Vec<String>,
+    environment: Vec<(String, OsString)>,
     start_within: Duration,
     options: ComfyUiOptions,
     byte_code: PathBuf,
@@ -109,6 +110,7 @@ impl Launch {
             folders: Folders { root },
             device: device.cloned(),
             arguments: config.arguments.clone(),
+            environment: config.environment.clone(),
             start_within: config.start_within,
             options: config.comfyui.clone(),
             byte_code: config.byte_code.clone(),
@@ -198,6 +200,7 @@ impl Launch {
                 command.env(name, value);
             }
         }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let programs = workspace.python.parent().unwrap_or(Path::new(""));
         command.env("PATH", search_path(programs, std::env::var_os("PATH"))?);
         command.env("HOME", &home).env("XDG_CACHE_HOME", home.join(".cache"));

@@ -4,6 +4,8 @@
 //! Only reads. Not here: which differences matter.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use git2::{ErrorCode, Repository, Status, StatusOptions};
@@ -97,6 +99,26 @@ impl LocalRepository {
         Ok(statuses.iter().map(difference).collect())
     }
 
+    /// Copies the files that git knows of to a new folder, as they are here; with those of submodules.
+    pub(in crate::workspace) fn copy_to(&self, folder: &Path) -> io::Result<()> {
+        let read = |source: git2::Error| io::Error::other(source);
+        fs::create_dir_all(folder)?;
+        for entry in self.repository.index().map_err(read)?.iter() {
+            let Ok(path) = std::str::from_utf8(&entry.path) else { continue };
+            let (from, to) = (self.folder.join(path), folder.join(path));
+            let Ok(kind) = fs::symlink_metadata(&from) else { continue };
+            fs::create_dir_all(to.parent().unwrap_or(folder))?;
+            if kind.is_symlink() {
+                std::os::unix::fs::symlink(fs::read_link(&from)?, &to)?;
+            } else if kind.is_file() {
+                fs::copy(&from, &to)?;
+            } else if let Ok(Some(submodule)) = Self::open(&from) {
+                submodule.copy_to(&to)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The files and whole folders that git is told to pass over.
     pub(in crate::workspace) fn passed_over(&self) -> Result<BTreeSet<String>, GitError> {
         let mut options = StatusOptions::new();
@@ -144,13 +166,16 @@ mod tests {
         assert_eq!(local.differences().expect("compared"), []);
 
         for (name, text) in [("main.py", "two\n"), ("other.py", "x\n"), ("x.log", "x\n")] {
-            std::fs::write(path.join(name), text).expect("own folder");
+            fs::write(path.join(name), text).expect("own folder");
         }
         let differences = local.differences().expect("compared");
         let difference = |path: &str, is_new| Difference { path: path.to_owned(), is_new };
         assert_eq!(differences, [difference("main.py", false), difference("other.py", true)]);
-        std::fs::create_dir(path.join("logs.log")).expect("own folder");
-        std::fs::write(path.join("logs.log/y"), "y\n").expect("own folder");
+        local.copy_to(&folder.path().join("copy")).expect("copied");
+        let copied = |name: &str| fs::read_to_string(folder.path().join("copy").join(name)).ok();
+        assert_eq!((copied("main.py"), copied("other.py")), (Some("two\n".to_owned()), None));
+        fs::create_dir(path.join("logs.log")).expect("own folder");
+        fs::write(path.join("logs.log/y"), "y\n").expect("own folder");
         let passed_over = ["logs.log", "x.log"].map(str::to_owned);
         assert_eq!(local.passed_over().expect("compared"), passed_over.into());
 
@@ -168,7 +193,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         Repository::init(folder.path()).expect("made");
         let inside = folder.path().join("inside");
-        std::fs::create_dir(&inside).expect("own folder");
+        fs::create_dir(&inside).expect("own folder");
         assert!(LocalRepository::open(&inside).expect("looked at").is_none());
         let local = LocalRepository::open(folder.path()).expect("opens").expect("is one");
         assert_eq!((local.remote(), local.commit().expect("read")), (None, None));

@@ -92,18 +92,21 @@ pub fn cached_repositories(cache: &Path) -> Vec<HubRepository> {
 /// Where on the hub a file is from: one of these caches has it, or the cache in which it lies itself.
 pub(super) fn cached(file: &Path, sha256: Sha256, size: u64, caches: &[PathBuf]) -> Option<Cached> {
     let real = file.canonicalize().ok()?;
-    let own = real.ancestors().find(|folder| repository(folder).is_some());
-    let in_place = own.and_then(|folder| {
-        let inside = real.strip_prefix(folder.join("snapshots")).ok()?.to_str()?;
-        let (commit, path) = inside.split_once('/')?;
-        cached_at(repository(folder)?, commit, path)
-    });
-    in_place.or_else(|| {
+    of_snapshot(&real).or_else(|| {
+        let own = real.ancestors().find(|folder| repository(folder).is_some());
         let caches = own.and_then(Path::parent).into_iter().chain(caches.iter().map(PathBuf::as_path));
         let mut all: Vec<PathBuf> = caches.flat_map(folders).collect();
         all.sort();
         all.iter().find_map(|folder| in_repository(folder, sha256, size))
     })
+}
+
+/// Where on the hub a file is from that lies in a cache: `models--OWNER--NAME/snapshots/COMMIT/PATH`.
+pub(super) fn of_snapshot(file: &Path) -> Option<Cached> {
+    let folder = file.ancestors().find(|folder| repository(folder).is_some())?;
+    let inside = file.strip_prefix(folder.join("snapshots")).ok()?.to_str()?;
+    let (commit, path) = inside.split_once('/')?;
+    cached_at(repository(folder)?, commit, path)
 }
 
 /// The file with this hash in the folder of a repository: its bytes lie under the hash, and links in the snapshot of

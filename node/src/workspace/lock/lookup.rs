@@ -8,11 +8,12 @@ mod hugging_face;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
 use mesh::origin::{OriginConfig, OriginError, OriginReader, OriginSetupError, Tokens};
-use protocol::{HttpsUrl, LockedModel, Lockfile, ModelPath, Sha256, Source, WebUrl, error_chain};
+use protocol::{BlobHash, HttpsUrl, LockedModel, Lockfile, ModelPath, Sha256, Source, WebUrl, error_chain};
 use serde::de::DeserializeOwned;
 
 pub use civitai::CIVITAI;
@@ -33,6 +34,8 @@ pub struct LookupRequest<'a> {
     pub hugging_face: &'a WebUrl,
     /// The repositories of the hub that are looked through, beside those of other models; the likeliest first.
     pub repositories: &'a [HubRepository],
+    /// What travels with the bundle, so that nobody needs to have it.
+    pub travelling: &'a BTreeSet<BlobHash>,
     /// The tokens of these hosts.
     pub tokens: &'a Tokens,
 }
@@ -77,7 +80,9 @@ pub async fn look_up(
     request: &LookupRequest<'_>,
     tell: &mut (dyn FnMut(Answer) + Send),
 ) -> Result<(), OriginSetupError> {
-    let is_open = |model: &LockedModel| model.sources.is_empty() && model.share && !model.disabled;
+    let travels = |model: &LockedModel| model.blob.is_some_and(|blob| request.travelling.contains(&blob));
+    let is_open =
+        |model: &LockedModel| model.sources.is_empty() && model.share && !model.disabled && !travels(model);
     if !lockfile.models.iter().any(is_open) {
         return Ok(());
     }

@@ -3,6 +3,7 @@
 //! Not here: which of it a machine with another GPU installs; `python` decides that.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -55,6 +56,13 @@ pub(super) fn installed(
         return Err(LockError::NoTorch { program });
     }
     Ok(Installed { python, packages })
+}
+
+/// The Python of a ComfyUI folder, by a name that holds in every folder.
+pub(super) fn program(comfyui: &Path, given: Option<&Path>) -> io::Result<PathBuf> {
+    let program = given.map_or_else(|| usual_python(comfyui), Path::to_owned);
+    // A bare name is looked for in the system's own places.
+    if program.components().count() > 1 { std::path::absolute(program) } else { Ok(program) }
 }
 
 /// The Python that is usually meant.

@@ -470,6 +470,7 @@ fn sources_are_given_or_found_beside_the_model_and_an_unused_one_is_noticed() {
     let urls: Vec<&str> =
         locked.lockfile.models[0].sources.iter().map(|source| source.url.as_str()).collect();
     assert_eq!(urls, [given.as_str(), "https://civitai.com/api/download/models/7"]);
-    let wrong = folder.lock_with(load("a.safetensors"), &[], &[(Sha256([1; 32]), given)]);
+    assert!(check_sources(&locked.lockfile, &[(sha256, given.clone())]).is_ok());
+    let wrong = check_sources(&locked.lockfile, &[(Sha256([1; 32]), given)]);
     assert!(wrong.expect_err("unused").to_string().contains("which no model of the workflow has"));
 }

@@ -95,8 +95,14 @@ async fn looked_up(
 ) -> (Vec<Vec<String>>, Vec<String>) {
     let repositories: Vec<HubRepository> =
         repositories.iter().map(|text| text.parse().expect("a repository")).collect();
-    let tokens = Tokens::default();
-    let request = LookupRequest { civitai, hugging_face: hub, repositories: &repositories, tokens: &tokens };
+    let (tokens, travelling) = (Tokens::default(), BTreeSet::new());
+    let request = LookupRequest {
+        civitai,
+        hugging_face: hub,
+        repositories: &repositories,
+        travelling: &travelling,
+        tokens: &tokens,
+    };
     let mut lockfile = Lockfile { models, ..Lockfile::default() };
     let mut told = Vec::new();
     let mut tell = |answer: Answer| told.push(answer.to_string());

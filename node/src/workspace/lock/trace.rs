@@ -1,0 +1,254 @@
+//! What a workflow fetches as it runs: it is run once, and the files that appear are recorded for its lockfile.
+//!
+//! ```text
+//! tree     a copy of ComfyUI and the custom nodes as a node would have them, in which it runs
+//! found    the files that the run left there and in its home: which of them are recorded, and where they are from
+//! ```
+//!
+//! In a copy, and with an empty home, because what the author's own folder has from earlier runs is not fetched again
+//! there. It runs with the network and without walls, as the author's own ComfyUI does. Not here: how a ComfyUI process
+//! is run (`engine::managed`).
+
+mod tree;
+mod found;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use mesh::folders::names::{KnownNames, names_of};
+use mesh::store::{ByteSize, StoreError};
+use protocol::{
+    BlobHash, BlobRef, Filled, FilledOutput, Filling, Interface, LockedModel, Parameters, RunError,
+    RunErrorKind, RunId, SlotId, Workflow, error_chain, fill, link_of,
+};
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+use super::{LockRequest, Locked, packages};
+use crate::engine::managed::{Managed, ManagedConfig};
+use crate::engine::{Engine, Execution, InputFile, ProgressSink};
+use crate::gpu::{GpuProbe, cpu, system_probe};
+use crate::os::file::link;
+use crate::workspace::Workspace;
+use crate::workspace::git::GitError;
+
+use found::{Appeared, Findings as Found};
+use tree::Tree;
+
+/// The run's id; it is the only one in its ComfyUI.
+const RUN: &str = "00000000-0000-0000-0000-000000000001";
+/// The largest file that travels although it can be fetched, in bytes: asking for it elsewhere would cost more.
+const SMALL: u64 = 1 << 20;
+/// The most bytes that travel with a bundle in files like these.
+const MAX_TRAVELLING: u64 = 256 << 20;
+
+/// How a workflow is traced.
+#[derive(Debug)]
+pub struct TraceOptions<'a> {
+    /// A folder with room for what is fetched; the run has a folder of its own in it, until the end.
+    pub beside: &'a Path,
+    /// What the process is told of its environment, such as tokens and proxies.
+    pub environment: Vec<(String, OsString)>,
+}
+
+/// What a run left, as long as it is needed.
+#[derive(Debug)]
+pub struct Traced {
+    /// The files that are to travel with the bundle.
+    pub travelling: BTreeMap<BlobHash, PathBuf>,
+    _folder: TempDir,
+}
+
+/// Why a workflow could not be traced.
+#[derive(Debug, thiserror::Error)]
+pub enum TraceError {
+    /// The folder of the run cannot be made, or what is in it not be read.
+    #[error("the folder of the traced run, `{}`, cannot be made or read", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A repository cannot be copied.
+    #[error(transparent)]
+    Git(#[from] GitError),
+    /// A custom node that travels cannot be laid out.
+    #[error("custom node `{name}` cannot be laid out for the traced run")]
+    Carried {
+        /// Which.
+        name: String,
+        /// Why.
+        #[source]
+        source: protocol::BundleError,
+    },
+    /// The workflow does not say what it runs on.
+    #[error("the workflow cannot be run on its own inputs: {0}")]
+    Inputs(String),
+    /// The run failed.
+    #[error("the traced run failed: {}", .0.detail)]
+    Run(RunError),
+    /// What appeared cannot be hashed.
+    #[error("a file that the traced run fetched could not be hashed")]
+    Hash(#[from] StoreError),
+}
+
+impl TraceError {
+    fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { path, source }
+    }
+}
+
+/// Runs a workflow once as its lockfile has it, and adds to the lockfile the files that appeared.
+pub async fn trace(
+    request: &LockRequest<'_>,
+    locked: &mut Locked,
+    options: TraceOptions<'_>,
+) -> Result<Traced, TraceError> {
+    let folder = tempfile::Builder::new().prefix(".pack-").tempdir_in(options.beside);
+    let folder = folder.map_err(TraceError::io(options.beside))?;
+    let root = folder.path().canonicalize().map_err(TraceError::io(folder.path()))?;
+    let tree = Tree { comfyui: root.join("tree"), files: root.join("files") };
+    tree.lay_out(request, locked)?;
+    let slots = root.join("slots");
+    run(request, locked, &tree, &slots, options.environment).await?;
+    let found = Found::after(&slots.join("slot-0"), &tree).map_err(TraceError::io(&slots))?;
+    locked.lacking.extend(found.left_out);
+    let travelling = record(request, locked, found.files)?;
+    Ok(Traced { travelling, _folder: folder })
+}
+
+/// Runs the workflow in a ComfyUI that ends with it.
+async fn run(
+    request: &LockRequest<'_>,
+    locked: &Locked,
+    tree: &Tree,
+    slots: &Path,
+    environment: Vec<(String, OsString)>,
+) -> Result<(), TraceError> {
+    let device = system_probe().gpus().ok().and_then(|gpus| gpus.into_iter().next()).unwrap_or_else(cpu);
+    let config = ManagedConfig { environment, ..ManagedConfig::new(slots.to_owned(), vec![device]) };
+    let (filled, files) = filled(request.workflow, &locked.inputs)?;
+    let scratch = slots.join("scratch");
+    fs::create_dir_all(&scratch).map_err(TraceError::io(&scratch))?;
+    let python = packages::program(request.comfyui, request.python);
+    let workspace = Workspace {
+        lockfile: locked.lockfile.hash(),
+        // Nobody shares it.
+        environment: protocol::EnvironmentKey(BlobHash([0; 32])),
+        code: protocol::CodeHash(BlobHash([0; 32])),
+        python: python.map_err(TraceError::io(request.comfyui))?,
+        comfyui: tree.comfyui.clone(),
+        files: tree.files.clone(),
+        classes: filled.workflow.classes(),
+        model_names: Default::default(),
+    };
+    let execution = Execution {
+        run: RUN.parse::<RunId>().expect("it is one"),
+        slot: SlotId(0),
+        workspace: Some(Arc::new(workspace)),
+        outputs: wanted(&filled),
+        workflow: filled.workflow,
+        files,
+        named_files: Vec::new(),
+        scratch,
+    };
+    let (progress, _watched) = ProgressSink::new();
+    let ran = Managed::new(config).execute(execution, &progress, &CancellationToken::new()).await;
+    match ran {
+        // What it makes is not looked at.
+        Ok(_) => Ok(()),
+        Err(error) if error.kind == RunErrorKind::NoOutput => Ok(()),
+        Err(error) => Err(TraceError::Run(error)),
+    }
+}
+
+/// The graph as a node would run it, and its files.
+fn filled(
+    workflow: &Workflow,
+    inputs: &BTreeMap<String, PathBuf>,
+) -> Result<(Filled, Vec<InputFile>), TraceError> {
+    let paths: Vec<PathBuf> = inputs.values().cloned().collect();
+    let names = names_of(&paths, &KnownNames::default(), &|_| {})?;
+    let blobs = names.iter().map(|names| names.blob);
+    let inputs: BTreeMap<String, BlobRef> = inputs.keys().cloned().zip(blobs.clone()).collect();
+    let unfit = |error: &dyn std::error::Error| TraceError::Inputs(error_chain(error));
+    let interface = Interface::of(workflow).map_err(|error| unfit(&error))?;
+    let parameters = interface.check(Parameters::default()).map_err(|faults| {
+        TraceError::Inputs(faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+    })?;
+    let filling = Filling { output_prefix: "traced".to_owned(), inputs };
+    let filled = fill(workflow, &interface, &parameters, &filling).map_err(|error| unfit(&error))?;
+    let places: BTreeMap<BlobRef, PathBuf> = blobs.zip(paths).collect();
+    let file = |(name, blob): &(String, BlobRef)| {
+        let path = places.get(blob).cloned();
+        let path = path.ok_or_else(|| TraceError::Inputs(format!("the bundle has no file for `{name}`")))?;
+        Ok(InputFile { name_in_graph: name.clone(), path })
+    };
+    let files = filled.files.iter().map(file).collect::<Result<_, TraceError>>()?;
+    Ok((filled, files))
+}
+
+/// The ops that are run for: those of its outputs, or all that nothing comes after.
+fn wanted(filled: &Filled) -> Vec<String> {
+    let outputs: Vec<String> = filled.outputs.iter().flat_map(FilledOutput::ops).map(str::to_owned).collect();
+    if !outputs.is_empty() {
+        return outputs;
+    }
+    let values = filled.workflow.iter().flat_map(|(_, op)| op.inputs.values());
+    let linked: Vec<&str> = values.filter_map(|value| Some(link_of(value)?.op)).collect();
+    let last = filled.workflow.iter().map(|(id, _)| id).filter(|id| !linked.contains(id));
+    last.map(str::to_owned).collect()
+}
+
+/// Adds what appeared to the lockfile, and says which of it travels: what is small, and what nobody is known to have as
+/// far as there is room.
+fn record(
+    request: &LockRequest<'_>,
+    locked: &mut Locked,
+    appeared: Vec<Appeared>,
+) -> Result<BTreeMap<BlobHash, PathBuf>, TraceError> {
+    let paths: Vec<PathBuf> = appeared.iter().map(|file| file.file.clone()).collect();
+    let names = names_of(&paths, request.known, &|_| {})?;
+    let (mut travelling, mut left) = (BTreeMap::new(), MAX_TRAVELLING);
+    let mut named: Vec<_> = appeared.into_iter().zip(names).collect();
+    // The small ones first, so that a large one does not take their room.
+    named.sort_by(|(a, one), (b, other)| (one.blob.size, &a.path).cmp(&(other.blob.size, &b.path)));
+    for (Appeared { path, file, sources }, names) in named {
+        let sources = super::sources_of(request, &names, sources);
+        let BlobRef { hash, size } = names.blob;
+        let travels = (size <= SMALL || sources.is_empty()) && size <= left;
+        if travels && travelling.insert(hash, file).is_none() {
+            left -= size;
+        }
+        let how = if travels { ", and travels with the bundle" } else { "" };
+        locked.notes.push(format!("the workflow fetches `{path}` as it runs: {}{how}", ByteSize(size)));
+        locked.lockfile.models.retain(|model| model.path != path);
+        locked.lockfile.models.push(LockedModel {
+            path,
+            size,
+            sha256: Some(names.sha256),
+            blob: Some(hash),
+            sources,
+            disabled: false,
+            share: true,
+        });
+    }
+    locked.lockfile.models.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(travelling)
+}
+
+/// Links the models of a lockfile to where they lie.
+fn link_models(locked: &Locked, files: &Path) -> io::Result<()> {
+    fs::create_dir_all(files)?;
+    for (model, file) in locked.lockfile.models.iter().zip(&locked.model_files) {
+        link(&fs::canonicalize(file)?, &files.join(model.path.as_str()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,68 @@
+//! A copy of ComfyUI and the custom nodes as a node would have them: what their commits have, and what travels.
+//!
+//! Not here: the Python that runs it, which is the author's own.
+
+use std::fs;
+use std::io::{self, Seek};
+use std::path::PathBuf;
+
+use protocol::{CustomNode, GitUrl};
+
+use super::{LockRequest, Locked, TraceError, link_models};
+use crate::workspace::carried;
+use crate::workspace::git::LocalRepository;
+use crate::workspace::plan::folder_of;
+
+/// What writes down which addresses the process asks for.
+const LISTENER: &str = include_str!("prestartup_script.py");
+/// The custom node that it is in.
+pub(super) const LISTENER_FOLDER: &str = "custom_nodes/comfy_farm_trace";
+
+/// Where the parts of a workspace lie.
+pub(super) struct Tree {
+    /// The code.
+    pub(super) comfyui: PathBuf,
+    /// The models of the lockfile, at their places.
+    pub(super) files: PathBuf,
+}
+
+impl Tree {
+    /// Makes it.
+    pub(super) fn lay_out(&self, request: &LockRequest<'_>, locked: &Locked) -> Result<(), TraceError> {
+        let fail = |source| TraceError::Io { path: self.comfyui.clone(), source };
+        let custom_nodes = request.comfyui.join("custom_nodes");
+        let Some(comfyui) = LocalRepository::open(request.comfyui)? else {
+            return Err(fail(io::Error::from(io::ErrorKind::NotFound)));
+        };
+        comfyui.copy_to(&self.comfyui).map_err(fail)?;
+        let own = self.comfyui.join("custom_nodes");
+        fs::create_dir_all(&own).map_err(fail)?;
+        for entry in fs::read_dir(&custom_nodes).map_err(fail)? {
+            let entry = entry.map_err(fail)?;
+            let is_on = !entry.file_name().to_string_lossy().ends_with(".disabled");
+            let repository = is_on.then(|| LocalRepository::open(&entry.path())).transpose()?.flatten();
+            let Some(repository) = repository else { continue };
+            let url = repository.remote().and_then(|remote| remote.parse::<GitUrl>().ok());
+            let is_it = |node: &&CustomNode| node.git().is_some_and(|pin| Some(&pin.url) == url.as_ref());
+            let travels = |name: &str| locked.carried.iter().any(|node| node.name.as_str() == name);
+            let node = locked.lockfile.custom_nodes.iter().find(is_it);
+            if let Some(pin) = node.and_then(CustomNode::git)
+                && !travels(&entry.file_name().to_string_lossy())
+            {
+                repository.copy_to(&own.join(folder_of(pin.url.as_str()))).map_err(fail)?;
+            }
+        }
+        for node in &locked.carried {
+            let mut archive = &node.archive;
+            archive.rewind().map_err(fail)?;
+            carried::unpack(&node.name, archive, &own)
+                .map_err(|source| TraceError::Carried { name: node.name.to_string(), source })?;
+            archive.rewind().map_err(fail)?;
+        }
+        let listener = self.comfyui.join(LISTENER_FOLDER);
+        fs::create_dir_all(&listener).map_err(fail)?;
+        fs::write(listener.join("prestartup_script.py"), LISTENER).map_err(fail)?;
+        fs::write(listener.join("__init__.py"), "NODE_CLASS_MAPPINGS = {}\n").map_err(fail)?;
+        link_models(locked, &self.files).map_err(fail)
+    }
+}

@@ -1,8 +1,9 @@
 //! Two planes on one port number, TLS over TCP and QUIC, and a third as the last resort.
 //!
-//! A dial tries both, TLS a little earlier because it is the faster plane where it gets through, and takes
-//! what answers first; the next dial to that peer gives the same plane the head start. Where only one is
-//! let through, by a firewall or a NAT, that one is used. Not here: anything about the planes themselves.
+//! A dial tries both, TLS a little earlier because it is the faster plane where it gets through. It needs
+//! more round trips, so QUIC does not win by answering: TLS has a moment more. The next dial to that peer
+//! begins with what won, and takes it at once. Where only one is let through, by a firewall or a NAT, that
+//! one is used. Not here: anything about the planes themselves.
 
 use std::collections::HashSet;
 use std::io;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use protocol::PeerId;
 use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::quinn::QuinnPlane;
 use super::tls::TlsPlane;
@@ -22,6 +23,9 @@ use crate::identity::Identity;
 
 /// How much earlier the preferred plane begins.
 const HEAD_START: Duration = Duration::from_millis(200);
+/// How much longer TLS may take than QUIC: it begins a link with three round trips, and the machine may be
+/// busy.
+const GRACE: Duration = Duration::from_millis(500);
 /// How often a free port is looked for that is free for both.
 const TRIES: usize = 16;
 /// The most peers whose plane is remembered.
@@ -104,7 +108,14 @@ impl Plane for RacingPlane {
                 }
             },
             link = &mut behind => match link {
-                Ok(link) => (link, false),
+                Ok(link) if was_quic => (link, false),
+                Ok(link) => match timeout(GRACE, &mut ahead).await {
+                    Ok(Ok(tls)) => {
+                        link.close("TLS gets through as well");
+                        (tls, true)
+                    }
+                    _ => (link, false),
+                },
                 Err(_) => (ahead.await?, true),
             },
         };
@@ -140,5 +151,53 @@ impl Plane for RacingPlane {
             }
         };
         tokio::join!(self.tls.close(), self.quic.close(), relayed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// TLS from far away.
+    struct Late(TlsPlane, Duration);
+
+    #[async_trait]
+    impl Plane for Late {
+        fn name(&self) -> &'static str {
+            self.0.name()
+        }
+
+        async fn dial(&self, peer: PeerId, address: SocketAddr) -> Result<Arc<dyn Link>, DialError> {
+            sleep(self.1).await;
+            self.0.dial(peer, address).await
+        }
+
+        async fn accept(&self) -> Option<Arc<dyn Link>> {
+            self.0.accept().await
+        }
+
+        fn addresses(&self) -> Vec<SocketAddr> {
+            self.0.addresses()
+        }
+
+        async fn close(&self) {
+            self.0.close().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn quic_waits_for_tls_that_takes_a_little_longer_and_not_for_one_that_does_not_come() {
+        let identity = || Identity::generate().expect("random numbers");
+        let local = SocketAddr::from(([127, 0, 0, 1], 0));
+        let other = identity();
+        let accepting = RacingPlane::bind(&other, local).await.expect("a free port");
+        for (late, expected) in [(HEAD_START + GRACE / 4, "TLS"), (Duration::from_secs(3600), "QUIC")] {
+            let one = identity();
+            let tls = Late(TlsPlane::bind(&one, local).await.expect("a free port"), late);
+            let quic = QuinnPlane::bind(&one, local).await.expect("a free port");
+            let racing = RacingPlane::new(Arc::new(tls), Arc::new(quic));
+            let link = racing.dial(other.peer(), accepting.addresses()[0]).await.expect("it answers");
+            assert_eq!(link.plane(), expected);
+        }
     }
 }

@@ -7,7 +7,7 @@ mod rate;
 mod turns;
 
 pub(crate) use rate::Rate;
-pub(crate) use turns::Turns;
+pub(crate) use turns::{Turn, Turns};
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -30,10 +30,10 @@ use tracing::{debug, warn};
 
 use self::news::News;
 use crate::frames::{FrameError, FrameReceiver, FrameSender};
-use crate::limits::Throttle;
+use crate::limits::{Throttle, Turn};
 use crate::plane::Channel;
 use crate::store::{BlobStore, Pieces, Source, StoreError};
-use crate::tree::outboard_size;
+use crate::tree::{outboard_size, piece_size};
 
 /// How many conversations one link may have at once.
 const MAX_CONVERSATIONS: usize = 32;
@@ -48,6 +48,8 @@ const ASKER_TIMEOUT: Duration = Duration::from_secs(60);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long a piece may take before others have their turn as well.
 const LONGEST_TURN: Duration = Duration::from_secs(2);
+/// How much of a piece is read and sent at a time.
+const PART: usize = 128 << 10;
 /// How much is sent at once where a cap is set.
 const CAPPED_PART: usize = 64 << 10;
 /// How much of an outboard is read at a time.
@@ -131,7 +133,7 @@ pub(crate) async fn serve_task(channel: Channel, store: BlobStore, bounds: Bound
     bounds.refused.store(0, Ordering::Relaxed);
     let requests = FrameReceiver::with_limit(channel.reader, MAX_BLOB_FRAME);
     let throttle = Arc::clone(&bounds.throttle);
-    let mut conversation = Conversation { requests, answers, asker, throttle };
+    let mut conversation = Conversation { requests, answers, asker, throttle, part: Vec::new() };
     match conversation.run(&store, &bounds).await {
         Ok(()) => {}
         Err(ServeError::Frame(FrameError::Io(_) | FrameError::Cut)) => debug!("asker left"),
@@ -173,6 +175,8 @@ struct Conversation {
     answers: FrameSender<BlobAnswer>,
     asker: Asker,
     throttle: Arc<Throttle>,
+    /// Room for what is read and sent at a time.
+    part: Vec<u8>,
 }
 
 impl Conversation {
@@ -249,15 +253,8 @@ impl Conversation {
     /// Sends bytes of a blob, after the frame that announces them, in this asker's turn and no faster than
     /// the owner allows.
     async fn send_in_turn(&mut self, frame: Option<BlobAnswer>, bytes: &[u8]) -> Result<(), ServeError> {
-        let throttle = Arc::clone(&self.throttle);
-        let turn = throttle.uploads.take(self.asker.peer).await;
-        let sending = self.send_capped(frame, bytes);
-        tokio::pin!(sending);
-        tokio::select! {
-            sent = &mut sending => return sent,
-            () = sleep(LONGEST_TURN) => drop(turn),
-        }
-        sending.await
+        let turn = self.throttle.uploads.take(self.asker.peer).await;
+        in_turn(turn, self.send_capped(frame, bytes)).await
     }
 
     async fn send_capped(&mut self, frame: Option<BlobAnswer>, bytes: &[u8]) -> Result<(), ServeError> {
@@ -303,31 +300,49 @@ impl Conversation {
         Ok(())
     }
 
-    /// Sends pieces in order; the next one is read while one crosses.
+    /// Sends pieces in order.
     async fn send_pieces(
         &mut self,
         range: Range<u64>,
         source: &Source,
         news: &mut News,
     ) -> Result<(), ServeError> {
-        let read = |piece| {
-            let source = source.clone();
-            spawn_blocking(move || source.read_piece(piece))
-        };
-        let mut next = Some(read(range.start));
-        for index in range.clone() {
-            let reading = next.take().expect("it is set for every piece of the range");
-            let piece = joined(reading).await?.ok_or(ServeError::OutOfTurn)?;
-            if index + 1 < range.end {
-                next = Some(read(index + 1));
-            }
+        for index in range {
             if news.is_due() {
                 self.tell(news, source).await?;
             }
-            self.send_in_turn(Some(BlobAnswer::Piece(Piece { index })), &piece).await?;
+            if !source.has(index) {
+                return Err(ServeError::OutOfTurn);
+            }
+            let turn = self.throttle.uploads.take(self.asker.peer).await;
+            in_turn(turn, self.send_piece(index, source)).await?;
         }
         Ok(())
     }
+
+    /// Sends a piece part by part, each encrypted while a core's cache still has it.
+    async fn send_piece(&mut self, index: u64, source: &Source) -> Result<(), ServeError> {
+        let (mut frame, mut part) =
+            (Some(BlobAnswer::Piece(Piece { index })), std::mem::take(&mut self.part));
+        let size = piece_size(source.size(), index);
+        for offset in (0..size).step_by(PART) {
+            part.resize(PART.min(size - offset), 0);
+            source.read(index * PIECE_SIZE + offset as u64, &mut part).await?;
+            self.send_capped(frame.take(), &part).await?;
+        }
+        self.part = part;
+        Ok(())
+    }
+}
+
+/// Holds a turn for as long as the work takes, unless others have waited long enough.
+async fn in_turn(turn: Turn, work: impl Future<Output = Result<(), ServeError>>) -> Result<(), ServeError> {
+    tokio::pin!(work);
+    tokio::select! {
+        done = &mut work => return done,
+        () = sleep(LONGEST_TURN) => drop(turn),
+    }
+    work.await
 }
 
 fn have(pieces: &Pieces) -> Have {

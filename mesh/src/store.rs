@@ -20,6 +20,7 @@
 
 mod aliases;
 mod byte_size;
+mod cached;
 mod error;
 mod index;
 mod draft;

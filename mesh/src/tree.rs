@@ -17,6 +17,8 @@ pub const MAX_BLOB_SIZE: u64 = 1 << 38;
 /// The bytes of one pair of chaining values in an outboard.
 pub const PAIR: usize = 64;
 
+const GROUPS_PER_PIECE: u64 = PIECE_SIZE / GROUP_SIZE;
+
 /// The chaining value of one group.
 pub(crate) type Leaf = ChainingValue;
 
@@ -50,22 +52,34 @@ impl Tree {
 
     /// Whether these bytes are this piece of the blob, every group of it.
     pub fn verifies(&self, piece: u64, bytes: &[u8]) -> bool {
-        if bytes.len() != piece_size(self.blob.size, piece) {
+        bytes.len() == piece_size(self.blob.size, piece) && self.verifies_part(piece, 0, bytes)
+    }
+
+    /// Whether these bytes are a part of this piece, whole groups of it, that begins `offset` bytes after it.
+    pub fn verifies_part(&self, piece: u64, offset: usize, bytes: &[u8]) -> bool {
+        let group = GROUP_SIZE as usize;
+        let left = piece_size(self.blob.size, piece).checked_sub(offset);
+        let is_whole = bytes.len().is_multiple_of(group) || left == Some(bytes.len());
+        if !is_whole || !offset.is_multiple_of(group) || left.is_none_or(|left| bytes.len() > left) {
             return false;
         }
         if self.leaves.len() == 1 {
             return BlobHash::of(bytes) == self.blob.hash;
         }
-        let first = piece * (PIECE_SIZE / GROUP_SIZE);
+        let first = piece * GROUPS_PER_PIECE + (offset / group) as u64;
         let expected = self.leaves.get(first as usize..).unwrap_or_default();
-        expected.len() >= bytes.len().div_ceil(GROUP_SIZE as usize)
-            && leaves_of(bytes, piece).zip(expected).all(|(leaf, expected)| leaf == *expected)
+        expected.len() >= bytes.len().div_ceil(group)
+            && leaves_from(bytes, first).zip(expected).all(|(leaf, expected)| leaf == *expected)
     }
 }
 
 /// The leaves below this piece of a blob of more than one group.
 pub(crate) fn leaves_of(bytes: &[u8], piece: u64) -> impl Iterator<Item = Leaf> {
-    let first = piece * (PIECE_SIZE / GROUP_SIZE);
+    leaves_from(bytes, piece * GROUPS_PER_PIECE)
+}
+
+/// The leaves of these groups, the number of the first being `first`.
+fn leaves_from(bytes: &[u8], first: u64) -> impl Iterator<Item = Leaf> {
     bytes.chunks(GROUP_SIZE as usize).zip(first..).map(|(group, index)| leaf_of(group, index))
 }
 
@@ -271,6 +285,13 @@ mod tests {
                 *altered.last_mut().expect("a piece has bytes") ^= 1;
                 assert!(!tree.verifies(index as u64, &altered), "piece {index} of {size}");
                 assert!(!tree.verifies(index as u64 + 1, piece) || size == 0);
+                let groups = 5 * GROUP_SIZE as usize;
+                for (part, offset) in piece.chunks(groups).zip((0..).step_by(groups)) {
+                    let verifies = |offset, part| tree.verifies_part(index as u64, offset, part);
+                    assert!(verifies(offset, part), "{offset} in piece {index} of {size}");
+                    assert!(!verifies(offset + 1, part) && !verifies(offset + groups, part));
+                    assert!(part.len() == 1 || !verifies(offset, &part[..1]), "less than a group");
+                }
             }
         }
     }

@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use protocol::message::Provider;
 use protocol::{PeerId, SourceName, Transfer, TransferSource, error_chain};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, debug, debug_span, warn};
+use tracing::{debug, debug_span, warn};
 
 use self::outboard::OutboardTurn;
 use self::worker::Worker;
@@ -59,8 +60,8 @@ pub(crate) struct Gathering {
     state: Mutex<State>,
     /// Changes when a source may find something to ask for that was not there before.
     changed: watch::Sender<()>,
-    /// Once every piece is here.
-    complete: CancellationToken,
+    /// Once every piece is here, or nobody waits for them any more.
+    over: CancellationToken,
     began: Instant,
     learned: Learned,
     progress: Option<watch::Sender<Progress>>,
@@ -108,7 +109,7 @@ impl Gathering {
             target,
             state: Mutex::new(state),
             changed: watch::Sender::new(()),
-            complete: CancellationToken::new(),
+            over: CancellationToken::new(),
             began: now,
             learned: Learned::besides([us]),
             progress,
@@ -137,6 +138,8 @@ impl Gathering {
     /// heard of meanwhile.
     pub(crate) async fn run(self: &Arc<Self>, suppliers: Vec<Arc<dyn Supplier>>) -> Result<(), GatherError> {
         let mut round = Round::default();
+        // Whoever lets go of this lets the sources go.
+        let _over = self.over.clone().drop_guard();
         for supplier in suppliers {
             if let SourceName::Peer(peer) = supplier.name() {
                 self.learned.knows(peer);
@@ -163,7 +166,7 @@ impl Gathering {
                 }
                 () = self.learned.added() => {}
                 _ = asked.changed() => {}
-                () = self.complete.cancelled() => {}
+                () = self.over.cancelled() => {}
                 () = sleep_until(look) => {}
             }
         }
@@ -282,11 +285,11 @@ impl Round {
         {
             let gathering = Arc::clone(gathering);
             let span = debug_span!("source", name = %attempt.supplier.name());
-            let working = async move {
-                let (gave, result) = Worker::run(gathering, &*attempt.supplier).await;
+            let home = Handle::current();
+            self.working.spawn_blocking(move || {
+                let (gave, result) = span.in_scope(|| Worker::run(&gathering, &*attempt.supplier, home));
                 (attempt, gave, result)
-            };
-            self.working.spawn(working.instrument(span));
+            });
         }
     }
 

@@ -16,11 +16,13 @@ use protocol::wire::{
     MAX_GAINED, Outboard, Piece,
 };
 use protocol::{BlobRef, GROUP_SIZE, SourceName};
+use tokio::runtime::Handle;
 use tokio::time::timeout;
+use tokio_util::context::TokioContext;
 
 use super::gather::Gathering;
 use super::schedule::{Held, Reach};
-use super::source::{Event, Opened, Source, SourceError, Supplier, WrongPart};
+use super::source::{Event, Opened, Part, Source, SourceError, Supplier, WrongPart};
 use super::target::Target;
 use crate::frames::{FrameReceiver, FrameSender};
 use crate::limits::Throttle;
@@ -31,8 +33,6 @@ use crate::tree::{OutboardVerifier, PAIR, Tree, outboard_size, piece_size};
 
 /// How much of an outboard is taken at a time.
 const OUTBOARD_PART: usize = 1024 * PAIR;
-/// How much of a piece must come before the source is silent.
-const PIECE_PART: usize = 256 << 10;
 /// How much news may come before an outboard.
 const MAX_PUT_OFF: usize = 64;
 /// How long a peer may take to hear that it was wrong.
@@ -47,15 +47,16 @@ impl Supplier for PeerSupplier {
         SourceName::Peer(self.0.peer)
     }
 
-    async fn open(&self, gathering: &Gathering) -> Result<Opened, SourceError> {
+    async fn open(&self, gathering: &Gathering, thread: &Handle) -> Result<Opened, SourceError> {
         let (exchange, target) = (gathering.exchange(), gathering.target());
         if let Some(reason) = exchange.faults().of(self.0.peer, &target.name()) {
             return Err(SourceError::Fault(reason));
         }
         let link = exchange.link(&self.0).await?;
         let patience = exchange.config.piece_timeout;
-        let opening = async { Ok(link.open().await?) };
-        let channel = in_time(patience, opening).await?;
+        // Where a channel is a connection, the thread that reads it hears of its bytes first.
+        let opening = TokioContext::new(link.open(), thread.clone());
+        let channel = in_time(patience, async { Ok(opening.await?) }).await?;
         let throttle = Arc::clone(&exchange.throttle);
         let mut source = PeerSource::new(channel, &**target, patience, throttle);
         let held = in_time(patience, source.open(target.opening())).await?;
@@ -92,6 +93,10 @@ struct PeerSource {
     answers: FrameReceiver<BlobAnswer>,
     size: u64,
     pieces: u64,
+    /// How much of a piece is taken at a time.
+    part_size: usize,
+    /// What comes next of a piece that began.
+    crossing: Option<Part>,
     /// What was asked for and has not come.
     asked: VecDeque<Range<u64>>,
     /// News that came while something else was waited for.
@@ -108,6 +113,8 @@ impl PeerSource {
             answers: FrameReceiver::with_limit(channel.reader, MAX_BLOB_FRAME),
             size: target.size(),
             pieces: target.pieces().count(),
+            part_size: target.part_size(),
+            crossing: None,
             asked: VecDeque::new(),
             put_off: VecDeque::new(),
             patience,
@@ -156,20 +163,26 @@ impl PeerSource {
         })
     }
 
-    async fn piece(&mut self, index: u64, buffer: &mut Vec<u8>) -> Result<(), SourceError> {
-        let expected = self.asked.front_mut().filter(|range| range.start == index);
+    /// A piece begins: the one that is next in turn.
+    fn begin(&mut self, piece: u64) -> Result<Part, SourceError> {
+        let expected = self.asked.front_mut().filter(|range| range.start == piece);
         let range = expected.ok_or(SourceError::OutOfTurn)?;
         range.start += 1;
         if range.is_empty() {
             self.asked.pop_front();
         }
-        buffer.resize(piece_size(self.size, index), 0);
-        for part in buffer.chunks_mut(PIECE_PART) {
-            in_time(self.patience, async { Ok(self.answers.recv_bytes(part).await?) }).await?;
-            // What is not taken from the link yet slows its sender down.
-            self.throttle.download.take(part.len()).await;
-        }
-        Ok(())
+        Ok(Part::first(piece))
+    }
+
+    async fn part(&mut self, part: Part, buffer: &mut Vec<u8>) -> Result<Event, SourceError> {
+        let size = piece_size(self.size, part.piece);
+        buffer.resize((size - part.offset).min(self.part_size), 0);
+        in_time(self.patience, async { Ok(self.answers.recv_bytes(buffer).await?) }).await?;
+        // What is not taken from the link yet slows its sender down.
+        self.throttle.download.take(buffer.len()).await;
+        let offset = part.offset + buffer.len();
+        self.crossing = (offset < size).then_some(Part { offset, ..part });
+        Ok(Event::Part(part))
     }
 }
 
@@ -183,6 +196,9 @@ impl Source for PeerSource {
     }
 
     async fn next(&mut self, buffer: &mut Vec<u8>) -> Result<Event, SourceError> {
+        if let Some(part) = self.crossing {
+            return self.part(part, buffer).await;
+        }
         if let Some(event) = self.put_off.pop_front() {
             return Ok(event);
         }
@@ -190,8 +206,8 @@ impl Source for PeerSource {
         match self.news_in(answer)? {
             Ok(event) => Ok(event),
             Err(BlobAnswer::Piece(Piece { index })) => {
-                self.piece(index, buffer).await?;
-                Ok(Event::Piece(index))
+                let first = self.begin(index)?;
+                self.part(first, buffer).await
             }
             Err(_) => Err(SourceError::OutOfTurn),
         }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use protocol::message::Provider;
 use protocol::{BlobRef, SourceName};
+use tokio::runtime::Handle;
 
 use super::gather::Gathering;
 use super::schedule::{Held, Reach};
@@ -26,7 +27,8 @@ pub(crate) trait Supplier: Send + Sync {
     fn name(&self) -> SourceName;
 
     /// Begins to take from it. Where it is busy, or broke off after it gave something, it is opened again.
-    async fn open(&self, gathering: &Gathering) -> Result<Opened, SourceError>;
+    /// What is read from `thread` alone may be tied to it; everything else outlives it.
+    async fn open(&self, gathering: &Gathering, thread: &Handle) -> Result<Opened, SourceError>;
 }
 
 /// A supplier that is ready to be asked.
@@ -45,7 +47,7 @@ pub(crate) trait Source: Send {
     /// Asks for a range; earlier ones may still be open.
     async fn ask(&mut self, range: Range<u64>) -> Result<(), SourceError>;
 
-    /// What comes next while a range is open. A piece's bytes are put into `buffer`, whatever it held.
+    /// What comes next while a range is open. A part's bytes are put into `buffer`, whatever it held.
     /// It is not cancelled but to let the source go.
     async fn next(&mut self, buffer: &mut Vec<u8>) -> Result<Event, SourceError>;
 
@@ -64,12 +66,27 @@ pub(crate) trait Source: Send {
 /// What comes from a source.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// The next piece of those that were asked for.
-    Piece(u64),
+    /// The next bytes of what was asked for. Parts of a piece come in order.
+    Part(Part),
     /// Pieces that can be asked for from now on as well; they are pieces of the target.
     Gained(Vec<Range<u64>>),
     /// Others who may have some of it.
     Learned(Vec<Provider>),
+}
+
+/// Where bytes belong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Part {
+    pub(crate) piece: u64,
+    /// How many bytes of the piece come before them: whole groups.
+    pub(crate) offset: usize,
+}
+
+impl Part {
+    /// A piece from its beginning.
+    pub(crate) fn first(piece: u64) -> Self {
+        Self { piece, offset: 0 }
+    }
 }
 
 /// Why a source gives no more.

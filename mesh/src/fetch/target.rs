@@ -5,8 +5,12 @@
 use protocol::wire::BlobRequest;
 use protocol::{BlobName, BlobRef, SourceName};
 
+use super::source::Part;
 use crate::store::{PartialBlob, Pieces, StoreError};
 use crate::tree::Tree;
+
+/// What is taken, verified and written at a time: a core's cache has it all the while.
+const PART_SIZE: usize = 128 << 10;
 
 /// Something that is made whole of pieces of 1 MiB, in any order.
 pub(crate) trait Target: Send + Sync + 'static {
@@ -31,9 +35,13 @@ pub(crate) trait Target: Send + Sync + 'static {
     /// Keeps an outboard that verified. It blocks on the disk.
     fn add_outboard(&self, tree: Tree, outboard: &[u8]) -> Result<(), StoreError>;
 
-    /// Keeps a piece unless it is wrong, and says whether it was right as far as can be told yet. The
-    /// same piece may come twice. It blocks on the disk.
-    fn write_piece(&self, piece: u64, bytes: &[u8], from: &SourceName) -> Result<bool, StoreError>;
+    /// How many bytes of a piece are best kept at a time: whole groups, or a whole piece.
+    fn part_size(&self) -> usize;
+
+    /// Keeps a part of a piece unless it is wrong, and says whether it was right as far as can be told yet.
+    /// The piece is here with its last part: whoever gives that gave those before it. The same part may
+    /// come twice. It blocks on the disk.
+    fn write_part(&self, part: Part, bytes: &[u8], from: &SourceName) -> Result<bool, StoreError>;
 }
 
 impl Target for PartialBlob {
@@ -65,7 +73,11 @@ impl Target for PartialBlob {
         self.add_outboard(tree, outboard)
     }
 
-    fn write_piece(&self, piece: u64, bytes: &[u8], _from: &SourceName) -> Result<bool, StoreError> {
-        self.write_piece(piece, bytes)
+    fn part_size(&self) -> usize {
+        PART_SIZE
+    }
+
+    fn write_part(&self, part: Part, bytes: &[u8], _from: &SourceName) -> Result<bool, StoreError> {
+        self.write_part(part.piece, part.offset, bytes)
     }
 }

@@ -11,10 +11,10 @@ use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
-use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use protocol::{BlobRef, PIECE_SIZE};
 use tokio::sync::watch;
 
+use super::cached::is_in_memory;
 use super::draft::sync_folder;
 use super::piece_buffer::PieceBuffer;
 use super::{BlobHold, BlobStore, Pieces, StoreError, blocking, failure, remove_file};
@@ -160,28 +160,35 @@ impl PartialBlob {
 
     fn allocate(&self) -> Result<(), Errno> {
         // There every page would be touched now and again when it is written: half a second for a GiB.
-        if fstatfs(&self.data).is_ok_and(|system| system.filesystem_type() == TMPFS_MAGIC) {
+        if is_in_memory(&self.data) {
             return Ok(());
         }
         fallocate(&self.data, FallocateFlags::empty(), 0, self.blob.size as i64)
     }
 
-    /// Writes a piece if it verifies, and says whether it does. It blocks on the disk.
-    pub(crate) fn write_piece(&self, piece: u64, bytes: &[u8]) -> Result<bool, StoreError> {
-        if !self.tree.get().is_some_and(|tree| tree.verifies(piece, bytes)) {
+    /// Writes a part of a piece, whole groups of it, if it verifies, and says whether it does. The piece is
+    /// there with its last part: those before it must have been written. It blocks on the disk.
+    pub(crate) fn write_part(&self, piece: u64, offset: usize, bytes: &[u8]) -> Result<bool, StoreError> {
+        if !self.tree.get().is_some_and(|tree| tree.verifies_part(piece, offset, bytes)) {
             return Ok(false);
         }
         let path = self.data_path();
-        let written = self.data.write_all_at(bytes, piece * PIECE_SIZE);
+        let written = self.data.write_all_at(bytes, piece * PIECE_SIZE + offset as u64);
         written.map_err(|error| self.store.write_failure(bytes.len() as u64, &path, error))?;
+        if offset + bytes.len() == piece_size(self.blob.size, piece) {
+            self.mark(piece)?;
+        }
+        Ok(true)
+    }
+
+    fn mark(&self, piece: u64) -> Result<(), StoreError> {
         let mut pieces = self.lock();
         pieces.insert(piece);
         self.grown.send_replace(());
         let byte = piece / 8;
         self.marks
             .write_all_at(&[pieces.bits()[byte as usize]], byte)
-            .map_err(failure("writing", &self.store.partial_path(self.blob.hash, "pieces")))?;
-        Ok(true)
+            .map_err(failure("writing", &self.store.partial_path(self.blob.hash, "pieces")))
     }
 
     /// Changes whenever there are more pieces.
@@ -189,10 +196,14 @@ impl PartialBlob {
         self.grown.subscribe()
     }
 
-    /// A piece that is there. It blocks on the disk.
-    pub(crate) fn read_piece(&self, piece: u64) -> io::Result<Option<PieceBuffer>> {
-        let is_there = self.lock().contains(piece);
-        if is_there { self.read_bytes(piece).map(Some) } else { Ok(None) }
+    /// Whether a piece is there.
+    pub(super) fn has(&self, piece: u64) -> bool {
+        self.lock().contains(piece)
+    }
+
+    /// Where its pieces lie.
+    pub(super) fn data(&self) -> &fs::File {
+        &self.data
     }
 
     /// The file with the outboard, also once the blob is whole: whoever is served may ask that late. It

@@ -2,16 +2,15 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
-use protocol::{BlobRef, FileRef, PIECE_SIZE};
+use protocol::{BlobRef, FileRef};
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 
-use super::piece_buffer::PieceBuffer;
+use super::cached::{read_ahead, read_cached};
 use super::{BlobStore, PartialBlob, Pieces, StoreError, UnprovenFile, blocking};
-use crate::tree::piece_size;
 
 /// A blob that can be served, whole or in part.
 #[derive(Clone)]
@@ -90,17 +89,40 @@ impl Source {
         }
     }
 
-    /// A piece, if it can be served. It blocks on the disk.
-    pub(crate) fn read_piece(&self, piece: u64) -> io::Result<Option<PieceBuffer>> {
+    /// How many bytes there are of the whole.
+    pub(crate) fn size(&self) -> u64 {
         match self {
-            Self::Whole { blob, .. } if piece >= blob.pieces() => Ok(None),
-            Self::Whole { blob, file, .. } => {
-                let mut bytes = PieceBuffer::new(piece_size(blob.size, piece));
-                file.read_exact_at(&mut bytes, piece * PIECE_SIZE)?;
-                Ok(Some(bytes))
-            }
-            Self::Partial(partial) => partial.read_piece(piece),
-            Self::Unproven(unproven) => unproven.read_piece(piece),
+            Self::Whole { blob, .. } => blob.size,
+            Self::Partial(partial) => partial.blob().size,
+            Self::Unproven(unproven) => unproven.file().size,
+        }
+    }
+
+    /// Whether a piece can be served now.
+    pub(crate) fn has(&self, piece: u64) -> bool {
+        match self {
+            Self::Whole { blob, .. } => piece < blob.pieces(),
+            Self::Partial(partial) => partial.has(piece),
+            Self::Unproven(unproven) => unproven.has(piece),
+        }
+    }
+
+    /// Fills `bytes` from there, on a thread that may block where a disk has to be waited for.
+    pub(crate) async fn read(&self, offset: u64, bytes: &mut Vec<u8>) -> io::Result<()> {
+        if read_cached(self.file(), bytes, offset)? {
+            return Ok(());
+        }
+        let (source, mut room) = (self.clone(), std::mem::take(bytes));
+        let reading = spawn_blocking(move || read_ahead(source.file(), &mut room, offset).map(|()| room));
+        *bytes = reading.await.map_err(io::Error::other)??;
+        Ok(())
+    }
+
+    fn file(&self) -> &fs::File {
+        match self {
+            Self::Whole { file, .. } => file,
+            Self::Partial(partial) => partial.data(),
+            Self::Unproven(unproven) => unproven.data(),
         }
     }
 }

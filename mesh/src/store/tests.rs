@@ -79,7 +79,7 @@ async fn outboard_is_served_to_who_asks_as_its_blob_becomes_whole() {
     let size = || source.open_outboard().and_then(|file| file.metadata()).expect("it is there").len();
     let expected = crate::tree::outboard_size(blob.size);
     assert_eq!(size(), expected);
-    assert!(partial.write_piece(0, &bytes).expect("there is room"));
+    assert!(partial.write_part(0, 0, &bytes).expect("there is room"));
     partial.finish().await.expect("it is whole");
     assert_eq!(size(), expected);
 }
@@ -90,9 +90,9 @@ async fn marked_piece_that_does_not_verify_is_fetched_again() {
     let bytes: Vec<u8> = (0..3 * PIECE_SIZE).map(|index| (index % 251) as u8).collect();
     let (blob, partial) = begun(&store, &bytes).await;
     for (index, piece) in bytes.chunks(PIECE_SIZE as usize).take(2).enumerate() {
-        assert!(partial.write_piece(index as u64, piece).expect("there is room"));
+        assert!(partial.write_part(index as u64, 0, piece).expect("there is room"));
     }
-    assert!(!partial.write_piece(2, &bytes[..PIECE_SIZE as usize]).expect("it is only refused"));
+    assert!(!partial.write_part(2, 0, &bytes[..PIECE_SIZE as usize]).expect("it is only refused"));
     drop((partial, store));
     let data = folder.path().join(format!("partial/{}.data", blob.hash));
     let file = fs::File::options().write(true).open(data).expect("own file");

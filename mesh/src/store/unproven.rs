@@ -19,7 +19,6 @@ use tokio::sync::watch;
 
 use self::follower::Follower;
 use super::draft::sync_folder;
-use super::piece_buffer::PieceBuffer;
 use super::{BlobHold, BlobStore, Pieces, StoreError, blocking, failure, remove_file};
 use crate::tree::{Assembly, MAX_BLOB_SIZE, PieceLeaves, piece_size};
 
@@ -190,16 +189,6 @@ impl UnprovenFile {
         Ok(true)
     }
 
-    /// A piece that is there. It blocks on the disk.
-    pub(crate) fn read_piece(&self, piece: u64) -> io::Result<Option<PieceBuffer>> {
-        if !self.has(piece) {
-            return Ok(None);
-        }
-        let mut bytes = PieceBuffer::new(piece_size(self.file.size, piece));
-        self.data.read_exact_at(&mut bytes, piece * PIECE_SIZE)?;
-        Ok(Some(bytes))
-    }
-
     /// Computes the SHA-256 beside, from what is there already and from what comes. Must be called where
     /// tokio runs.
     pub fn hash_beside(self: &Arc<Self>) {
@@ -307,8 +296,14 @@ impl UnprovenFile {
         }
     }
 
-    fn has(&self, piece: u64) -> bool {
+    /// Whether a piece is there.
+    pub(super) fn has(&self, piece: u64) -> bool {
         self.lock().pieces.contains(piece)
+    }
+
+    /// Where its pieces lie.
+    pub(super) fn data(&self) -> &fs::File {
+        &self.data
     }
 
     fn count(&self) -> u64 {

@@ -3,9 +3,9 @@
 //! Nothing is verified here, because nothing is known beforehand; at the end there is the hash. Not here:
 //! the pieces themselves.
 
-use protocol::{BlobHash, BlobRef, GROUP_SIZE, PIECE_SIZE};
+use protocol::{BlobHash, BlobRef};
 
-use super::{Leaf, groups, leaves_of, outboard_of};
+use super::{GROUPS_PER_PIECE, Leaf, groups, leaves_of, outboard_of};
 
 /// What a piece adds to the tree of its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +49,7 @@ impl Assembly {
 
     /// Takes a piece's leaves; those that came before for it are forgotten.
     pub fn take(&mut self, piece: u64, leaves: &PieceLeaves) {
-        let first = (piece * (PIECE_SIZE / GROUP_SIZE)) as usize;
+        let first = (piece * GROUPS_PER_PIECE) as usize;
         let places = self.leaves.iter_mut().skip(first);
         places.zip(&leaves.leaves).for_each(|(place, leaf)| *place = *leaf);
         if leaves.whole.is_some() {
@@ -69,6 +69,8 @@ impl Assembly {
 
 #[cfg(test)]
 mod tests {
+    use protocol::{GROUP_SIZE, PIECE_SIZE};
+
     use super::super::TreeHasher;
     use super::*;
 

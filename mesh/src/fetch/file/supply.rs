@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use protocol::SourceName;
+use tokio::runtime::Handle;
 use tokio::time::sleep;
 
 use super::leases::{Keeper, LeaseNews, Leases};
 use crate::fetch::gather::Gathering;
 use crate::fetch::schedule::{Held, Reach};
-use crate::fetch::source::{Event, Opened, Source, SourceError, Supplier};
+use crate::fetch::source::{Event, Opened, Part, Source, SourceError, Supplier};
 use crate::fetch::target::Target;
 use crate::finder::Finder;
 use crate::origin::{Origin, OriginEvent, Reading};
@@ -106,7 +107,7 @@ impl Supplier for OriginSupplier {
         SourceName::Origin(self.origin.host())
     }
 
-    async fn open(&self, gathering: &Gathering) -> Result<Opened, SourceError> {
+    async fn open(&self, gathering: &Gathering, _thread: &Handle) -> Result<Opened, SourceError> {
         if !self.origin.is_usable() {
             return Err(self.origin.failures().into());
         }
@@ -251,7 +252,7 @@ impl Source for Ranged {
             piece = stream.piece(buffer) => {
                 let piece = piece?;
                 leases.iter().for_each(Leases::count);
-                return Ok(Event::Piece(piece));
+                return Ok(Event::Part(Part::first(piece)));
             }
         };
         stream.hear(news)
@@ -307,7 +308,7 @@ impl Source for Passing {
         // It is asked only for what it told of.
         *buffer = self.passed.remove(&asked).ok_or(SourceError::OutOfTurn)?;
         next_asked(&mut self.asked);
-        Ok(Event::Piece(asked))
+        Ok(Event::Part(Part::first(asked)))
     }
 
     async fn news(&mut self) -> Result<Event, SourceError> {

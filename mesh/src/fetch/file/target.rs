@@ -5,8 +5,9 @@
 use std::sync::Arc;
 
 use protocol::wire::BlobRequest;
-use protocol::{BlobName, BlobRef, SourceName};
+use protocol::{BlobName, BlobRef, PIECE_SIZE, SourceName};
 
+use crate::fetch::source::Part;
 use crate::fetch::target::Target;
 use crate::store::{Giver, Pieces, StoreError, UnprovenFile};
 use crate::tree::Tree;
@@ -44,11 +45,16 @@ impl Target for FileTarget {
         Ok(())
     }
 
-    fn write_piece(&self, piece: u64, bytes: &[u8], from: &SourceName) -> Result<bool, StoreError> {
+    fn part_size(&self) -> usize {
+        PIECE_SIZE as usize
+    }
+
+    fn write_part(&self, part: Part, bytes: &[u8], from: &SourceName) -> Result<bool, StoreError> {
+        debug_assert_eq!(part.offset, 0, "pieces come whole");
         let giver = match from {
             SourceName::Peer(peer) => Giver::Peer(*peer),
             SourceName::Origin(_) => Giver::Origin,
         };
-        self.0.write_piece(piece, bytes, giver)
+        self.0.write_piece(part.piece, bytes, giver)
     }
 }

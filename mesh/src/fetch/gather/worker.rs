@@ -1,25 +1,23 @@
-//! One source at work: asked for what the schedule says, its pieces checked and written behind it.
+//! One source at work: asked for what the schedule says, its pieces checked and written as they come.
 //!
-//! While one piece crosses, those before it are verified and written, each by one hand-over to a thread
-//! that may block. Not here: which pieces.
+//! It has a thread of its own, on which it may block: bytes are taken from the system, decrypted, verified
+//! and written by one core while its cache has them, and nobody has to be woken in between. What the peer
+//! sends meanwhile waits in the system's buffers. Not here: which pieces.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::SourceName;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::runtime::{Builder, Handle};
 use tokio::time::{Instant, sleep};
+use tokio_util::context::TokioContext;
 
 use super::{Gathering, Seat, key_of};
 use crate::fetch::progress::Progress;
 use crate::fetch::schedule::SourceId;
-use crate::fetch::source::{Event, Opened, Source, SourceError, Supplier, WrongPart};
-use crate::store::StoreError;
+use crate::fetch::source::{Event, Opened, Part, Source, SourceError, Supplier, WrongPart};
 use crate::tree::piece_size;
 
-/// How many pieces of one source are verified and written at once.
-const WRITES: usize = 2;
 /// How often a source with nothing to do looks whether another has become slow.
 const IDLE_LOOK: Duration = Duration::from_millis(100);
 
@@ -28,41 +26,34 @@ pub(super) struct Worker {
     gathering: Arc<Gathering>,
     id: SourceId,
     name: SourceName,
-    writing: VecDeque<Writing>,
-    /// Buffers of pieces that were written.
-    spare: Vec<Vec<u8>>,
-}
-
-/// A piece that is being verified and written; its buffer comes back.
-struct Writing {
-    piece: u64,
-    written: JoinHandle<(Result<bool, StoreError>, Vec<u8>)>,
 }
 
 impl Worker {
     /// Opens a supplier and takes from it until everything is here or it gives no more; how many bytes it
-    /// gave.
-    pub(super) async fn run(
-        gathering: Arc<Gathering>,
+    /// gave. It blocks until then. What a source leaves behind, a link say, goes on at `home`.
+    pub(super) fn run(
+        gathering: &Arc<Gathering>,
         supplier: &dyn Supplier,
+        home: Handle,
     ) -> (u64, Result<(), SourceError>) {
         let name = supplier.name();
         let id = gathering.sit(name.clone());
-        let complete = gathering.complete.clone();
-        let mut worker = Self { gathering, id, name, writing: VecDeque::new(), spare: Vec::new() };
-        let taken = complete.run_until_cancelled(worker.open_and_take(supplier)).await;
-        // What came before the end, of whatever kind, is kept.
-        let settled = worker.settle(0).await;
-        let gave = worker.gathering.stand_up(id);
-        (gave, taken.unwrap_or(Ok(())).and(settled))
+        let mut worker = Self { gathering: Arc::clone(gathering), id, name };
+        let taken = worker.take_here(supplier, home);
+        (gathering.stand_up(id), taken)
     }
 
-    async fn open_and_take(&mut self, supplier: &dyn Supplier) -> Result<(), SourceError> {
-        let opened = supplier.open(&self.gathering).await?;
+    fn take_here(&mut self, supplier: &dyn Supplier, home: Handle) -> Result<(), SourceError> {
+        let over = self.gathering.over.clone();
+        let thread = Builder::new_current_thread().enable_all().build()?;
+        let taking = over.run_until_cancelled(self.open_and_take(supplier, thread.handle()));
+        thread.block_on(TokioContext::new(taking, home)).unwrap_or(Ok(()))
+    }
+
+    async fn open_and_take(&mut self, supplier: &dyn Supplier, thread: &Handle) -> Result<(), SourceError> {
+        let opened = supplier.open(&self.gathering, thread).await?;
         let mut source = self.gathering.join(self.id, &self.name, opened);
         let taken = self.take(&mut *source).await;
-        // A piece that came before may be the wrong one.
-        let taken = self.settle(0).await.and(taken);
         if let Err(SourceError::Wrong(part)) = &taken {
             source.blame(*part).await;
         }
@@ -71,6 +62,7 @@ impl Worker {
 
     async fn take(&mut self, source: &mut dyn Source) -> Result<(), SourceError> {
         let mut changed = self.gathering.changed.subscribe();
+        let mut buffer = Vec::new();
         loop {
             if self.gathering.target.lacks_outboard().is_none() {
                 while let Some(range) = self.gathering.next_range(self.id) {
@@ -81,14 +73,12 @@ impl Worker {
                 continue;
             }
             if self.gathering.lock().schedule.is_open(self.id) {
-                let mut buffer = self.spare.pop().unwrap_or_default();
-                match self.next_event(source, &mut buffer).await? {
-                    Event::Piece(piece) => self.check(piece, buffer).await?,
+                match source.next(&mut buffer).await? {
+                    Event::Part(part) => self.keep(part, &buffer)?,
                     event => self.gathering.hear(self.id, event),
                 }
                 continue;
             }
-            self.settle(0).await?;
             tokio::select! {
                 event = source.news() => self.gathering.hear(self.id, event?),
                 _ = changed.changed() => {}
@@ -100,63 +90,24 @@ impl Worker {
     async fn take_outboard(&mut self, source: &mut dyn Source) -> Result<(), SourceError> {
         let Some(blob) = self.gathering.target.lacks_outboard() else { return Ok(()) };
         let (tree, outboard) = source.outboard(blob).await?;
-        let target = Arc::clone(&self.gathering.target);
-        let added = spawn_blocking(move || target.add_outboard(tree, &outboard)).await;
-        added.unwrap_or(Err(StoreError::Abandoned))?;
+        self.gathering.target.add_outboard(tree, &outboard)?;
         self.gathering.wake();
         Ok(())
     }
 
-    /// Has a piece that came verified and written, unless it came from another source as well.
-    async fn check(&mut self, piece: u64, bytes: Vec<u8>) -> Result<(), SourceError> {
-        if !self.gathering.received(self.id, piece) {
-            self.spare.push(bytes);
+    /// Verifies and writes what came, unless the piece came from another source as well.
+    fn keep(&mut self, part: Part, bytes: &[u8]) -> Result<(), SourceError> {
+        let (target, piece) = (&self.gathering.target, part.piece);
+        let is_last = part.offset + bytes.len() >= piece_size(target.size(), piece);
+        if is_last && !self.gathering.received(self.id, piece) {
             return Ok(());
         }
-        self.settle(WRITES - 1).await?;
-        let (target, name) = (Arc::clone(&self.gathering.target), self.name.clone());
-        let written = spawn_blocking(move || (target.write_piece(piece, &bytes, &name), bytes));
-        self.writing.push_back(Writing { piece, written });
-        Ok(())
-    }
-
-    /// What comes next; what was written meanwhile counts at once, however long that takes.
-    async fn next_event(
-        &mut self,
-        source: &mut dyn Source,
-        buffer: &mut Vec<u8>,
-    ) -> Result<Event, SourceError> {
-        let next = source.next(buffer);
-        tokio::pin!(next);
-        loop {
-            tokio::select! {
-                event = &mut next => return event,
-                written = self.written() => written?,
-            }
-        }
-    }
-
-    /// Waits until at most so many pieces are being written.
-    async fn settle(&mut self, most: usize) -> Result<(), SourceError> {
-        while self.writing.len() > most {
-            self.written().await?;
-        }
-        Ok(())
-    }
-
-    /// Waits until the next piece is written; for ever where there is none. It may be cancelled.
-    async fn written(&mut self) -> Result<(), SourceError> {
-        let Some(Writing { piece, written }) = self.writing.front_mut() else {
-            return std::future::pending().await;
-        };
-        let (piece, written) = (*piece, written.await);
-        self.writing.pop_front();
-        let (written, buffer) = written.map_err(|_| StoreError::Abandoned)?;
-        if !written? {
+        if !target.write_part(part, bytes, &self.name)? {
             return Err(SourceError::Wrong(WrongPart::Piece(piece)));
         }
-        self.spare.push(buffer);
-        self.gathering.arrived(self.id, piece);
+        if is_last {
+            self.gathering.arrived(self.id, piece);
+        }
         Ok(())
     }
 }
@@ -211,7 +162,7 @@ impl Gathering {
                 state.heard_from(id);
             }
             Event::Learned(providers) => self.learn(providers),
-            Event::Piece(_) => debug_assert!(false, "pieces are checked"),
+            Event::Part(_) => debug_assert!(false, "parts are kept"),
         }
     }
 
@@ -236,7 +187,7 @@ impl Gathering {
         }
         drop(state);
         if is_complete {
-            self.complete.cancel();
+            self.over.cancel();
         }
     }
 }

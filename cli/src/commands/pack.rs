@@ -116,11 +116,11 @@ pub(super) async fn pack(arguments: &PackArguments) -> anyhow::Result<()> {
 
 /// Runs the workflow for what it fetches. That may be much, so it lies where the bundle goes.
 async fn run_once(request: &LockRequest<'_>, locked: &mut Locked, bundle: &Path) -> anyhow::Result<Traced> {
-    eprintln!("runs the workflow once, in a copy of `{}`", request.comfyui.display());
+    let begun = |log: &Path| eprintln!("runs the workflow once; what ComfyUI says is in `{}`", log.display());
     let options = TraceOptions { beside: folder_of(bundle), environment: environment::for_downloads() };
     // Ended from here, it leaves nothing behind.
     let traced = tokio::select! {
-        traced = trace(request, locked, options) => traced,
+        traced = trace(request, locked, options, &begun) => traced,
         () = asked_to_stop() => bail!("stopped before the workflow had run; no bundle is written"),
     };
     Ok(traced.map_err(|error| Failure::Input(protocol::error_chain(&error)))?)

@@ -131,7 +131,7 @@ struct Service {
     name: &'static str,
     base: String,
     reader: OriginReader,
-    /// Whether it is asked again: not where it could not be reached.
+    /// Whether it is asked again: not where it could not be reached, or was asked too much.
     is_reachable: bool,
 }
 
@@ -165,7 +165,11 @@ impl Service {
             let is_away = |error: &OriginError| {
                 matches!(
                     error,
-                    OriginError::Connect { .. } | OriginError::Silent { .. } | OriginError::Slow { .. }
+                    OriginError::Connect { .. }
+                        | OriginError::Silent { .. }
+                        | OriginError::Slow { .. }
+                        // It wants to be left alone.
+                        | OriginError::Busy { status: 429, .. }
                 )
             };
             self.is_reachable &= !is_away(error);

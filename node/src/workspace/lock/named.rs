@@ -112,7 +112,9 @@ pub(super) fn models(workflow: &Workflow, folders: &ModelFolders, findings: &mut
         let found = folders.find(text);
         if found.is_empty() {
             findings.lacking.push(format!(
-                "model `{text}`, which op `{op}` ({class}) names for `{input}`: it is in no folder of models"
+                "{} which op `{op}` ({class}) names for `{input}`: it is in no folder of models; if its custom node \
+                 fetches it, `--trace` takes it along",
+                lacking_model(text)
             ));
         }
         for model in found {
@@ -120,6 +122,11 @@ pub(super) fn models(workflow: &Workflow, folders: &ModelFolders, findings: &mut
         }
     }
     models.into_values().collect()
+}
+
+/// How it begins to be told that a model of this name is not there.
+pub(super) fn lacking_model(name: &str) -> String {
+    format!("model `{name}`,")
 }
 
 /// The input files that a workflow names, by their path in the input folder.

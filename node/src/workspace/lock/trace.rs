@@ -18,6 +18,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use mesh::folders::names::{KnownNames, names_of};
 use mesh::store::{ByteSize, StoreError};
@@ -28,7 +29,7 @@ use protocol::{
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use super::{LockRequest, Locked, packages};
+use super::{LockRequest, Locked, named, packages};
 use crate::engine::managed::{Managed, ManagedConfig};
 use crate::engine::{Engine, Execution, InputFile, ProgressSink};
 use crate::gpu::{GpuProbe, cpu, system_probe};
@@ -45,6 +46,10 @@ const RUN: &str = "00000000-0000-0000-0000-000000000001";
 const SMALL: u64 = 1 << 20;
 /// The most bytes that travel with a bundle in files like these.
 const MAX_TRAVELLING: u64 = 256 << 20;
+
+/// How long ComfyUI may take to start, and an op to show progress: both may fetch large files. Whoever packs sees what it
+/// says, and can end it.
+const PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How a workflow is traced.
 #[derive(Debug)]
@@ -105,11 +110,13 @@ impl TraceError {
     }
 }
 
-/// Runs a workflow once as its lockfile has it, and adds to the lockfile the files that appeared.
+/// Runs a workflow once as its lockfile has it, and adds to the lockfile the files that appeared. `begun` hears where
+/// the process writes down what it says.
 pub async fn trace(
     request: &LockRequest<'_>,
     locked: &mut Locked,
     options: TraceOptions<'_>,
+    begun: &(dyn Fn(&Path) + Sync),
 ) -> Result<Traced, TraceError> {
     let folder = tempfile::Builder::new().prefix(".pack-").tempdir_in(options.beside);
     let folder = folder.map_err(TraceError::io(options.beside))?;
@@ -117,8 +124,11 @@ pub async fn trace(
     let tree = Tree { comfyui: root.join("tree"), files: root.join("files") };
     tree.lay_out(request, locked)?;
     let slots = root.join("slots");
+    let secrets = secrets(&options.environment);
+    let slot = slots.join("slot-0");
+    begun(&slot.with_extension("log"));
     run(request, locked, &tree, &slots, options.environment).await?;
-    let found = Found::after(&slots.join("slot-0"), &tree).map_err(TraceError::io(&slots))?;
+    let found = Found::after(&slot, &tree, &secrets).map_err(TraceError::io(&slot))?;
     locked.lacking.extend(found.left_out);
     let travelling = record(request, locked, found.files)?;
     Ok(Traced { travelling, _folder: folder })
@@ -133,7 +143,9 @@ async fn run(
     environment: Vec<(String, OsString)>,
 ) -> Result<(), TraceError> {
     let device = system_probe().gpus().ok().and_then(|gpus| gpus.into_iter().next()).unwrap_or_else(cpu);
-    let config = ManagedConfig { environment, ..ManagedConfig::new(slots.to_owned(), vec![device]) };
+    let mut config = ManagedConfig { environment, ..ManagedConfig::new(slots.to_owned(), vec![device]) };
+    // A download tells ComfyUI of no progress.
+    (config.start_within, config.comfyui.stall_after) = (PATIENCE, PATIENCE);
     let (filled, files) = filled(request.workflow, &locked.inputs)?;
     let scratch = slots.join("scratch");
     fs::create_dir_all(&scratch).map_err(TraceError::io(&scratch))?;
@@ -167,6 +179,14 @@ async fn run(
         Err(error) if error.kind == RunErrorKind::NoOutput => Ok(()),
         Err(error) => Err(TraceError::Run(error)),
     }
+}
+
+/// What of an environment nobody else may see: tokens, and the passwords in the addresses of proxies.
+fn secrets(environment: &[(String, OsString)]) -> Vec<Vec<u8>> {
+    let is_secret =
+        |name: &str, value: &[u8]| !value.is_empty() && (name.ends_with("TOKEN") || value.contains(&b'@'));
+    let bytes = environment.iter().map(|(name, value)| (name, value.as_encoded_bytes()));
+    bytes.filter(|(name, value)| is_secret(name, value)).map(|(_, value)| value.to_owned()).collect()
 }
 
 /// The graph as a node would run it, and its files.
@@ -229,6 +249,8 @@ fn record(
         }
         let how = if travels { ", and travels with the bundle" } else { "" };
         locked.notes.push(format!("the workflow fetches `{path}` as it runs: {}{how}", ByteSize(size)));
+        let lacked = named::lacking_model(path.as_str().rsplit('/').next().unwrap_or_default());
+        locked.lacking.retain(|words| !words.starts_with(&lacked));
         locked.lockfile.models.retain(|model| model.path != path);
         locked.lockfile.models.push(LockedModel {
             path,
@@ -251,4 +273,69 @@ fn link_models(locked: &Locked, files: &Path) -> io::Result<()> {
         link(&fs::canonicalize(file)?, &files.join(model.path.as_str()))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::HttpsUrl;
+
+    use super::*;
+
+    #[test]
+    fn small_files_and_those_without_an_address_travel_and_others_are_fetched() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let url: HttpsUrl = "https://example.org/a".parse().expect("a URL");
+        let appeared = |name: &str, size: usize, is_published: bool| {
+            let file = folder.path().join(name);
+            fs::write(&file, name.repeat(size / name.len())).expect("own folder");
+            let path = format!("models/faces/{name}").parse().expect("a path");
+            Appeared { path, file, sources: is_published.then(|| url.clone()).into_iter().collect() }
+        };
+        let large = 2 << 20;
+        let appeared = vec![
+            appeared("small-known", 100, true),
+            appeared("small", 100, false),
+            appeared("large-known", large, true),
+            appeared("large", large, false),
+        ];
+        let workflow = Workflow::default();
+        let (hub, known) = (super::super::hub::HUGGING_FACE.parse().expect("a URL"), KnownNames::default());
+        let request = LockRequest {
+            comfyui: folder.path(),
+            workflow: &workflow,
+            python: None,
+            models: &[],
+            sources: &[],
+            hub: &hub,
+            hub_caches: &[],
+            known: &known,
+            carry: &[],
+            carry_dirty: false,
+        };
+        let lacking = ["model `large`, which op `1` (X) names", "model `other`, which op `1` (X) names"];
+        let mut locked = Locked { lacking: lacking.map(str::to_owned).into(), ..Locked::default() };
+        let travelling = record(&request, &mut locked, appeared).expect("hashed");
+        let told = locked.lockfile.models.iter().map(|model| {
+            let travels = model.blob.is_some_and(|blob| travelling.contains_key(&blob));
+            (model.path.as_str(), travels, model.sources.len())
+        });
+        let expected = [
+            ("models/faces/large", true, 0),
+            ("models/faces/large-known", false, 1),
+            ("models/faces/small", true, 0),
+            ("models/faces/small-known", true, 1),
+        ];
+        assert_eq!(told.collect::<Vec<_>>(), expected);
+        assert_eq!(locked.lacking, [lacking[1]], "what was fetched is not lacking");
+    }
+
+    #[test]
+    fn secrets_are_tokens_and_addresses_with_a_password() {
+        let of = |name: &str, value: &str| secrets(&[(name.to_owned(), value.into())]).len();
+        assert_eq!((of("HF_TOKEN", "hf_x"), of("HTTPS_PROXY", "http://me:x@proxy:1")), (1, 1));
+        assert_eq!(
+            (of("HF_TOKEN", ""), of("HTTPS_PROXY", "http://proxy:1"), of("HF_ENDPOINT", "https://a.org")),
+            (0, 0, 0)
+        );
+    }
 }

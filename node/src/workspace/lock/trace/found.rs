@@ -60,9 +60,10 @@ pub(super) struct Findings {
 }
 
 impl Findings {
-    /// What is in a slot's folders after a run, and was not in the tree before.
-    pub(super) fn after(slot: &Path, tree: &Tree) -> io::Result<Self> {
-        let mut walk = Walk { slot, tree, asked: asked(slot)?, found: Self::default() };
+    /// What is in a slot's folders after a run, and was not in the tree before. What has one of the `secrets` in it is
+    /// nobody else's.
+    pub(super) fn after(slot: &Path, tree: &Tree, secrets: &[Vec<u8>]) -> io::Result<Self> {
+        let mut walk = Walk { slot, tree, secrets, asked: asked(slot)?, found: Self::default() };
         walk.enter(&slot.join("ComfyUI"), "")?;
         walk.enter(&slot.join("home"), "home")?;
         Ok(walk.found)
@@ -90,6 +91,7 @@ fn asked(slot: &Path) -> io::Result<BTreeSet<String>> {
 struct Walk<'a> {
     slot: &'a Path,
     tree: &'a Tree,
+    secrets: &'a [Vec<u8>],
     asked: BTreeSet<String>,
     found: Findings,
 }
@@ -135,8 +137,20 @@ impl Walk<'_> {
         }
         // A link of a cache leads to the bytes; one that leads nowhere, or to a folder, is none of ours.
         let Ok(metadata) = fs::metadata(file) else { return Ok(()) };
-        if !metadata.is_file() || self.names_its_folder(file, metadata.len())? {
+        if !metadata.is_file() {
             return Ok(());
+        }
+        if metadata.len() <= MAX_SETTINGS {
+            let bytes = fs::read(file)?;
+            // A setting that holds on this machine alone.
+            if contains(&bytes, self.slot.as_os_str().as_encoded_bytes()) {
+                return Ok(());
+            }
+            if self.secrets.iter().any(|secret| contains(&bytes, secret)) {
+                let words = "which the run wrote: it has a token or password of this machine in it";
+                self.found.left_out.push(format!("`{place}`, {words}"));
+                return Ok(());
+            }
         }
         match place.parse::<ModelPath>() {
             Ok(path) => {
@@ -150,16 +164,6 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Whether it is a setting that holds on this machine alone.
-    fn names_its_folder(&self, file: &Path, size: u64) -> io::Result<bool> {
-        let folder = self.slot.as_os_str().as_encoded_bytes();
-        if size > MAX_SETTINGS {
-            return Ok(false);
-        }
-        let bytes = fs::read(file)?;
-        Ok(bytes.windows(folder.len()).any(|window| window == folder))
-    }
-
     /// Where a file is from: a place in the hub's cache tells that, and of others an address that ends in its name.
     fn sources(&self, place: &str) -> Vec<HttpsUrl> {
         let endpoint = HUGGING_FACE.parse().expect("it is one");
@@ -171,11 +175,17 @@ impl Walk<'_> {
         }
         let name = hub::encoded(place.rsplit('/').next().unwrap_or_default(), "");
         let is_it = |url: &&String| {
-            let path = url.split(['?', '#']).next().unwrap_or_default();
-            path.rsplit('/').next().is_some_and(|last| hub::encoded(last, "%") == name)
+            let (path, query) = url.split_once(['?', '#']).unwrap_or((url, ""));
+            // A signed address is good for minutes.
+            let is_signed = query.to_ascii_lowercase().contains("sig");
+            !is_signed && path.rsplit('/').next().is_some_and(|last| hub::encoded(last, "%") == name)
         };
         self.asked.iter().filter(is_it).filter_map(|url| url.parse().ok()).collect()
     }
+}
+
+fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
+    bytes.windows(wanted.len()).any(|window| window == wanted)
 }
 
 #[cfg(test)]
@@ -205,6 +215,7 @@ mod tests {
             ("slot-0/home/.cache/matplotlib/fontlist.json", "{}"),
             ("slot-0/home/huggingface/token", "secret"),
             ("slot-0/home/.config/own.yaml", &own_settings),
+            ("slot-0/home/.config/login.json", "hf_secret"),
             // What it fetched.
             ("slot-0/ComfyUI/models/faces/face v1.onnx", "a face"),
             ("slot-0/ComfyUI/custom_nodes/a/w.json", "weights"),
@@ -220,9 +231,12 @@ mod tests {
         let told =
             "fetching https://example.org/face%20v1.onnx?token=x to /x, see https://example.org/docs.\n";
         write("slot-0.log", told);
-        write(&format!("slot-0/ComfyUI/{LISTENER_FOLDER}/asked"), "https://cdn.example.org/1/w.json\n");
+        write(
+            &format!("slot-0/ComfyUI/{LISTENER_FOLDER}/asked"),
+            "https://cdn.example.org/1/w.json\nhttps://cdn.example.org/2/w.json?X-Amz-Signature=1\n",
+        );
         let tree = Tree { comfyui: at("tree"), files: at("files") };
-        let found = Findings::after(&at("slot-0"), &tree).expect("read");
+        let found = Findings::after(&at("slot-0"), &tree, &[b"hf_secret".to_vec()]).expect("read");
         let sources = |file: &Appeared| file.sources.iter().map(ToString::to_string).collect::<Vec<_>>();
         let files: Vec<_> =
             found.files.iter().map(|file| (file.path.as_str(), sources(file).join(" "))).collect();
@@ -239,6 +253,7 @@ mod tests {
         assert_eq!(files, expected);
         let left_out = found.left_out.join("\n");
         assert!(left_out.contains("hubconf.py") && left_out.contains("comfy/extra.bin"), "{left_out}");
-        assert_eq!(found.left_out.len(), 2, "{left_out}");
+        assert!(left_out.contains("login.json") && !left_out.contains("hf_secret"), "{left_out}");
+        assert_eq!(found.left_out.len(), 3, "{left_out}");
     }
 }

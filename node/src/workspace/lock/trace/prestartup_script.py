@@ -13,9 +13,12 @@ def hear(event, arguments):
         connection, data = arguments
         if isinstance(data, bytes) and data.startswith(b"GET /"):
             scheme = "https" if "HTTPS" in type(connection).__name__ else "http"
-            port = "" if connection.port in (80, 443) else f":{connection.port}"
+            # Behind a proxy the connection itself leads there.
+            host = getattr(connection, "_tunnel_host", None) or connection.host
+            number = getattr(connection, "_tunnel_port", None) or connection.port
+            port = "" if number in (80, 443) else f":{number}"
             path = data.split(b" ", 2)[1].decode("ascii", "replace")
-            asked.write(f"{scheme}://{connection.host}{port}{path}\n")
+            asked.write(f"{scheme}://{host}{port}{path}\n")
 
 
 sys.addaudithook(hear)

@@ -68,7 +68,8 @@ pub(crate) struct AddArguments {
     #[command(flatten)]
     pub(crate) store: StoreArguments,
     /// A folder of models, one file, or ComfyUI's `extra_model_paths.yaml`. What is listed in the folder's
-    /// `.comfy-farm-private` is never served.
+    /// `.comfy-farm-private` is never served. It is looked at now, and what changes later is no longer served; to have
+    /// what is new served as well, name the folder by `--models` of the node.
     pub(crate) path: PathBuf,
     /// Answer in JSON.
     #[arg(long)]

@@ -26,6 +26,9 @@ pub(super) async fn add(arguments: &AddArguments) -> anyhow::Result<()> {
         ByteSize(indexed.bytes),
         indexed.hashed
     );
+    if arguments.path.is_dir() {
+        println!("looked at this once; a node with `--models {}` sees what is new", arguments.path.display());
+    }
     if indexed.skipped > 0 {
         println!("{} files were passed over; the log says why", indexed.skipped);
     }

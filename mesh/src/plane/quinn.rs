@@ -1,7 +1,9 @@
-//! The data plane on QUIC, tuned by measurement: MTU, windows and acknowledgements.
+//! The data plane on QUIC, tuned by measurement: MTU, windows, acknowledgements and the control of congestion.
 //!
 //! What a stranger can make this process hold is small until it passed the gate, and bounded by how many
 //! handshakes run at once.
+
+mod congestion;
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,6 +23,7 @@ use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::debug;
 
+use self::congestion::ByDistance;
 use super::certificate::{Tls, peer_of};
 use super::{BindError, Channel, DialError, Link, Plane};
 use crate::identity::Identity;
@@ -142,6 +145,7 @@ fn transport() -> TransportConfig {
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_idle_timeout(Some(IDLE_TIMEOUT.try_into().expect("ten seconds fit")))
         .ack_frequency_config(Some(acknowledgements))
+        .congestion_controller_factory(Arc::new(ByDistance))
         .mtu_discovery_config(Some(mtu));
     transport
 }

@@ -17,7 +17,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument, debug, debug_span, info};
+use tracing::{Instrument, debug, debug_span, info, info_span};
 
 use crate::gate::{Credentials, GateError, Side, exchange_hellos_and, remaining};
 use crate::limits::Throttle;
@@ -330,7 +330,8 @@ impl Links {
         }
         self.appeared.notify_waiters();
         info!(peer = %peer.fmt_short(), plane = link.plane(), ?side, "link opened");
-        let span = debug_span!("link", peer = %peer.fmt_short());
+        // Whoever reads of a fault in it wants to know whose it is.
+        let span = info_span!("link", peer = %peer.fmt_short());
         self.tasks.spawn(Arc::clone(self).serve(Arc::clone(link), membership).instrument(span));
         Ok(())
     }

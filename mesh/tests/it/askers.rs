@@ -4,16 +4,34 @@ use std::sync::Arc;
 
 use mesh::gate::{Side, exchange_hellos};
 use mesh::plane::{Channel, Link, Plane, TlsPlane};
-use protocol::BlobRef;
 use protocol::codec::encode;
 use protocol::wire::{BlobRequest, MAX_BLOB_FRAME};
+use protocol::{BlobRef, PeerId};
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
 use crate::farm::{Farm, PATIENCE, Peer, key, loopback};
+use crate::log;
 
 /// A member that has passed the gate, and does on its link whatever its test does.
-pub(crate) async fn asker(farm: &Farm, holder: &Peer) -> (TlsPlane, Arc<dyn Link>) {
+pub(crate) struct Asker {
+    pub(crate) link: Arc<dyn Link>,
+    peer: PeerId,
+    _plane: TlsPlane,
+}
+
+impl Asker {
+    /// That its peer warned once, for this reason.
+    fn was_blamed_once(&self, reason: &str) {
+        let logged = log::warnings_about(self.peer);
+        assert_eq!(logged.len(), 1, "{logged:#?}");
+        assert!(logged[0].contains("its link is closed") && logged[0].contains(reason), "{logged:#?}");
+    }
+}
+
+/// One with a link to this peer.
+pub(crate) async fn asker(farm: &Farm, holder: &Peer) -> Asker {
+    log::listen();
     let identity = key();
     let plane = TlsPlane::bind(&identity, loopback()).await.expect("a plane");
     let address = holder.provider().addresses[0];
@@ -23,7 +41,7 @@ pub(crate) async fn asker(farm: &Farm, holder: &Peer) -> (TlsPlane, Arc<dyn Link
     let passed = exchange_hellos(reader, writer, &credentials, holder.id, Side::Dialled).await;
     assert!(passed.is_ok(), "it is a member");
     link.admit();
-    (plane, link)
+    Asker { link, peer: identity.peer(), _plane: plane }
 }
 
 async fn still_serves(farm: &Farm, holder: &Peer, blob: BlobRef) {
@@ -37,20 +55,21 @@ async fn asker_with_a_thousand_channels_is_dropped() {
     let farm = Farm::new();
     let holder = farm.peer().await;
     let blob = holder.store.import_bytes(b"a model").await.expect("there is room");
-    let (_plane, link) = asker(&farm, &holder).await;
+    let asker = asker(&farm, &holder).await;
     let open = encode(&BlobRequest::Open(blob), MAX_BLOB_FRAME).expect("it is small");
     let mut channels = Vec::new();
     let opening = async {
         for _ in 0..1000 {
-            let Ok(Channel { reader, mut writer }) = link.open().await else { break };
+            let Ok(Channel { reader, mut writer }) = asker.link.open().await else { break };
             // A channel that was refused takes nothing, which is no reason to stop.
             let _ = writer.write_all(&open).await;
             let _ = writer.flush().await;
             channels.push((reader, writer));
         }
-        link.closed().await;
+        asker.link.closed().await;
     };
     timeout(PATIENCE, opening).await.expect("the link is closed soon");
+    asker.was_blamed_once("it opens channels without end");
     still_serves(&farm, &holder, blob).await;
 }
 
@@ -59,12 +78,13 @@ async fn asker_that_sends_without_end_is_dropped() {
     let farm = Farm::new();
     let holder = farm.peer().await;
     let blob = holder.store.import_bytes(b"a model").await.expect("there is room");
-    let (_plane, link) = asker(&farm, &holder).await;
-    let Channel { reader: _reader, mut writer } = link.open().await.expect("the link is open");
+    let asker = asker(&farm, &holder).await;
+    let Channel { reader: _reader, mut writer } = asker.link.open().await.expect("the link is open");
     let sending = async {
         while writer.write_all(&[0xff; 64 << 10]).await.is_ok() {}
-        link.closed().await;
+        asker.link.closed().await;
     };
     timeout(PATIENCE, sending).await.expect("the link is closed soon");
+    asker.was_blamed_once("it announced more than a request may hold");
     still_serves(&farm, &holder, blob).await;
 }

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 
 use crate::cut::CutPlane;
 use crate::farm::{Farm, PATIENCE, Peer, bytes, exchange_config, key, loopback};
+use crate::log;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn blobs_of_every_size_cross_and_are_counted() {
@@ -37,6 +38,7 @@ async fn blobs_of_every_size_cross_and_are_counted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn corrupt_provider_is_dropped_and_remembered_and_the_rest_comes_from_another() {
+    log::listen();
     let farm = Farm::new();
     let (corrupt, good, asker) = (farm.peer().await, farm.peer().await, farm.peer().await);
     let size = 4 * PIECE_SIZE as usize;
@@ -57,6 +59,8 @@ async fn corrupt_provider_is_dropped_and_remembered_and_the_rest_comes_from_anot
     assert_eq!(faults.len(), 1);
     assert_eq!((faults[0].0, faults[0].1), (corrupt.id, BlobName::Blake3(blob.hash)));
     assert!(faults[0].2.contains("piece 2"), "{}", faults[0].2);
+    let logged = log::warnings_about(corrupt.id);
+    assert!(logged.len() == 1 && logged[0].contains("piece 2"), "{logged:#?}");
 
     asker.store.remove(blob.hash).await.expect("own file");
     let refused = asker.exchange.fetch(blob, &[corrupt.provider()], None).await;

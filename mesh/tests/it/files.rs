@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::farm::{Farm, PATIENCE, Peer, bytes, exchange_config, key, loopback};
 use crate::leases::Table;
+use crate::log;
 use crate::web::{Cut, Reply, Web, reader};
 
 const MIB: usize = PIECE_SIZE as usize;
@@ -266,6 +267,7 @@ async fn killed_reader_costs_what_it_had_in_flight() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reader_that_lies_is_found_out_and_remembered() {
+    log::listen();
     let fleet = Fleet::start(2, 24 * MIB).await;
     // It holds wrong bytes from the beginning, as if it had put them together.
     let liar = &fleet.peers[0];
@@ -286,6 +288,8 @@ async fn reader_that_lies_is_found_out_and_remembered() {
     assert!(fetched.fetched.iter().any(|fetched| fetched.from == liar.id), "{:?}", fetched.fetched);
     let faults = fleet.peers[1].exchange.faults();
     assert!(faults.iter().any(|(peer, ..)| *peer == liar.id), "{faults:?}");
+    let logged = log::warnings_about(liar.id);
+    assert!(logged.len() == 1 && logged[0].contains("a piece that is not the file's"), "{logged:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

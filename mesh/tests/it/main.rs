@@ -12,6 +12,7 @@ mod private;
 mod gate;
 mod namespaces;
 mod leases;
+mod log;
 mod origins;
 mod relay;
 mod rogue;

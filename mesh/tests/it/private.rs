@@ -48,7 +48,7 @@ async fn private_file_is_given_to_nobody_on_any_path_while_it_comes_and_when_it_
             let hanging =
                 Web::start(move |asked| Reply::range(asked, &cut, "a").cut(Cut::HangAfter(4 * MIB))).await;
             let web = Web::start(move |asked| Reply::range(asked, &whole, "a")).await;
-            let (_plane, link) = asker(&farm, &holder).await;
+            let asker = asker(&farm, &holder).await;
 
             if size > 4 * MIB {
                 let file = OriginFile { share, ..file_of(&bytes, &[hanging.url("/")]) };
@@ -62,7 +62,11 @@ async fn private_file_is_given_to_nobody_on_any_path_while_it_comes_and_when_it_
                     }
                 };
                 timeout(PATIENCE, arrived).await.expect("it comes");
-                assert_eq!(is_given(&link, BlobRequest::OpenFile(file.file)).await, share, "half of it");
+                assert_eq!(
+                    is_given(&asker.link, BlobRequest::OpenFile(file.file)).await,
+                    share,
+                    "half of it"
+                );
                 fetching.abort();
                 assert!(fetching.await.is_err_and(|error| error.is_cancelled()));
             }
@@ -71,11 +75,11 @@ async fn private_file_is_given_to_nobody_on_any_path_while_it_comes_and_when_it_
             let blob = BlobRef::of(&bytes);
             assert_eq!(fetched.blob, blob);
             assert_eq!(table.held(holder.id) > 0, share, "whoever leases ranges hears of it");
-            assert_eq!(is_given(&link, BlobRequest::Open(blob)).await, share);
-            assert_eq!(is_given(&link, BlobRequest::OpenFile(file.file)).await, share);
+            assert_eq!(is_given(&asker.link, BlobRequest::Open(blob)).await, share);
+            assert_eq!(is_given(&asker.link, BlobRequest::OpenFile(file.file)).await, share);
             if size < MIB {
                 let small = BlobRequest::GetSmall(GetSmall { blobs: vec![blob] });
-                assert_eq!(is_given(&link, small).await, share);
+                assert_eq!(is_given(&asker.link, small).await, share);
             }
             for store in
                 [&holder.store, &BlobStore::open(holder.folder.path()).await.expect("the store again")]

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use crate::cut::CutPlane;
 use crate::farm::{Farm, PATIENCE, Peer, bytes, exchange_config, key, loopback};
+use crate::log;
 use crate::rogue::{Rogue, Talk};
 
 /// Uploads of at most so many pieces a second.
@@ -243,6 +244,7 @@ async fn whoever_breaks_the_wire_is_dropped_and_remembered_and_the_blob_comes_fr
         Mischief::EndlessNews,
     ] {
         let outboard = outboard.clone();
+        log::listen();
         let rogue = Rogue::start(&farm, move |talk| misbehave(talk, mischief, outboard.clone())).await;
         let asker = farm.peer().await;
         let alone = asker.exchange.fetch(blob, std::slice::from_ref(&rogue.provider), None);
@@ -250,6 +252,9 @@ async fn whoever_breaks_the_wire_is_dropped_and_remembered_and_the_blob_comes_fr
         assert!(refused.is_err(), "{mischief:?}");
         let faults = asker.exchange.faults();
         assert!(faults.iter().any(|(peer, ..)| *peer == rogue.provider.peer), "{mischief:?}: {refused:?}");
+        let logged = log::warnings_about(rogue.provider.peer);
+        assert_eq!(logged.len(), 1, "{mischief:?}: {logged:#?}");
+        assert!(logged[0].contains("provider sent wrong bytes"), "{logged:#?}");
 
         let asker = farm.peer().await;
         let providers = [rogue.provider.clone(), good.provider()];

@@ -75,6 +75,8 @@ pub struct NodePicture<'a> {
     pub holds: &'a HashSet<BlobHash>,
     /// How far a managed node is with each workspace.
     pub workspaces: &'a BTreeMap<LockfileHash, WorkspaceState>,
+    /// The workflows for which it is set aside, each with the reason.
+    pub aside: BTreeMap<&'a WorkflowVersion, &'a str>,
     /// The lockfiles in whose workspaces it is at work.
     pub at_work: BTreeSet<LockfileHash>,
 }
@@ -127,17 +129,24 @@ pub fn plan(picture: &Picture<'_>) -> Vec<Placement> {
 }
 
 /// Why a queued job is on no node: first what is true of the farm as a whole, then node by node.
-pub fn explain(requirements: &Requirements, avoid: &[PeerId], nodes: &[NodePicture<'_>]) -> Vec<WaitReason> {
+pub fn explain(
+    workflow: &WorkflowVersion,
+    requirements: &Requirements,
+    avoid: &[PeerId],
+    nodes: &[NodePicture<'_>],
+) -> Vec<WaitReason> {
     if nodes.is_empty() {
         let reason = "the farm has no nodes yet: invite one (`comfy-farm invite`)".to_owned();
         return vec![WaitReason { node: None, reason }];
     }
-    let others_can =
-        nodes.iter().any(|node| !avoid.contains(&node.peer) && obstacle(requirements, node).is_none());
+    let is_avoided = |node: &NodePicture<'_>| avoid.contains(&node.peer) || node.aside.contains_key(workflow);
+    let others_can = nodes.iter().any(|node| !is_avoided(node) && obstacle(requirements, node).is_none());
     let reason = |node: &NodePicture<'_>| {
         obstacle(requirements, node).unwrap_or_else(|| {
             if avoid.contains(&node.peer) && others_can {
                 "the job failed there, so another node goes first".to_owned()
+            } else if let Some(why) = node.aside.get(workflow).filter(|_| others_can) {
+                format!("it is set aside for this workflow until a self-test succeeds there: {why}")
             } else if node.free.is_empty() {
                 "all its slots are busy".to_owned()
             } else {
@@ -251,9 +260,12 @@ fn choose(
     free: &[Vec<(SlotId, Duration)>],
     picture: &Picture<'_>,
 ) -> Option<usize> {
-    let avoided = |index: usize| job.avoid.contains(&picture.nodes[index].peer);
-    // A node on which the job failed is used again only where no other node could ever take it.
-    let others_can = !job.avoid.is_empty() && able.iter().any(|&index| !avoided(index));
+    let avoided = |index: usize| {
+        let node = &picture.nodes[index];
+        job.avoid.contains(&node.peer) || node.aside.contains_key(workflow)
+    };
+    // A node on which the job failed, or that is set aside, is used only where no other node could ever take it.
+    let others_can = able.iter().any(|&index| !avoided(index));
     able.iter()
         .copied()
         .filter(|&index| !free[index].is_empty())

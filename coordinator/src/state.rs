@@ -35,6 +35,7 @@
 //! node is best (`schedule`).
 
 mod aliases;
+mod aside;
 mod catalog;
 mod claims;
 mod finding;
@@ -52,7 +53,7 @@ mod timers;
 mod views;
 mod workspaces;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -265,6 +266,8 @@ pub struct State {
     draining: BTreeMap<PeerId, bool>,
     /// What lockfiles came to, signed, as far as nodes reported it.
     resolutions: BTreeMap<LockfileHash, BlobRef>,
+    /// The workflows of which a self-test succeeded on some node.
+    tested: BTreeSet<WorkflowVersion>,
     runs: BTreeMap<LeaseId, Run>,
     /// Runs of unfinished jobs whose lease expired or was given back, or whose outputs could not be
     /// fetched; their nodes may come back with them.

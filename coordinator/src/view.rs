@@ -153,12 +153,25 @@ pub struct NodeView {
     pub runs: Vec<(JobId, RunView)>,
     /// How far it is with the workspaces that it is to have.
     pub workspaces: Vec<WorkspaceView>,
+    /// The workflows that failed there and not elsewhere, or in a self-test.
+    pub aside: Vec<AsideView>,
     /// How many blobs it is known to hold.
     pub blobs: u64,
     /// What it fetches at the moment, and who sent it wrong bytes.
     pub transfers: Transfers,
     /// When it was last heard of.
     pub seen: OffsetDateTime,
+}
+
+/// A workflow that failed on a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AsideView {
+    /// The workflow.
+    pub workflow: WorkflowVersion,
+    /// What went wrong.
+    pub reason: String,
+    /// Whether other nodes go first because of it.
+    pub others_first: bool,
 }
 
 /// A workspace on a node.

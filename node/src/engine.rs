@@ -24,6 +24,12 @@ pub trait Engine: Send + Sync + 'static {
     /// What it can do at this moment.
     async fn describe(&self) -> Result<Description, EngineError>;
 
+    /// Whether work on this slot in this workspace takes nothing from the work that comes after it, as a process that
+    /// has to make way.
+    async fn is_free_for(&self, _slot: SlotId, _workspace: Option<&Arc<Workspace>>) -> bool {
+        true
+    }
+
     /// Executes one filled workflow and returns the files of the wanted outputs, in order.
     ///
     /// Once `cancel` is cancelled it ends as soon as it can, with [`RunErrorKind::Canceled`]. When it

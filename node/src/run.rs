@@ -3,6 +3,7 @@
 //! Not here: which runs there are and what is told to the coordinator; that is the agent's.
 
 pub(crate) mod outputs;
+pub(crate) mod self_test;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

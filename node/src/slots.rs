@@ -60,6 +60,11 @@ impl Slots {
         self.held.values().flatten().copied().collect()
     }
 
+    /// The slots without a lease.
+    pub fn free(&self) -> impl Iterator<Item = SlotId> {
+        self.held.iter().filter(|(_, held)| held.is_none()).map(|(slot, _)| *slot)
+    }
+
     /// Whether the node takes nothing new.
     pub fn is_draining(&self) -> bool {
         self.draining
@@ -96,7 +101,9 @@ mod tests {
         assert_eq!(slots.take(lease(3), SlotId(7)), Err(Refusal::SlotBusy(SlotId(7))));
         slots.release(lease(1).id);
         assert_eq!(slots.take(lease(3), SlotId(0)), Ok(()));
-        assert_eq!(slots.held().len(), 2);
+        assert_eq!((slots.held().len(), slots.free().count()), (2, 0));
+        slots.release(lease(3).id);
+        assert_eq!(slots.free().collect::<Vec<_>>(), [SlotId(0)]);
     }
 
     #[test]

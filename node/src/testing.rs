@@ -129,6 +129,11 @@ impl FakeEngine {
         Arc::new(Self(std::sync::Mutex::new(behaviours)))
     }
 
+    /// How many executions it was told of that it did not begin with.
+    pub(crate) fn left(&self) -> usize {
+        self.0.lock().expect("nothing panics while it holds them").len()
+    }
+
     fn next(&self) -> Behaviour {
         let mut behaviours = self.0.lock().expect("nothing panics while it holds them");
         if behaviours.len() > 1 { behaviours.pop().expect("there are several") } else { behaviours[0] }

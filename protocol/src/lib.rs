@@ -20,6 +20,7 @@ mod workspace;
 mod environment;
 mod resolution;
 mod preparation;
+mod self_test;
 mod preview;
 mod collection;
 pub mod membership;
@@ -71,6 +72,7 @@ pub use schema::{
     CandidateInput, CandidateOutput, Candidates, ExposeError, ExposedInput, FieldError, Input, InputKind,
     Interface, Output, OutputKind, ParseExposedInputError, Range, Rule, SchemaError,
 };
+pub use self_test::{SelfTest, SelfTested, SmallFile};
 pub use transfer::{
     Fault, MAX_SOURCES, MAX_TRANSFERS, MAX_WORDS, SourceName, Transfer, TransferSource, Transfers,
 };

@@ -27,6 +27,10 @@
 //! is with one, and `WorkspaceResolved` what it was built from, so that others build from the same. A node without a
 //! managed engine skips the first and never sends the others.
 //!
+//! **Self-tests.** `SelfTest` asks a node to run a workflow for nobody, when a slot has nothing else to do;
+//! `SelfTested` says what came of it. A coordinator asks for one of a workspace that is loaded and not proven, and of a
+//! workflow for which the node is set aside. Whoever does not answer is asked again on the next session.
+//!
 //! **Watching.** As long as somebody watches a run, the coordinator says so with `WatchRun` again and again, and
 //! the node sends the newest `RunPreview` a few times a second. Both may be dropped.
 //!
@@ -55,6 +59,7 @@ use crate::offer::Offer;
 use crate::origin::{Alias, BlobName, FileRef, PieceRange};
 use crate::preparation::{WantWorkspaces, WorkspaceReport, WorkspaceResolved};
 use crate::preview::PreviewFrame;
+use crate::self_test::{SelfTest, SelfTested};
 use crate::transfer::Transfers;
 
 /// The label of a process that only serves the models of a workflow's author, and keeps nothing for others.
@@ -133,6 +138,8 @@ messages! {
         0x8110 => WorkspaceResolved(WorkspaceResolved),
         /// What a run's picture looks like so far; only the latest counts.
         0x8111 => RunPreview(RunPreview),
+        /// What came of a self-test.
+        0x8112 => SelfTested(SelfTested),
     }
 }
 
@@ -159,6 +166,8 @@ messages! {
         0x8208 => WantWorkspaces(WantWorkspaces),
         /// Somebody watches a run.
         0x8209 => WatchRun(WatchRun),
+        /// Try a workflow, once there is nothing else to do.
+        0x820a => SelfTest(Box<SelfTest>),
     }
 }
 

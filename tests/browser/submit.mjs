@@ -3,9 +3,10 @@
 //   COMFY_FARM_TEST_BROWSER=$(tests/browser/install) \
 //     node tests/browser/submit.mjs URL KEY WORKFLOW PICTURE SCREENSHOT [LABEL=VALUE]...
 //
-// PICTURE goes into the form's first file field; each LABEL=VALUE into the field with that label. The screenshot is
-// taken at the end, and when something goes wrong too. One line of JSON on stdout:
-//   {"ok":true,"title":…,"pictures":[{"field":"output-…-0","width":64,"height":64}],"seconds":1.9}
+// PICTURE goes into the form's first file field, or is `-` where there is none; each LABEL=VALUE into the field with that
+// label. The screenshot is taken at the end, and when something goes wrong too; where a picture in the making was seen,
+// there is one of that beside it, as SCREENSHOT.making.png. One line of JSON on stdout:
+//   {"ok":true,"title":…,"previews":3,"pictures":[{"field":"output-…-0","width":64,"height":64}],"seconds":1.9}
 //   {"ok":false,"error":…,"console":[…]}
 // Exit code 0 only for the first. An error in the page's console or a failed request of the page is a failure.
 // Whether the pixels are right is for the caller to say: this only sees that a picture was shown.
@@ -67,7 +68,7 @@ async function openForm(page, workflow) {
 }
 
 async function fillForm(page, picture, fields) {
-  await page.locator('input[type=file][data-testid^="input-"]').first().setInputFiles(picture)
+  if (picture !== null) await page.locator('input[type=file][data-testid^="input-"]').first().setInputFiles(picture)
   for (const field of fields) {
     const [label, ...value] = field.split('=')
     await fillControl(page.getByLabel(label), value.join('='))
@@ -97,12 +98,36 @@ async function waitForPictures(page) {
   )
 }
 
-async function submit(page, { url, key, workflow, picture, fields }) {
+/** Has the page note each picture in the making that it shows, once it is decoded. */
+async function notePreviews(page) {
+  await page.evaluate(() => {
+    window.seenPreviews = new Set()
+    const note = ({ target }) => {
+      if (target.dataset?.testid === 'preview' && target.naturalWidth > 0) window.seenPreviews.add(target.src)
+    }
+    document.addEventListener('load', note, { capture: true })
+  })
+}
+
+/** How many different ones were shown. None may be left beside the picture that replaces it. */
+async function countPreviews(page) {
+  const left = await page.getByTestId('preview').count()
+  if (left > 0) throw new Error('a picture in the making is still shown beside the final one')
+  return page.evaluate(() => window.seenPreviews.size)
+}
+
+async function submit(page, { url, key, workflow, picture, fields, screenshot }) {
   await signIn(page, url, key)
   await openForm(page, workflow)
   await fillForm(page, picture, fields)
+  await notePreviews(page)
   await page.getByRole('button', { name: 'Run', exact: true }).click()
-  return waitForPictures(page)
+  const making = page.getByTestId('preview').waitFor({ timeout: PICTURE_WITHIN_MS })
+  const shown = making.then(() => page.screenshot({ path: `${screenshot}.making.png`, fullPage: true })).catch(() => {})
+  const pictures = await waitForPictures(page)
+  const previews = await countPreviews(page)
+  if (previews > 0) await shown
+  return { previews, pictures }
 }
 
 async function main() {
@@ -116,9 +141,10 @@ async function main() {
     page.setDefaultTimeout(STEP_WITHIN_MS)
     const complaints = watchComplaints(page)
     try {
-      const pictures = await submit(page, { url, key, workflow, picture: resolve(picture), fields })
+      const file = picture === '-' ? null : resolve(picture)
+      const made = await submit(page, { url, key, workflow, picture: file, fields, screenshot })
       if (complaints.length > 0) throw new Error('the page complained')
-      return { ok: true, title: await page.title(), pictures, seconds: (Date.now() - started) / 1000 }
+      return { ok: true, title: await page.title(), ...made, seconds: (Date.now() - started) / 1000 }
     } catch (error) {
       return { ok: false, error: error.message, console: complaints }
     } finally {

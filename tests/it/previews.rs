@@ -1,17 +1,19 @@
-//! Pictures in the making, from a real sampler to whoever watches a job.
+//! Pictures in the making, from a real sampler to whoever watches a job: of an attached ComfyUI, and of a node's own.
 
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use data_encoding::BASE64;
-use farm_tests::{Farm, FarmOptions, comfyui_folder};
+use farm_tests::{Farm, FarmOptions, Studio, comfyui_folder};
 use reqwest::Method;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::real_comfyui::Comfyui;
+use crate::workspaces::{FARM_TEST, Sources, lockfile, wait_for_workspace};
 
 /// How long the job may take.
 const PATIENCE: Duration = Duration::from_secs(150);
@@ -55,10 +57,16 @@ async fn events(farm: &Farm, path: &str) -> anyhow::Result<Vec<(String, Value)>>
 #[tokio::test]
 async fn whoever_watches_a_job_sees_its_picture_in_the_making() -> anyhow::Result<()> {
     let Some(installed) = comfyui_folder() else { return Ok(()) };
+    let (farm, _comfyui) = sampling_farm(&installed).await?;
+    watch_one(&farm).await
+}
+
+/// A farm with an attached ComfyUI, and the workflow deployed.
+pub(crate) async fn sampling_farm(installed: &Path) -> anyhow::Result<(Farm, Comfyui)> {
     let mut farm = Farm::start(FarmOptions { nodes: 0, ..FarmOptions::default() }).await?;
     let models = farm.folder.path().join("models");
     std::fs::create_dir_all(models.join("checkpoints"))?;
-    make_checkpoint(&installed, &models.join("checkpoints/tiny.safetensors")).await?;
+    make_checkpoint(installed, &models.join("checkpoints/tiny.safetensors")).await?;
     let paths = farm.folder.path().join("models.yaml");
     std::fs::write(
         &paths,
@@ -66,18 +74,47 @@ async fn whoever_watches_a_job_sees_its_picture_in_the_making() -> anyhow::Resul
     )?;
     let paths = paths.to_str().context("a name in UTF-8")?;
     let arguments = ["--preview-method", "latent2rgb", "--extra-model-paths-config", paths];
-    let comfyui = Comfyui::start_with(&installed, &arguments).await?;
+    let comfyui = Comfyui::start_with(installed, &arguments).await?;
     farm.start_node(&["--comfyui", &comfyui.url]).await?;
     let file = farm.folder.path().join("sampling.json");
     std::fs::write(&file, sampling().to_string())?;
     let query = [("input", "seed=5.seed"), ("output", "9"), ("accept_attached", "true")];
     farm.deploy(&file, "sampling", &query).await?;
 
+    Ok((farm, comfyui))
+}
+
+/// Deploys a workflow that samples with a checkpoint of its lockfile, to a managed node that serves this folder of
+/// models, and watches a job.
+pub(crate) async fn watch_on_managed_node(
+    farm: &Farm,
+    studio: &Studio,
+    sources: &Sources,
+    models: &Path,
+) -> anyhow::Result<()> {
+    let place = "checkpoints/tiny.safetensors";
+    std::fs::create_dir_all(models.join("checkpoints"))?;
+    make_checkpoint(&sources.installed, &models.join(place)).await?;
+    let bytes = std::fs::read(models.join(place))?;
+    let model = json!({
+        "path": format!("models/{place}"), "size": bytes.len(), "sha256": hex::encode(Sha256::digest(&bytes)),
+        "disabled": false,
+    });
+    let node = studio.custom_node("farm_test", &[("__init__.py", FARM_TEST)]).await?;
+    let lockfile = lockfile(studio, "ComfyUI", &[node], &[model]).await?;
+    let bundle = studio.bundle("sampling", &sampling(), &lockfile)?;
+    farm.deploy(&bundle, "sampling", &[("input", "seed=5.seed"), ("output", "9")]).await?;
+    wait_for_workspace(farm, "sampling@1", "loaded").await?;
+    watch_one(farm).await
+}
+
+/// Submits a job, and sees at least two pictures of it in the making.
+async fn watch_one(farm: &Farm) -> anyhow::Result<()> {
     let job = farm.submit("sampling", &[], &[("seed", "7")]).await?;
     let id = job["id"].as_str().context("an id")?;
     let path = format!("/v1/jobs/{id}/events");
     let (watching, watched) = (format!("{path}?previews=true"), path);
-    let following = async { tokio::try_join!(events(&farm, &watching), events(&farm, &watched)) };
+    let following = async { tokio::try_join!(events(farm, &watching), events(farm, &watched)) };
     let Ok(streams) = timeout(PATIENCE, following).await else {
         bail!("the job does not end: {}", farm.get(&format!("/v1/jobs/{id}")).await?);
     };

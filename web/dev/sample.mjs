@@ -10,7 +10,7 @@ export const PICTURE = `<svg xmlns="http://www.w3.org/2000/svg" width="512" heig
 <path d="M0 50 18 28l12 14 10-12 24 24v10H0z" fill="#708d81"/><path d="M0 58l22-14 42 18v2H0z" fill="#001427"/></svg>`;
 
 const gpu = (id, name, gib) => ({ id, device: { kind: "gpu", name, memory: gib * 2 ** 30 }, run: null });
-const quiet = { labels: {}, workspaces: [], transfers: [], faults: [] };
+const quiet = { labels: {}, workspaces: [], set_aside: [], transfers: [], faults: [] };
 const common = { ...quiet, agent_version: "0.1.0", platform: "linux-x86_64", address: "192.168.1.20", seen: before(3) };
 const workspace = (state, workflow, rest = {}) => ({
   lockfile: workflow.padEnd(64, "0"), workflows: [workflow], state, step: null, done: 0, total: 0, reason: null, ...rest,
@@ -47,6 +47,9 @@ export const nodes = [
     draining: false,
     engine: { kind: "managed" },
     slots: [gpu(0, "NVIDIA GeForce RTX 4090", 24)],
+    set_aside: [
+      { workflow: "portrait@1", reason: "op `5` (KSampler) raised torch.OutOfMemoryError: Allocation on device", others_first: true },
+    ],
     workspaces: [
       workspace("proven", "fox-in-snow@3"),
       workspace("loaded", "portrait@1"),

@@ -19,6 +19,7 @@ struct Made {
     ran: BTreeSet<WorkflowVersion>,
     holds: HashSet<BlobHash>,
     workspaces: BTreeMap<LockfileHash, WorkspaceState>,
+    aside: BTreeMap<WorkflowVersion, String>,
     at_work: BTreeSet<LockfileHash>,
 }
 
@@ -44,6 +45,7 @@ impl Made {
             ran: BTreeSet::new(),
             holds: HashSet::new(),
             workspaces: BTreeMap::new(),
+            aside: BTreeMap::new(),
             at_work: BTreeSet::new(),
         }
     }
@@ -58,6 +60,7 @@ impl Made {
             ran: &self.ran,
             holds: &self.holds,
             workspaces: &self.workspaces,
+            aside: self.aside.iter().map(|(workflow, why)| (workflow, why.as_str())).collect(),
             at_work: self.at_work.clone(),
         }
     }
@@ -122,11 +125,27 @@ fn node_where_the_job_failed_is_avoided_while_another_could_take_it() {
 }
 
 #[test]
+fn node_that_is_set_aside_for_a_workflow_takes_it_where_no_other_could() {
+    let mut nodes = vec![Made::node(1, 1), Made::node(2, 1)];
+    nodes[0].aside.insert(version(1), "out of memory".to_owned());
+    nodes[1].free.clear();
+    let one = || vec![waiting(1)];
+    assert_eq!(plan_one_class(one(), &needs(&[]), &nodes), [], "the busy one is waited for");
+    let pictures: Vec<_> = nodes.iter().map(Made::picture).collect();
+    let told = explain(&version(1), &needs(&[]), &[], &pictures);
+    assert!(told[0].reason.contains("set aside") && told[0].reason.ends_with("out of memory"), "{told:?}");
+    let other = explain(&version(2), &needs(&[]), &[], &pictures);
+    assert_eq!(other[0].reason, "it is next in turn");
+    nodes[1].draining = true;
+    assert_eq!(plan_one_class(one(), &needs(&[]), &nodes), [(1, 1)]);
+}
+
+#[test]
 fn each_hard_rule_is_told_in_words() {
     let check = |change: fn(&mut Made), requirements: Requirements, expected: &str| {
         let mut node = Made::node(1, 1);
         change(&mut node);
-        let reasons = explain(&requirements, &[], &[node.picture()]);
+        let reasons = explain(&version(1), &requirements, &[], &[node.picture()]);
         let told = reasons.last().map(|reason| (reason.node, reason.reason.as_str()));
         assert_eq!(told, Some((Some(node.peer), expected)));
         let can_wait_for_it = ["it is next in turn", "all its slots are busy"].contains(&expected);
@@ -145,7 +164,7 @@ fn each_hard_rule_is_told_in_words() {
     let refused = "it has an attached ComfyUI, which proves no lock, and the workflow was not deployed with `--accept-attached`";
     check(attach, needs(&[]), refused);
     check(attach, Requirements { accept_attached: true, ..needs(&[]) }, "it is next in turn");
-    assert_eq!(explain(&needs(&[]), &[], &[])[0].node, None);
+    assert_eq!(explain(&version(1), &needs(&[]), &[], &[])[0].node, None);
 }
 
 #[test]

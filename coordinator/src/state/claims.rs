@@ -117,6 +117,12 @@ pub(super) fn bounded_detail(mut detail: String) -> String {
     detail
 }
 
+/// Why something went wrong on a node, with no more in it than is kept.
+pub(super) fn bounded_reason(mut reason: String) -> String {
+    shorten(&mut reason, MAX_DETAIL);
+    reason
+}
+
 fn shorten(text: &mut String, bytes: usize) {
     text.truncate(text.floor_char_boundary(bytes));
 }

@@ -66,6 +66,7 @@ impl State {
             ran: &node.ran,
             holds: &node.blobs,
             workspaces: &node.workspaces,
+            aside: self.counting_asides(node),
             at_work: self.at_work_on(node),
         }
     }
@@ -117,7 +118,7 @@ impl State {
     }
 
     /// Who holds a blob: other nodes first, and the coordinator, through which everything came, last.
-    fn providers(&self, hash: BlobHash, asking: PeerId) -> BlobProviders {
+    pub(super) fn providers(&self, hash: BlobHash, asking: PeerId) -> BlobProviders {
         let blob = self.nodes.blob(hash);
         let mut providers = blob.map(|blob| self.nodes.providers(blob, asking)).unwrap_or_default();
         providers.push(self.settings.provider.clone());

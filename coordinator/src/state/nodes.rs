@@ -15,6 +15,7 @@ use protocol::{
 use time::OffsetDateTime;
 
 use super::aliases::most_named;
+use super::aside::Aside;
 
 /// The most blobs that are remembered of one node.
 const MAX_BLOBS: usize = 65_536;
@@ -52,6 +53,8 @@ pub(crate) struct Node {
     pub(crate) pinned: BTreeSet<BlobHash>,
     /// How far it is with the workspaces that it was told to have.
     pub(crate) workspaces: BTreeMap<LockfileHash, WorkspaceState>,
+    /// The workflows for which it is set aside.
+    pub(crate) aside: BTreeMap<WorkflowVersion, Aside>,
     /// What it fetches at the moment.
     pub(crate) transfers: Transfers,
     /// When it was last heard of.
@@ -153,6 +156,8 @@ impl Nodes {
         if let Some(old) = self.all.remove(&peer) {
             node.blobs = old.blobs;
             node.ran = old.ran;
+            node.aside = old.aside;
+            node.aside.values_mut().for_each(Aside::ask_again);
             (node.room, node.pinned) = (old.room, old.pinned);
         }
         self.all.insert(peer, node);

@@ -30,6 +30,7 @@ impl State {
             keeps: Keeps::default(),
             draining: snapshot.draining.into_iter().collect(),
             resolutions: snapshot.resolutions.into_iter().collect(),
+            tested: Default::default(),
             runs: BTreeMap::new(),
             lost: BTreeMap::new(),
             last_tick: now.monotonic,

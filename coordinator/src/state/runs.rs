@@ -187,9 +187,11 @@ impl State {
         let message::Outcome::Succeeded(outputs) = outcome else { return };
         if let Some(job) = self.jobs.get(lease.job) {
             let workflow = job.new.workflow.clone();
+            let failures = job.failures().to_vec();
             if let Some(node) = self.nodes.get_mut(node) {
                 node.note_ran(&workflow);
             }
+            self.succeeded_on(node, &workflow, &failures, turn);
             let blobs =
                 fetched.iter().map(|fetched| fetched.blob).chain(outputs.iter().map(|file| file.blob));
             self.nodes.note_held(node, blobs);

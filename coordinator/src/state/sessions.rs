@@ -39,6 +39,7 @@ impl State {
             room: 0,
             pinned: BTreeSet::new(),
             workspaces: Default::default(),
+            aside: Default::default(),
             transfers: Transfers::default(),
             seen: turn.now.wall,
             heard: now,
@@ -146,6 +147,7 @@ impl State {
             // Passed on beside the state, which keeps none.
             NodeMessage::RunPreview(_) => {}
             NodeMessage::WorkspaceReport(report) => self.workspace_told(peer, report, turn),
+            NodeMessage::SelfTested(tested) => self.self_tested(peer, tested, turn),
             NodeMessage::WorkspaceResolved(resolved) => self.workspace_resolved(peer, resolved, turn),
             NodeMessage::Leave(_) => self.leave(peer, turn),
         }

@@ -34,6 +34,7 @@ impl State {
         }
         self.origins.forget_silent(now);
         self.keep_wished(turn);
+        self.ask_due_self_tests(turn);
         // A slot that rested after a refusal may be granted again.
         self.plan_due = true;
     }

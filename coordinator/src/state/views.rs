@@ -98,7 +98,7 @@ impl State {
             }
             Place::Queued => {
                 let Some(workflow) = self.catalog.get(&job.new.workflow) else { return Vec::new() };
-                explain(&workflow.requirements, &Jobs::failed_on(job), nodes)
+                explain(&workflow.id, &workflow.requirements, &Jobs::failed_on(job), nodes)
             }
         }
     }
@@ -115,6 +115,7 @@ impl State {
             runs: of_node.map(|run| (run.lease.job, run.to_view())).collect(),
             blobs: node.blobs.len() as u64,
             workspaces: self.workspace_views(node),
+            aside: self.aside_views(node),
             transfers: node.transfers.clone(),
             seen: node.seen,
         }

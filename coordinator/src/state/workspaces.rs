@@ -13,6 +13,7 @@ use protocol::{
     WantedWorkspace, WorkspaceReport, WorkspaceResolved, WorkspaceState,
 };
 
+use super::aside::wants_proof;
 use super::nodes::{Node, Slot};
 use super::{Action, State, Turn};
 use crate::view::{DeployedWorkflow, FarmEventKind, WorkspaceView};
@@ -96,9 +97,13 @@ impl State {
         let Some(node) = self.nodes.get_mut(peer) else { return };
         let has_room = node.workspaces.len() < MAX_WORKSPACES || node.workspaces.contains_key(&lockfile);
         if is_managed(node) && has_room {
+            let wants_proof = wants_proof(node.workspaces.get(&lockfile), &state);
             node.workspaces.insert(lockfile, state.bounded());
             self.plan_due = true;
             turn.notify(FarmEventKind::NodeChanged(peer));
+            if wants_proof {
+                self.prove_by_self_test(peer, lockfile, turn);
+            }
         }
     }
 

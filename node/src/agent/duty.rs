@@ -4,6 +4,7 @@
 //! a run (`run`), and the rules of the slots (`slots`).
 
 mod inventory;
+mod self_tests;
 mod stock;
 mod workspaces;
 
@@ -16,7 +17,9 @@ use protocol::message::{
     CoordinatorMessage, Grant, Heartbeat, Leave, NodeMessage, Outcome, PhaseChanged, Refused, Register,
     RunEnded, RunPreview, RunProgress, WATCH, Welcome,
 };
-use protocol::{Device, HEARTBEAT, Lease, LeaseId, Offer, Phase, PreviewFrame, Progress, RunId, SlotId};
+use protocol::{
+    Device, HEARTBEAT, Lease, LeaseId, Offer, Phase, PreviewFrame, Progress, RunId, SlotId, WorkflowVersion,
+};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{self, JoinError, JoinSet};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
@@ -25,6 +28,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, debug, error, info, info_span, warn};
 
 use self::inventory::Told;
+use self::self_tests::SelfTests;
 use self::stock::Stock;
 use self::workspaces::Wants;
 use super::Agent;
@@ -68,6 +72,7 @@ pub(super) struct Duty {
     open_questions: OpenQuestions,
     stock: Stock,
     wants: Wants,
+    self_tests: SelfTests,
     slots: Slots,
     runs: JoinSet<(LeaseId, Option<RunEnded>)>,
     running: BTreeMap<LeaseId, Running>,
@@ -81,6 +86,7 @@ pub(super) struct Duty {
 /// A run at work.
 struct Running {
     lease: Lease,
+    workflow: WorkflowVersion,
     task: task::Id,
     cancel: CancellationToken,
     progress: watch::Receiver<Option<Progress>>,
@@ -115,6 +121,7 @@ impl Duty {
             open_questions: OpenQuestions::default(),
             stock: Stock::new(),
             wants: Wants::new(wants),
+            self_tests: SelfTests::default(),
             slots,
             runs: JoinSet::new(),
             running: BTreeMap::new(),
@@ -145,6 +152,7 @@ impl Duty {
                 Some((lease, phase)) = entered.recv() => self.on_phase(lease, phase).await,
                 Some(kept) = self.stock.next() => self.on_kept(kept).await,
                 Some(done) = self.runs.join_next() => self.on_run_done(done).await,
+                Some(done) = self.self_tests.next() => self.on_self_tested(done).await,
                 Some(done) = self.tasks.join_next() => report_panic(&done),
                 Ok(()) = self.offers.changed() => self.on_offer().await,
                 _ = self.heartbeat.tick() => self.send_heartbeat().await,
@@ -154,6 +162,7 @@ impl Duty {
                 _ = transfers.tick() => {
                     self.send_transfers().await;
                     self.send_workspaces().await;
+                    self.begin_self_test().await;
                 }
             }
         }
@@ -233,6 +242,7 @@ impl Duty {
             CoordinatorMessage::Located(located) => self.open_questions.located(located),
             CoordinatorMessage::OriginLease(lease) => self.open_questions.origin_lease(lease),
             CoordinatorMessage::WantWorkspaces(want) => self.on_want_workspaces(want),
+            CoordinatorMessage::SelfTest(test) => self.on_self_test(*test),
         }
     }
 
@@ -248,6 +258,7 @@ impl Duty {
         self.send_inventory(true).await;
         self.stock.forget_told();
         self.wants.forget_told();
+        self.self_tests.forget_asked();
         self.send_storage().await;
     }
 
@@ -262,6 +273,8 @@ impl Duty {
             self.send(NodeMessage::Refused(Refused { lease, refusal })).await;
             return;
         }
+        self.self_tests.make_way(grant.slot);
+        let workflow = grant.workflow.clone();
         let (sink, progress) = ProgressSink::new();
         let frames = sink.frames();
         let cancel = CancellationToken::new();
@@ -269,7 +282,8 @@ impl Duty {
         let (tools, token) = (Arc::clone(&self.tools), cancel.clone());
         let run = async move { (lease.id, run_task(grant, tools, telling, token).await) };
         let task = self.runs.spawn(run).id();
-        self.running.insert(lease.id, Running { lease, task, cancel, progress, frames, watched: None });
+        self.running
+            .insert(lease.id, Running { lease, workflow, task, cancel, progress, frames, watched: None });
         self.on_phase(lease.id, Phase::Leased).await;
     }
 
@@ -308,9 +322,12 @@ impl Duty {
                 (lease.id, keep_broken_end(lease, &self.tools).await)
             }
         };
-        self.running.remove(&lease);
+        let running = self.running.remove(&lease);
         self.slots.release(lease);
         if let Some(ended) = ended {
+            if let (Outcome::Succeeded(_), Some(running)) = (&ended.outcome, running) {
+                self.self_tests.forget(&running.workflow);
+            }
             // Before the end of the run, so that the next one finds the workspace proven.
             self.send_workspaces().await;
             self.send(NodeMessage::RunEnded(ended)).await;
@@ -390,6 +407,7 @@ impl Duty {
         }
         let writer = self.writer.take();
         let stopped = async {
+            self.self_tests.stop().await;
             while let Some(done) = self.runs.join_next().await {
                 // What a given-back run came to is nobody's business any more, unless it succeeded.
                 let Ok((_, Some(RunEnded { lease, outcome: Outcome::Failed(_), .. }))) = done else {

@@ -9,7 +9,7 @@ use protocol::message::{
     Accepted, CoordinatorMessage, EndRecorded, Grant, JoinMessage, Keep, Located, NodeMessage, Outcome,
     Refusal, Register, RunEnded, Welcome,
 };
-use protocol::{BlobName, BlobRef, RunErrorKind};
+use protocol::{BlobName, BlobRef, RunErrorKind, SelfTest, SelfTested, WorkflowVersion};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -22,6 +22,7 @@ use crate::testing::{Behaviour, FakeEngine, Farm, PATIENCE, grant, loopback, now
 struct Played {
     incoming: mpsc::Receiver<Incoming>,
     tools: Arc<Tools>,
+    engine: Arc<FakeEngine>,
     finder: SessionFinder,
     bundled: BlobRef,
     serving: JoinHandle<()>,
@@ -36,6 +37,7 @@ async fn play(behaviours: Vec<Behaviour>) -> Played {
     let config = MeshConfig { accept: true, ..MeshConfig::new(identity, vec![loopback()]) };
     let (mesh, mut incoming) = Mesh::start(config).await.expect("a mesh");
     mesh.set_credentials(farm.coordinator_credentials());
+    let engine = FakeEngine::new(behaviours);
     let ticket = Ticket::new(farm.id(), farm.coordinator.peer(), mesh.addresses(), [7; 16], now() + 600);
     let config = AgentConfig {
         data: folder.path().to_owned(),
@@ -49,7 +51,7 @@ async fn play(behaviours: Vec<Behaviour>) -> Played {
         models: vec![],
         tokens: Default::default(),
         private_origins: false,
-        engine: FakeEngine::new(behaviours),
+        engine: engine.clone(),
         rebuilding: None,
         devices: vec![Device::Cpu { threads: 1 }],
     };
@@ -62,7 +64,7 @@ async fn play(behaviours: Vec<Behaviour>) -> Played {
     let bundled = tools.blobs.import_bytes(b"pixels").await.expect("there is room");
     let stop = CancellationToken::new();
     let serving = tokio::spawn(agent.serve(stop.clone()));
-    Played { incoming, tools, finder, bundled, serving, stop, _mesh: mesh, folder }
+    Played { incoming, tools, engine, finder, bundled, serving, stop, _mesh: mesh, folder }
 }
 
 async fn next<T>(queue: &mut mpsc::Receiver<T>) -> Option<T> {
@@ -133,6 +135,31 @@ async fn run_that_breaks_off_is_told_and_its_slot_is_free_again() {
     say(&mut session, CoordinatorMessage::Grant(second)).await;
     let done = hear_until(&mut session, ended).await;
     assert!(matches!(done.outcome, Outcome::Succeeded(_)), "{:?}", done.outcome);
+}
+
+#[tokio::test]
+async fn self_test_makes_way_for_a_run_and_is_done_after_it() {
+    let mut played = play(vec![Behaviour::WaitsForCancel, Behaviour::Copies]).await;
+    let (mut session, _) = played.session().await;
+    let granted = played.grant(1).await;
+    let Grant { lockfile, graph, interface, inputs, providers, .. } = (*granted).clone();
+    let workflow = WorkflowVersion { name: "other".parse().expect("a name"), version: 1 };
+    let test = SelfTest { workflow: workflow.clone(), lockfile, graph, interface, inputs, providers };
+    say(&mut session, CoordinatorMessage::SelfTest(Box::new(test))).await;
+    timeout(PATIENCE, async {
+        while played.engine.left() > 1 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("it begins, for there is nothing else to do");
+    // Its slot is free for a run at once.
+    say(&mut session, CoordinatorMessage::Grant(granted)).await;
+    let done = hear_until(&mut session, ended).await;
+    assert!(matches!(done.outcome, Outcome::Succeeded(_)), "{:?}", done.outcome);
+    let tested = |message| if let NodeMessage::SelfTested(tested) = message { Some(tested) } else { None };
+    assert_eq!(hear_until(&mut session, tested).await, SelfTested { workflow, failure: None });
+    assert_eq!(std::fs::read_dir(&played.tools.scratch).expect("it is there").count(), 0);
 }
 
 #[tokio::test]

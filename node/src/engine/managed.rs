@@ -174,6 +174,14 @@ impl Engine for Managed {
         Ok(Description { engine, classes: Default::default(), models: Default::default() })
     }
 
+    async fn is_free_for(&self, slot: SlotId, workspace: Option<&Arc<Workspace>>) -> bool {
+        let slot = self.slot(slot);
+        let Ok(mut place) = slot.process.try_lock() else { return false };
+        let (Some(process), Some(workspace)) = (place.up(), workspace) else { return true };
+        let (served, workspace) = (process.served().clone(), Arc::clone(workspace));
+        blocking(move || served.with(&workspace)).await.is_ok_and(|both| both.is_some())
+    }
+
     async fn execute(
         &self,
         execution: Execution,

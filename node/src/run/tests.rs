@@ -1,6 +1,6 @@
 //! Runs over a real store and a real data plane, with an engine that does as it is told.
 
-use protocol::BlobHash;
+use protocol::{BlobHash, SelfTest};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
@@ -109,4 +109,26 @@ async fn run_is_cancelled_while_it_fetches() {
     let ended = timeout(PATIENCE, running).await.expect("it ends").expect("no panic").expect("it is kept");
     assert_eq!(failure(&ended), RunErrorKind::Canceled);
     assert_eq!(machine.tools.ends.kept(), [ended]);
+}
+
+#[tokio::test]
+async fn self_test_runs_with_what_the_bundle_recorded_and_keeps_nothing() {
+    let check = async |behaviour: Behaviour, expected: Option<RunErrorKind>| {
+        let machine = machine(behaviour).await;
+        let (grant, _other) = machine.grant(b"pixels").await;
+        let Grant { workflow, lockfile, graph, interface, inputs, providers, .. } = *grant;
+        let test = SelfTest { workflow: workflow.clone(), lockfile, graph, interface, inputs, providers };
+        let (tools, cancel) = (Arc::clone(&machine.tools), CancellationToken::new());
+        let testing = self_test::self_test_task(test, protocol::SlotId(0), tools, cancel.clone());
+        let tested = match behaviour {
+            Behaviour::WaitsForCancel => tokio::join!(testing, async { cancel.cancel() }).0,
+            _ => timeout(PATIENCE, testing).await.expect("it ends"),
+        };
+        assert_eq!(tested.is_none(), cancel.is_cancelled(), "one that is broken off says nothing");
+        assert_eq!(tested.and_then(|tested| tested.failure).map(|failure| failure.kind), expected);
+        assert!(machine.tools.ends.kept().is_empty() && machine.scratch_is_empty());
+    };
+    check(Behaviour::Copies, None).await;
+    check(Behaviour::MakesNothing, Some(RunErrorKind::NoOutput)).await;
+    check(Behaviour::WaitsForCancel, None).await;
 }

@@ -48,6 +48,11 @@ fn frames_are_the_golden_bytes() {
         NodeMessage::RunPreview(preview),
         "1d0000001181020000000000000003000000000000000300000000000000ffd8ff",
     );
+    let workflow = WorkflowVersion { name: "fox".parse().expect("a name"), version: 3 };
+    check(
+        NodeMessage::SelfTested(SelfTested { workflow, failure: None }),
+        "1200000012810300000000000000666f780300000000",
+    );
     let watch = WatchRun { lease: lease().id };
     let frame = encode(&CoordinatorMessage::WatchRun(watch), MAX_FRAME).expect("encodes");
     assert_eq!(hex::encode(&frame), "12000000098202000000000000000300000000000000");

@@ -79,6 +79,11 @@ export function ended(state: JobState): boolean {
   return state !== "queued" && state !== "running";
 }
 
+/** Whether a job's files are still to come: it is at work, or has ended and they are about to be told. */
+export function unfinished(job: Job): boolean {
+  return job.state === "running" || job.state === "succeeded";
+}
+
 /** Jobs, newest first. Their ids are in the order of their submission. */
 export function newestFirst(jobs: Record<string, Job>): Job[] {
   return Object.values(jobs).sort((a, b) => (a.id < b.id ? 1 : -1));

@@ -129,6 +129,7 @@ mod tests {
             address: Some([192, 0, 2, 7].into()),
             runs: vec![(JobId(Uuid::nil()), run)],
             workspaces: vec![],
+            aside: vec![],
             blobs: 3,
             transfers: transfers(peer),
             seen: OffsetDateTime::UNIX_EPOCH,

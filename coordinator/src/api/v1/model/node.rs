@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::api::v1::model::job::Run;
 use crate::api::v1::model::transfer::{Fault, Transfer};
-use crate::view::{NodeView, WorkspaceView};
+use crate::view::{AsideView, NodeView, WorkspaceView};
 
 /// All nodes that the coordinator knows.
 #[derive(Debug, Serialize, ToSchema)]
@@ -44,6 +44,8 @@ pub(crate) struct Node {
     slots: Vec<Slot>,
     /// The workspaces that it is to have, and how far it is with each.
     workspaces: Vec<NodeWorkspace>,
+    /// The workflows that failed there and not elsewhere, or in a self-test, until they succeed there.
+    set_aside: Vec<SetAside>,
     /// How many blobs it is known to hold.
     blobs: u64,
     /// What it fetches at the moment.
@@ -122,6 +124,17 @@ pub(crate) struct NodeWorkspace {
     reason: Option<String>,
 }
 
+/// A workflow that failed on a node.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct SetAside {
+    /// As `name@version`.
+    workflow: String,
+    /// What went wrong.
+    reason: String,
+    /// Whether other nodes go first because of it: not where a self-test failed that succeeded nowhere yet.
+    others_first: bool,
+}
+
 /// A run on a slot.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct SlotRun {
@@ -154,12 +167,19 @@ impl From<NodeView> for Node {
             platform: view.offer.platform,
             labels: view.labels,
             address: view.address.map(|address| address.to_string()),
+            set_aside: view.aside.into_iter().map(SetAside::from).collect(),
             workspaces: view.workspaces.into_iter().map(NodeWorkspace::from).collect(),
             blobs: view.blobs,
             transfers: view.transfers.transfers.into_iter().map(Transfer::from).collect(),
             faults: view.transfers.faults.into_iter().map(Fault::from).collect(),
             seen: view.seen,
         }
+    }
+}
+
+impl From<AsideView> for SetAside {
+    fn from(AsideView { workflow, reason, others_first }: AsideView) -> Self {
+        Self { workflow: workflow.to_string(), reason, others_first }
     }
 }
 

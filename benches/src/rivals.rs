@@ -27,7 +27,7 @@ impl Ours {
         let farm = farm.display();
         let share = format!("'{farm}' blob share \"$FILE\" --listen \"$ADDR:$PORT\"");
         let get = format!("'{farm}' blob get @\"$META/ticket\" -o \"$OUT\" --listen \"$ADDR:$PORT\"");
-        let get = if is_swarm { format!("{get} --keep-serving & {UNTIL_DONE}") } else { get };
+        let get = if is_swarm { format!("{get} --keep-serving | {WHEN_DONE}") } else { get };
         Self { name: "comfy-farm", seed: format!("{share} >\"$META/ticket\" & {UNTIL_READY}"), get }
     }
 
@@ -44,8 +44,9 @@ impl Ours {
 }
 
 const UNTIL_READY: &str = "while [ ! -s \"$META/ticket\" ]; do sleep .02; done; touch \"$READY\"; wait";
-const UNTIL_DONE: &str =
-    "while [ ! -e \"$OUT\" ]; do sleep .01; done; date +%s.%N >\"$DONE.t\"; mv \"$DONE.t\" \"$DONE\"; wait";
+/// It waits for the line that says so: to look again and again would take the processor from those measured.
+const WHEN_DONE: &str =
+    "{ read -r; date +%s.%N >\"$DONE.t\"; mv \"$DONE.t\" \"$DONE\"; exec cat >/dev/null; }";
 
 /// One transfer, as the script tells of it.
 #[derive(Debug, Deserialize)]

@@ -118,9 +118,13 @@ pub(crate) fn unequal(settings: &Settings) -> Result<Line> {
     Ok(Line::new("unequal sources", "comfy-farm", took, Beside::Links(least)).with_note(note))
 }
 
-/// One file that is larger than many memories to four nodes, everything on the disk.
+/// One file that is larger than many memories to four nodes on the disk. All of them share that disk, so the seed has
+/// its file in memory.
 pub(crate) fn disk(settings: &Settings) -> Result<Line> {
-    let scene = Scene::new(settings, 5, tempfile::tempdir_in(".")?, settings.mib(6656))?;
+    let (memory, folder) = (in_memory()?, tempfile::tempdir_in(".")?);
+    let file = random_file(memory.path(), "shared", settings.mib(6656) << 20)?;
+    let ticket = folder.path().join("ticket");
+    let scene = Scene { settings, lab: Lab::new(5)?, folder, file, ticket };
     let cpu = cpu_of_ended()?;
     let sharer = scene.share()?;
     let took = scene.fetch(1..5)?;

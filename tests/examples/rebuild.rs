@@ -134,17 +134,22 @@ async fn deploy(farm: &Farm, inputs: &Inputs, name: &str, lockfile: Value) -> an
     farm.deploy(&bundle, name, &[("input", "color=1.color"), ("output", "9")]).await.map(|_| ())
 }
 
-/// How long the `count`th workspace of a node took by its own log, without ComfyUI's start, and that.
+/// How long the `count`th workspace of a node took by its own log, without ComfyUI's start, and that; where a ComfyUI
+/// that is up shows it, there is none.
 async fn ready(farm: &Farm, node: usize, count: usize) -> anyhow::Result<(f64, f64)> {
-    let log = || farm.nodes[node].process.log();
-    let told = |log: &str, words: &str| -> Vec<f64> {
-        let lines = log.lines().filter(|line| line.contains(words));
-        lines.filter_map(|line| line.rsplit("seconds=").next()?.split(' ').next()?.parse().ok()).collect()
-    };
+    let seconds = |line: &str| line.rsplit("seconds=").next()?.split(' ').next()?.parse::<f64>().ok();
     eventually_within(PATIENCE, || async {
-        let log = log();
-        let (ready, up) = (told(&log, "workspace is ready"), told(&log, "comfyui is up"));
-        Ok(ready.get(count - 1).zip(up.get(count - 1)).map(|(ready, up)| (ready - up, *up)))
+        let (mut ready, mut started) = (Vec::new(), 0.0);
+        for line in farm.nodes[node].process.log().lines() {
+            let Some(seconds) = seconds(line) else { continue };
+            if line.contains("comfyui is up") {
+                started = seconds;
+            } else if line.contains("workspace is ready") {
+                ready.push((seconds - started, started));
+                started = 0.0;
+            }
+        }
+        Ok(ready.get(count - 1).copied())
     })
     .await
 }

@@ -98,6 +98,8 @@ async fn token_goes_to_its_own_host_and_to_no_redirect_elsewhere() {
         config.tokens = Tokens::from_variables(read).expect("it is a token");
     });
     read_from(&reader, &["https://huggingface.co/a/model".to_owned()], &file()).await;
+    let document = reader.document("https://huggingface.co/api/models/a", 4 * MIB).await;
+    assert!(document.is_ok_and(|document| document.bytes == file()));
     let asked = elsewhere.asked();
     assert!(
         !asked.is_empty() && asked.iter().all(|asked| asked.header("authorization").is_none()),

@@ -2,6 +2,8 @@
 //!
 //! Pure: a lockfile and a machine in, steps out; no network is asked. Not here: doing any of it.
 
+use std::collections::BTreeSet;
+
 use protocol::{
     Accelerator, BlobHash, BlobRef, CodeHash, CodeSpec, CustomNode, EnvironmentHash, EnvironmentSpec, GitPin,
     LockedModel, Lockfile, LockfileHash, PackagePin, Pin, Sha256,
@@ -79,8 +81,14 @@ pub enum Step {
     },
 }
 
-/// Plans the rebuild for this platform, such as `linux-x86_64`, and accelerator.
-pub fn plan(lockfile: &Lockfile, platform: &str, accelerator: Accelerator) -> Plan {
+/// Plans the rebuild for this platform, such as `linux-x86_64`, and accelerator; what travels with the bundle needs no
+/// source.
+pub fn plan(
+    lockfile: &Lockfile,
+    travelling: &BTreeSet<BlobHash>,
+    platform: &str,
+    accelerator: Accelerator,
+) -> Plan {
     let environment = EnvironmentSpec::of(lockfile, platform, accelerator);
     let code = CodeSpec::of(lockfile);
     let mut plan = Plan {
@@ -101,7 +109,10 @@ pub fn plan(lockfile: &Lockfile, platform: &str, accelerator: Accelerator) -> Pl
         None => plan.lacking.push("the version of Python".to_owned()),
     }
     environment.packages.iter().for_each(|package| plan.add_package(package, accelerator));
-    lockfile.models.iter().filter(|model| !model.disabled).for_each(|model| plan.add_model(model));
+    lockfile.models.iter().filter(|model| !model.disabled).for_each(|model| {
+        let travels = model.blob.is_some_and(|blob| travelling.contains(&blob));
+        plan.add_model(model, travels);
+    });
     plan
 }
 
@@ -149,17 +160,17 @@ impl Plan {
         self.steps.push(Step::Package { name, pin, index });
     }
 
-    fn add_model(&mut self, model: &LockedModel) {
+    fn add_model(&mut self, model: &LockedModel, travels: bool) {
         let path = model.path.to_string();
         if model.sha256.is_none() && model.blob.is_none() {
             self.lacking.push(format!("model `{path}`: it has no hash, so nothing would prove it"));
             return;
         }
-        if model.sources.is_empty() {
+        if model.sources.is_empty() && !travels {
             self.lacking.push(format!("model `{path}`: it has no source, so a peer must hold it"));
         }
         self.steps.push(Step::Model {
-            path: format!("ComfyUI/{path}"),
+            path: if path.starts_with("home/") { path } else { format!("ComfyUI/{path}") },
             size: model.size,
             sha256: model.sha256,
             blob: model.blob,
@@ -198,10 +209,13 @@ mod tests {
                 {"from":"file","name":"single.py","disabled":false}],
             "packages":[{"name":"torch","version":"2.6.0+cu124"},{"name":"pillow","version":"11.0.0"}],
             "models":[{"path":"models/vae/a.safetensors","size":3,"disabled":false},
+                {"path":"home/torch/a.json","size":3,"blob":"TRAVELS","disabled":false},
                 {"path":"models/vae/b.safetensors","size":3,"disabled":true}]}"#;
         let lockfile = lockfile.replace("OWN", &BlobHash::of(b"own").to_string());
+        let lockfile = lockfile.replace("TRAVELS", &BlobHash::of(b"travels").to_string());
         let lockfile = Lockfile::parse(lockfile.as_bytes()).expect("a lockfile");
-        let plan = plan(&lockfile, "linux-x86_64", Accelerator::Cpu);
+        let travelling = [BlobHash::of(b"travels")].into();
+        let plan = plan(&lockfile, &travelling, "linux-x86_64", Accelerator::Cpu);
         let package = |name: &str, pin: &str, index: &str| Step::Package {
             name: name.to_owned(),
             pin: pin.to_owned(),
@@ -219,6 +233,13 @@ mod tests {
                 Step::Python { version: "3.11".to_owned() },
                 package("pillow", "11.0.0", PACKAGE_INDEX),
                 package("torch", "2.6.0+cpu", "https://download.pytorch.org/whl/cpu"),
+                Step::Model {
+                    path: "home/torch/a.json".to_owned(),
+                    size: 3,
+                    sha256: None,
+                    blob: Some(BlobHash::of(b"travels")),
+                    urls: Vec::new(),
+                },
             ]
         );
         assert!(plan.equivalent);

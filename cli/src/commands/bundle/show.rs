@@ -53,7 +53,7 @@ fn words(bundle: &Bundle) -> String {
     let packages =
         lockfile.packages.iter().map(|package| format!("{}  {}", package.name, pinned(package))).collect();
     list(&mut lines, "packages", packages);
-    list(&mut lines, "models", lockfile.models.iter().map(model).collect());
+    list(&mut lines, "models", lockfile.models.iter().map(|model| one_model(model, bundle)).collect());
     let inputs = bundle.manifest.inputs.iter().map(|(name, blob)| format!("{name}  {}", ByteSize(blob.size)));
     list(&mut lines, "inputs", inputs.collect());
     list(&mut lines, "repaired", bundle.repairs.iter().map(ToString::to_string).collect());
@@ -61,7 +61,7 @@ fn words(bundle: &Bundle) -> String {
     lines.join("\n")
 }
 
-fn model(model: &LockedModel) -> String {
+fn one_model(model: &LockedModel, bundle: &Bundle) -> String {
     let name = match (&model.blob, &model.sha256) {
         (Some(blob), _) => blob.to_string(),
         (None, Some(sha256)) => format!("sha256:{sha256}"),
@@ -69,6 +69,9 @@ fn model(model: &LockedModel) -> String {
     };
     let off = if model.disabled { ", switched off" } else { "" };
     let mut line = format!("{}  {}{off}\n    {name}", model.path, ByteSize(model.size));
+    if model.blob.is_some_and(|blob| bundle.travelling.contains(&blob)) {
+        line.push_str("\n    travels with the bundle");
+    }
     model.sources.iter().for_each(|source| line.push_str(&format!("\n    {}", source.url)));
     line
 }

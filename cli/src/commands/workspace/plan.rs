@@ -11,7 +11,8 @@ use crate::show;
 pub(super) fn plan(arguments: &PlanArguments) -> anyhow::Result<()> {
     let bundle = read(&arguments.file)?;
     let platform = arguments.platform.clone().unwrap_or_else(node::platform);
-    let plan = node::workspace::plan::plan(&bundle.lockfile, &platform, arguments.accelerator);
+    let (lockfile, travelling) = (&bundle.lockfile, &bundle.travelling);
+    let plan = node::workspace::plan::plan(lockfile, travelling, &platform, arguments.accelerator);
     if arguments.json {
         show::json(&json!(plan));
         return Ok(());

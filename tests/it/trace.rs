@@ -53,9 +53,9 @@ async fn what_a_custom_node_fetches_is_there_without_a_network_once_it_was_trace
     let picture = picture(&folder)?;
     std::fs::copy(&picture, comfyui.join("input/x.png"))?;
     let workflow = json!({
-        "1": { "class_type": "LoadImage", "inputs": { "image": "x.png" } },
+        "1": { "class_type": "CPackInputImage", "inputs": { "image": "x.png" }, "_meta": { "title": "picture" } },
         "2": { "class_type": "Fetching", "inputs": { "image": ["1", 0] } },
-        "9": { "class_type": "SaveImage", "inputs": { "images": ["2", 0], "filename_prefix": "x" } },
+        "9": { "class_type": "CPackOutputImage", "inputs": { "images": ["2", 0], "filename_prefix": "x" } },
     });
     std::fs::write(folder.join("face_api.json"), workflow.to_string())?;
 
@@ -105,8 +105,7 @@ async fn what_a_custom_node_fetches_is_there_without_a_network_once_it_was_trace
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     farm.start_node_with(&flags, &[("PATH", &programs)]).await?;
     for name in ["bare", "traced"] {
-        let exposed = [("input", "picture=1.image"), ("output", "9")];
-        farm.deploy(&folder.join(format!("{name}.cpack.zip")), name, &exposed).await?;
+        farm.deploy(&folder.join(format!("{name}.cpack.zip")), name, &[]).await?;
         wait_for_workspace(&farm, &format!("{name}@1"), "loaded").await?;
     }
     let run = async |name: &str| -> anyhow::Result<Value> {

@@ -23,8 +23,8 @@ use std::time::Duration;
 use mesh::folders::names::{KnownNames, names_of};
 use mesh::store::{ByteSize, StoreError};
 use protocol::{
-    BlobHash, BlobRef, Filled, FilledOutput, Filling, Interface, LockedModel, Parameters, RunError,
-    RunErrorKind, RunId, SlotId, Workflow, error_chain, fill, link_of,
+    BlobHash, BlobRef, Filled, FilledOutput, Filling, Interface, LockedModel, RunError, RunErrorKind, RunId,
+    SlotId, Workflow, error_chain, fill, link_of,
 };
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -200,7 +200,15 @@ fn filled(
     let inputs: BTreeMap<String, BlobRef> = inputs.keys().cloned().zip(blobs.clone()).collect();
     let unfit = |error: &dyn std::error::Error| TraceError::Inputs(error_chain(error));
     let interface = Interface::of(workflow).map_err(|error| unfit(&error))?;
-    let parameters = interface.check(Parameters::default()).map_err(|faults| {
+    let mut is_lacking = false;
+    let given = interface.test_parameters(workflow, &inputs, |_| {
+        is_lacking = true;
+        BlobRef::of(b"")
+    });
+    let given = given.filter(|_| !is_lacking).ok_or_else(|| {
+        TraceError::Inputs("it takes a file that is not in ComfyUI's input folder".to_owned())
+    })?;
+    let parameters = interface.check(given).map_err(|faults| {
         TraceError::Inputs(faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
     })?;
     let filling = Filling { output_prefix: "traced".to_owned(), inputs };

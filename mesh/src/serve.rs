@@ -19,7 +19,7 @@ use std::time::Duration;
 use protocol::codec::CodecError;
 use protocol::wire::{
     Bad, BlobAnswer, BlobRequest, Busy, Gained, Get, Have, MAX_BLOB_FRAME, MAX_RANGE, NotFound, Outboard,
-    Peers, Piece,
+    PART_SIZE, Peers, Piece,
 };
 use protocol::{BlobName, BlobRef, FileRef, GROUP_SIZE, PIECE_SIZE, PeerId};
 use tokio::sync::Semaphore;
@@ -48,8 +48,6 @@ const ASKER_TIMEOUT: Duration = Duration::from_secs(60);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long a piece may take before others have their turn as well.
 const LONGEST_TURN: Duration = Duration::from_secs(2);
-/// How much of a piece is read and sent at a time.
-const PART: usize = 128 << 10;
 /// How much is sent at once where a cap is set.
 const CAPPED_PART: usize = 64 << 10;
 /// How much of an outboard is read at a time.
@@ -308,27 +306,27 @@ impl Conversation {
         news: &mut News,
     ) -> Result<(), ServeError> {
         for index in range {
-            if news.is_due() {
-                self.tell(news, source).await?;
-            }
             if !source.has(index) {
                 return Err(ServeError::OutOfTurn);
             }
             let turn = self.throttle.uploads.take(self.asker.peer).await;
-            in_turn(turn, self.send_piece(index, source)).await?;
+            in_turn(turn, self.send_piece(index, source, news)).await?;
         }
         Ok(())
     }
 
     /// Sends a piece part by part, each encrypted while a core's cache still has it.
-    async fn send_piece(&mut self, index: u64, source: &Source) -> Result<(), ServeError> {
-        let (mut frame, mut part) =
-            (Some(BlobAnswer::Piece(Piece { index })), std::mem::take(&mut self.part));
+    async fn send_piece(&mut self, index: u64, source: &Source, news: &mut News) -> Result<(), ServeError> {
+        let mut part = std::mem::take(&mut self.part);
         let size = piece_size(source.size(), index);
-        for offset in (0..size).step_by(PART) {
-            part.resize(PART.min(size - offset), 0);
-            source.read(index * PIECE_SIZE + offset as u64, &mut part).await?;
-            self.send_capped(frame.take(), &part).await?;
+        for offset in (0..size).step_by(PART_SIZE) {
+            if news.is_due() {
+                self.tell(news, source).await?;
+            }
+            part.resize(PART_SIZE.min(size - offset), 0);
+            let offset = offset as u64;
+            source.read(index * PIECE_SIZE + offset, &mut part).await?;
+            self.send_capped(Some(BlobAnswer::Piece(Piece { index, offset })), &part).await?;
         }
         self.part = part;
         Ok(())

@@ -18,12 +18,13 @@
 //! GetOutboard                 ->
 //!                             <-      Outboard{length}, then that many raw bytes
 //! Get{first, count}           ->
-//!                             <-      Piece{index}, then its raw bytes; once for each piece, in order
+//!                             <-      Piece{index, offset}, then raw bytes; all of a piece, piece by piece
 //! ```
-//! A frame is that of [`codec`](crate::codec). Raw bytes follow their frame without one of their own; how
-//! many a piece has follows from the blob's size (1 MiB, the last one less). An asker that wants no
+//! A frame is that of [`codec`](crate::codec). Raw bytes follow their frame without one of their own. How
+//! many a piece has follows from the blob's size (1 MiB, the last one less); they come [`PART_SIZE`] at a
+//! time, so that on a slow link news need not wait for a whole piece. An asker that wants no
 //! more closes the channel; there is no farewell. Up to [`MAX_OPEN_GETS`] requests may be open at once.
-//! A provider whose blob is still growing tells what came meanwhile with `Gained`, at any time.
+//! A provider whose blob is still growing tells what came meanwhile with `Gained`, between any two frames.
 //!
 //! **Files.** A conversation may begin with `OpenFile{sha256, size}` where nobody knows the BLAKE3 hash yet:
 //! several members read one file from the internet and take its pieces from each other. There is no
@@ -58,6 +59,8 @@ use crate::origin::{FileRef, PieceRange};
 pub const BLOB_PROTOCOL: &str = "farm-blob/1";
 /// The largest frame on a channel, without raw bytes: a bitmap of all pieces of the largest blob fits.
 pub const MAX_BLOB_FRAME: usize = 64 << 10;
+/// How many bytes follow a `Piece`: whole groups, except at the end of the blob.
+pub const PART_SIZE: usize = 128 << 10;
 /// The most pieces in one `Get`.
 pub const MAX_RANGE: u64 = 256;
 /// The most requests that an asker has open on one channel.
@@ -98,7 +101,7 @@ messages! {
         0x0380 => Have(Have),
         /// The outboard follows.
         0x0381 => Outboard(Outboard),
-        /// A piece follows.
+        /// Bytes of a piece follow.
         0x0382 => Piece(Piece),
         /// Others hold some of the blob as well.
         0x8383 => Peers(Peers),
@@ -218,11 +221,13 @@ pub struct Outboard {
     pub length: u64,
 }
 
-/// A piece follows.
+/// Bytes of a piece follow: [`PART_SIZE`] of them, or what is left of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Piece {
     /// Which one.
     pub index: u64,
+    /// How many of its bytes came before.
+    pub offset: u64,
 }
 
 /// Nothing of such a blob is here.
@@ -263,7 +268,8 @@ mod tests {
             encode(&BlobAnswer::Outboard(Outboard { length: 64 }), MAX_BLOB_FRAME),
             "0a00000081034000000000000000",
         );
-        check(encode(&BlobAnswer::Piece(Piece { index: 3 }), MAX_BLOB_FRAME), "0a00000082030300000000000000");
+        let piece = BlobAnswer::Piece(Piece { index: 3, offset: 4 });
+        check(encode(&piece, MAX_BLOB_FRAME), "12000000820303000000000000000400000000000000");
         check(encode(&BlobAnswer::NotFound(NotFound), MAX_BLOB_FRAME), "020000008403");
         check(encode(&BlobAnswer::Busy(Busy), MAX_BLOB_FRAME), "020000008503");
         let gained = BlobAnswer::Gained(Gained { ranges: vec![PieceRange { first: 2, count: 3 }] });

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use protocol::message::Provider;
 use protocol::wire::{
     Announce, Bad, BlobAnswer, BlobRequest, Gained, Get, GetOutboard, Have, MAX_ANNOUNCED, MAX_BLOB_FRAME,
-    MAX_GAINED, Outboard, Piece,
+    MAX_GAINED, Outboard, PART_SIZE, Piece,
 };
 use protocol::{BlobRef, GROUP_SIZE, SourceName};
 use tokio::runtime::Handle;
@@ -22,7 +22,7 @@ use tokio_util::context::TokioContext;
 
 use super::gather::Gathering;
 use super::schedule::{Held, Reach};
-use super::source::{Event, Opened, Part, Source, SourceError, Supplier, WrongPart};
+use super::source::{Event, Opened, Part, Source, SourceError, Supplier, WrongPart, next_asked};
 use super::target::Target;
 use crate::frames::{FrameReceiver, FrameSender};
 use crate::limits::Throttle;
@@ -93,10 +93,10 @@ struct PeerSource {
     answers: FrameReceiver<BlobAnswer>,
     size: u64,
     pieces: u64,
-    /// How much of a piece is taken at a time.
-    part_size: usize,
-    /// What comes next of a piece that began.
-    crossing: Option<Part>,
+    /// How many bytes came of the piece whose turn it is.
+    came: usize,
+    /// Where those are gathered for a target that takes pieces as a whole.
+    whole: Option<Vec<u8>>,
     /// What was asked for and has not come.
     asked: VecDeque<Range<u64>>,
     /// News that came while something else was waited for.
@@ -113,8 +113,8 @@ impl PeerSource {
             answers: FrameReceiver::with_limit(channel.reader, MAX_BLOB_FRAME),
             size: target.size(),
             pieces: target.pieces().count(),
-            part_size: target.part_size(),
-            crossing: None,
+            came: 0,
+            whole: target.takes_whole_pieces().then(Vec::new),
             asked: VecDeque::new(),
             put_off: VecDeque::new(),
             patience,
@@ -163,26 +163,41 @@ impl PeerSource {
         })
     }
 
-    /// A piece begins: the one that is next in turn.
-    fn begin(&mut self, piece: u64) -> Result<Part, SourceError> {
-        let expected = self.asked.front_mut().filter(|range| range.start == piece);
-        let range = expected.ok_or(SourceError::OutOfTurn)?;
-        range.start += 1;
-        if range.is_empty() {
-            self.asked.pop_front();
+    /// Takes bytes of the piece whose turn it is; what they are to the target, if anything yet.
+    async fn take(&mut self, piece: Piece, buffer: &mut Vec<u8>) -> Result<Option<Part>, SourceError> {
+        let part = Part { piece: piece.index, offset: self.came };
+        let is_next = self.asked.front().is_some_and(|range| range.start == part.piece);
+        if !is_next || piece.offset != part.offset as u64 {
+            return Err(SourceError::OutOfTurn);
         }
-        Ok(Part::first(piece))
-    }
-
-    async fn part(&mut self, part: Part, buffer: &mut Vec<u8>) -> Result<Event, SourceError> {
-        let size = piece_size(self.size, part.piece);
-        buffer.resize((size - part.offset).min(self.part_size), 0);
-        in_time(self.patience, async { Ok(self.answers.recv_bytes(buffer).await?) }).await?;
+        let left = piece_size(self.size, part.piece) - part.offset;
+        let bytes = match &mut self.whole {
+            Some(whole) => {
+                whole.resize(part.offset + left.min(PART_SIZE), 0);
+                &mut whole[part.offset..]
+            }
+            None => {
+                buffer.resize(left.min(PART_SIZE), 0);
+                &mut buffer[..]
+            }
+        };
+        in_time(self.patience, async { Ok(self.answers.recv_bytes(bytes).await?) }).await?;
         // What is not taken from the link yet slows its sender down.
-        self.throttle.download.take(buffer.len()).await;
-        let offset = part.offset + buffer.len();
-        self.crossing = (offset < size).then_some(Part { offset, ..part });
-        Ok(Event::Part(part))
+        self.throttle.download.take(bytes.len()).await;
+        self.came += bytes.len();
+        let is_whole = bytes.len() == left;
+        if is_whole {
+            self.came = 0;
+            next_asked(&mut self.asked);
+        }
+        match &mut self.whole {
+            Some(_) if !is_whole => Ok(None),
+            Some(whole) => {
+                std::mem::swap(whole, buffer);
+                Ok(Some(Part::first(part.piece)))
+            }
+            None => Ok(Some(part)),
+        }
     }
 }
 
@@ -196,20 +211,20 @@ impl Source for PeerSource {
     }
 
     async fn next(&mut self, buffer: &mut Vec<u8>) -> Result<Event, SourceError> {
-        if let Some(part) = self.crossing {
-            return self.part(part, buffer).await;
-        }
         if let Some(event) = self.put_off.pop_front() {
             return Ok(event);
         }
-        let answer = in_time(self.patience, self.answer()).await?;
-        match self.news_in(answer)? {
-            Ok(event) => Ok(event),
-            Err(BlobAnswer::Piece(Piece { index })) => {
-                let first = self.begin(index)?;
-                self.part(first, buffer).await
+        loop {
+            let answer = in_time(self.patience, self.answer()).await?;
+            match self.news_in(answer)? {
+                Ok(event) => return Ok(event),
+                Err(BlobAnswer::Piece(piece)) => {
+                    if let Some(part) = self.take(piece, buffer).await? {
+                        return Ok(Event::Part(part));
+                    }
+                }
+                Err(_) => return Err(SourceError::OutOfTurn),
             }
-            Err(_) => Err(SourceError::OutOfTurn),
         }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Not here: the suppliers themselves, and which of them is asked for what.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::ops::Range;
@@ -86,6 +87,16 @@ impl Part {
     /// A piece from its beginning.
     pub(crate) fn first(piece: u64) -> Self {
         Self { piece, offset: 0 }
+    }
+}
+
+/// Takes the piece whose turn it is from what was asked for.
+pub(crate) fn next_asked(asked: &mut VecDeque<Range<u64>>) {
+    if let Some(range) = asked.front_mut() {
+        range.start += 1;
+        if range.is_empty() {
+            asked.pop_front();
+        }
     }
 }
 

@@ -9,9 +9,6 @@ use super::source::Part;
 use crate::store::{PartialBlob, Pieces, StoreError};
 use crate::tree::Tree;
 
-/// What is taken, verified and written at a time: a core's cache has it all the while.
-const PART_SIZE: usize = 128 << 10;
-
 /// Something that is made whole of pieces of 1 MiB, in any order.
 pub(crate) trait Target: Send + Sync + 'static {
     /// What it is called.
@@ -35,8 +32,8 @@ pub(crate) trait Target: Send + Sync + 'static {
     /// Keeps an outboard that verified. It blocks on the disk.
     fn add_outboard(&self, tree: Tree, outboard: &[u8]) -> Result<(), StoreError>;
 
-    /// How many bytes of a piece are best kept at a time: whole groups, or a whole piece.
-    fn part_size(&self) -> usize;
+    /// Whether it takes pieces as a whole, because their parts cannot be told right from wrong.
+    fn takes_whole_pieces(&self) -> bool;
 
     /// Keeps a part of a piece unless it is wrong, and says whether it was right as far as can be told yet.
     /// The piece is here with its last part: whoever gives that gave those before it. The same part may
@@ -73,8 +70,8 @@ impl Target for PartialBlob {
         self.add_outboard(tree, outboard)
     }
 
-    fn part_size(&self) -> usize {
-        PART_SIZE
+    fn takes_whole_pieces(&self) -> bool {
+        false
     }
 
     fn write_part(&self, part: Part, bytes: &[u8], _from: &SourceName) -> Result<bool, StoreError> {

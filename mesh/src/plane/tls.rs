@@ -21,6 +21,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use protocol::PeerId;
 use rustls::pki_types::ServerName;
+use socket2::SockRef;
 use tokio::io::BufReader;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -46,6 +47,10 @@ const LINK_QUEUE: usize = 64;
 const READ_BUFFER: usize = 128 << 10;
 /// How much may be encrypted before it is given to the system.
 const WRITE_BUFFER: usize = 512 << 10;
+
+/// How much may wait in the system that is not on its way: on a slow link whatever is said next, news of
+/// pieces above all, comes after that.
+const UNSENT: u32 = 256 << 10;
 
 /// A connection once its handshake is through.
 type Connection = TlsStream<BufReader<TcpStream>>;
@@ -153,6 +158,7 @@ impl Dialler {
 
 fn buffered(stream: TcpStream) -> io::Result<BufReader<TcpStream>> {
     stream.set_nodelay(true)?;
+    SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT)?;
     Ok(BufReader::with_capacity(READ_BUFFER, stream))
 }
 

@@ -8,7 +8,7 @@ use mesh::gate::{Side, exchange_hellos};
 use mesh::limits::{Caps, Limits};
 use mesh::plane::{Plane, RacingPlane, TlsPlane};
 use mesh::store::{BlobStore, ByteSize};
-use protocol::wire::{BlobAnswer, BlobRequest, Gained, Have, MAX_BLOB_FRAME, Outboard, Piece};
+use protocol::wire::{BlobAnswer, BlobRequest, Gained, Have, MAX_BLOB_FRAME, Outboard, PART_SIZE, Piece};
 use protocol::{BlobRef, Fetched, PIECE_SIZE, PeerId, PieceRange};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -219,8 +219,8 @@ async fn misbehave(mut talk: Talk, mischief: Mischief, outboard: Vec<u8>) {
             Mischief::PieceThatNobodyAskedFor => get.first + 100,
             _ => get.first,
         };
-        let wrong = vec![1; PIECE_SIZE as usize];
-        if talk.answers.send_with(&BlobAnswer::Piece(Piece { index }), &wrong).await.is_err() {
+        let wrong = vec![1; PART_SIZE];
+        if talk.answers.send_with(&BlobAnswer::Piece(Piece { index, offset: 0 }), &wrong).await.is_err() {
             return;
         }
     }

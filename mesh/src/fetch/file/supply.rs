@@ -17,7 +17,7 @@ use tokio::time::sleep;
 use super::leases::{Keeper, LeaseNews, Leases};
 use crate::fetch::gather::Gathering;
 use crate::fetch::schedule::{Held, Reach};
-use crate::fetch::source::{Event, Opened, Part, Source, SourceError, Supplier};
+use crate::fetch::source::{Event, Opened, Part, Source, SourceError, Supplier, next_asked};
 use crate::fetch::target::Target;
 use crate::finder::Finder;
 use crate::origin::{Origin, OriginEvent, Reading};
@@ -268,15 +268,6 @@ async fn news_of(leases: &mut Option<Leases>) -> LeaseNews {
     match leases {
         Some(leases) => leases.next().await,
         None => pending().await,
-    }
-}
-
-fn next_asked(asked: &mut VecDeque<Range<u64>>) {
-    if let Some(range) = asked.front_mut() {
-        range.start += 1;
-        if range.is_empty() {
-            asked.pop_front();
-        }
     }
 }
 

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use protocol::wire::BlobRequest;
-use protocol::{BlobName, BlobRef, PIECE_SIZE, SourceName};
+use protocol::{BlobName, BlobRef, SourceName};
 
 use crate::fetch::source::Part;
 use crate::fetch::target::Target;
@@ -45,8 +45,8 @@ impl Target for FileTarget {
         Ok(())
     }
 
-    fn part_size(&self) -> usize {
-        PIECE_SIZE as usize
+    fn takes_whole_pieces(&self) -> bool {
+        true
     }
 
     fn write_part(&self, part: Part, bytes: &[u8], from: &SourceName) -> Result<bool, StoreError> {

@@ -19,9 +19,12 @@ const STUCK: Duration = Duration::from_secs(2);
 /// What makes a piece come before another: its class, how many have it, its place; the smallest first.
 type Rank = (u8, u16, u64);
 const OURS: u8 = 0;
+/// Of a part that another does not get done with, what is our turn among those who help.
 const FROM_ITS_END: u8 = 1;
-const KNOWN_ELSEWHERE: u8 = 2;
-const LAST: u8 = 3;
+/// What is the turn of another who helps.
+const HELPED: u8 = 2;
+const KNOWN_ELSEWHERE: u8 = 3;
+const LAST: u8 = 4;
 
 impl Schedule {
     /// The best range that nobody was asked for.
@@ -48,6 +51,9 @@ impl Schedule {
         let pieces = 0..self.here.count();
         let best = pieces.clone().filter(|piece| is_fresh(*piece)).min_by_key(|piece| rank(*piece))?;
         let (class, holders, _) = rank(best);
+        if class > FROM_ITS_END && self.is_needed_more_by_others(id) {
+            return None;
+        }
         let goes_on = |piece: &u64| {
             is_fresh(*piece) && {
                 let (next_class, next_holders, _) = rank(*piece);
@@ -69,13 +75,27 @@ impl Schedule {
             // Whoever has all of it is asked for what nobody else has, each of us for another part.
             Held::Whole if holders == 0 => match parts.owner_of(piece) {
                 Owner::Us { place } => (OURS, 0, place),
-                Owner::Another { is_free: true, place } => (FROM_ITS_END, 0, place),
-                Owner::Another { is_free: false, place } => (LAST, 0, place),
+                Owner::Another { turn: Turn::Ours, place } => (FROM_ITS_END, 0, place),
+                Owner::Another { turn: Turn::OfAHelper, .. } => (HELPED, 0, mix(self.us, piece)),
+                Owner::Another { turn: Turn::ItsOwn, place } => (LAST, 0, place),
             },
             Held::Whole => (KNOWN_ELSEWHERE, holders, mix(self.us, piece)),
             Held::Growing(_) if source.reach == Reach::Origin => (OURS, holders, piece),
             Held::Growing(_) => (OURS, holders, mix(self.us, piece)),
         }
+    }
+
+    /// Whether others still take from this source what nobody else has, and we are busy without it: what it
+    /// would send us again it would send them later.
+    fn is_needed_more_by_others(&self, id: SourceId) -> bool {
+        let is_left_to_others = |piece: u64| {
+            let is_unasked = self.holders[piece as usize] == 0 && self.asked[piece as usize] == 0;
+            is_unasked && !self.here.contains(piece)
+        };
+        let is_busy = |(other, source): (&SourceId, &Source)| *other != id && !source.open.is_empty();
+        self.sources[&id].held == Held::Whole
+            && self.sources.iter().any(is_busy)
+            && (0..self.here.count()).any(is_left_to_others)
     }
 
     /// The near sources and their speeds, for one that is far.
@@ -90,6 +110,9 @@ impl Schedule {
     /// The range that this source would bring sooner than whoever was asked for it, the latest to come first.
     pub(super) fn again_range(&self, id: SourceId, longest: u64, now: Duration) -> Option<Range<u64>> {
         let source = &self.sources[&id];
+        if self.is_needed_more_by_others(id) {
+            return None;
+        }
         let mut soonest: HashMap<u64, f64> = HashMap::new();
         for (piece, seconds) in self.sources.values().flat_map(|source| source.arrivals(now)) {
             let known = soonest.entry(piece).or_insert(seconds);
@@ -145,11 +168,21 @@ struct Fetcher {
     is_us: bool,
     /// Whether its part may be taken from it.
     is_free: bool,
+    /// Whether it has nothing left to do in its own part, and takes from others.
+    helps: bool,
 }
 
 enum Owner {
     Us { place: u64 },
-    Another { is_free: bool, place: u64 },
+    Another { turn: Turn, place: u64 },
+}
+
+/// Who is to take a piece of another's part next.
+enum Turn {
+    Ours,
+    /// Another of those who help: two who help do not ask for the same.
+    OfAHelper,
+    ItsOwn,
 }
 
 impl Parts {
@@ -158,9 +191,9 @@ impl Parts {
         let others = schedule.sources.values().filter(|source| source.is_growing());
         let is_stuck = |source: &Source| now.saturating_sub(source.grew) > STUCK;
         let mut fetchers: Vec<Fetcher> = others
-            .map(|source| Fetcher { key: source.key, is_us: false, is_free: is_stuck(source) })
+            .map(|source| Fetcher { key: source.key, is_us: false, is_free: is_stuck(source), helps: false })
             .collect();
-        fetchers.push(Fetcher { key: us, is_us: true, is_free: true });
+        fetchers.push(Fetcher { key: us, is_us: true, is_free: true, helps: true });
         fetchers.sort_by_key(|fetcher| (fetcher.key, fetcher.is_us));
         let mut parts = Self { pieces, us, fetchers };
         let mut left = vec![0; parts.fetchers.len()];
@@ -168,8 +201,15 @@ impl Parts {
         (0..pieces).filter(is_rare).for_each(|piece| left[parts.index_of(piece)] += 1);
         for (fetcher, left) in parts.fetchers.iter_mut().zip(left) {
             fetcher.is_free |= left > LEFT_TO_ITS_OWNER;
+            fetcher.helps |= left == 0 && !fetcher.is_free;
         }
         parts
+    }
+
+    /// Of those who help, each is first at other pieces.
+    fn is_our_turn(&self, piece: u64) -> bool {
+        let helping = self.fetchers.iter().filter(|fetcher| fetcher.helps);
+        helping.max_by_key(|fetcher| mix(fetcher.key, piece)).is_some_and(|fetcher| fetcher.is_us)
     }
 
     fn index_of(&self, piece: u64) -> usize {
@@ -190,7 +230,12 @@ impl Parts {
             // Those who help here do not all help the same one.
             false => {
                 let place = (mix(self.us, index as u64) << 20) | (0xf_ffff - (piece & 0xf_ffff));
-                Owner::Another { is_free: fetcher.is_free, place }
+                let turn = match fetcher.is_free {
+                    true if self.is_our_turn(piece) => Turn::Ours,
+                    true => Turn::OfAHelper,
+                    false => Turn::ItsOwn,
+                };
+                Owner::Another { turn, place }
             }
         }
     }

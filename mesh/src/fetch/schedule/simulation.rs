@@ -38,6 +38,8 @@ struct Conversation {
     looked_at: Duration,
     sent: u64,
     joined: bool,
+    /// Its share of a link beside others.
+    weight: f64,
 }
 
 struct Swarm {
@@ -84,6 +86,7 @@ impl Swarm {
                         looked_at: Duration::ZERO,
                         sent: 0,
                         joined: false,
+                        weight: 1.0,
                     });
                 }
             }
@@ -155,7 +158,8 @@ impl Swarm {
             if talk.left > 0.0 {
                 continue;
             }
-            let (piece, _) = talk.queue.pop_front().expect("it is being sent");
+            // What was on its way to one that has everything by now is forgotten.
+            let Some((piece, _)) = talk.queue.pop_front() else { continue };
             talk.sent += 1;
             // Whoever just sent may be asked at once.
             talk.looked_at = Duration::ZERO;
@@ -197,8 +201,9 @@ impl Swarm {
         while !active.is_empty() {
             let mut users = vec![(0.0, 0.0); self.peers.len()];
             for index in &active {
-                users[self.conversations[*index].provider].0 += 1.0;
-                users[self.conversations[*index].asker].1 += 1.0;
+                let talk = &self.conversations[*index];
+                users[talk.provider].0 += talk.weight;
+                users[talk.asker].1 += talk.weight;
             }
             let share = |talk: &Conversation| {
                 (up[talk.provider] / users[talk.provider].0).min(down[talk.asker] / users[talk.asker].1)
@@ -209,9 +214,10 @@ impl Swarm {
                 active.iter().partition(|index| share(&self.conversations[**index]) <= smallest * 1.000_001);
             for index in full {
                 let talk = &self.conversations[index];
-                up[talk.provider] -= smallest;
-                down[talk.asker] -= smallest;
-                rates.push((index, smallest));
+                let rate = smallest * talk.weight;
+                up[talk.provider] -= rate;
+                down[talk.asker] -= rate;
+                rates.push((index, rate));
             }
             active = rest;
         }
@@ -291,4 +297,26 @@ fn eight_who_fetch_from_one_seed_need_little_more_than_one() {
     let (took, sent) = (swarm.run(), swarm.sent_by(seed) as f64 / pieces as f64);
     assert!(took < ideal * 1.12, "{took} s of {ideal}");
     assert!(sent < 1.3, "the seed sent {sent} copies");
+}
+
+#[test]
+fn eight_whose_links_are_shared_unfairly_ask_the_seed_for_little_twice() {
+    let (pieces, rate) = (256, megabits(200.0));
+    let mut chance = 7u64;
+    for _ in 0..6 {
+        let mut swarm = Swarm::new(pieces);
+        let seed = swarm.seed(rate);
+        for _ in 0..8 {
+            swarm.fetcher(rate, rate, Duration::ZERO);
+        }
+        swarm.connect();
+        for talk in &mut swarm.conversations {
+            chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            talk.weight = 0.4 + 1.2 * (chance >> 40) as f64 / f64::from(1 << 24);
+        }
+        let ideal = pieces as f64 / rate;
+        let (took, sent) = (swarm.run(), swarm.sent_by(seed) as f64 / pieces as f64);
+        assert!(took < ideal * 1.22, "{took} s of {ideal}");
+        assert!(sent < 1.13, "the seed sent {sent} copies");
+    }
 }

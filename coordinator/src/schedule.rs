@@ -146,7 +146,7 @@ pub fn explain(
             if avoid.contains(&node.peer) && others_can {
                 "the job failed there, so another node goes first".to_owned()
             } else if let Some(why) = node.aside.get(workflow).filter(|_| others_can) {
-                format!("it is set aside for this workflow until a self-test succeeds there: {why}")
+                format!("it is set aside for this workflow, so another node goes first: {why}")
             } else if node.free.is_empty() {
                 "all its slots are busy".to_owned()
             } else {

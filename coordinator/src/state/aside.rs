@@ -2,8 +2,9 @@
 //!
 //! A node on which a job failed that succeeded on another one, or whose self-test failed where that of another one
 //! succeeded, is set aside for that workflow: other nodes go first. A success there releases it, of a run or of a
-//! self-test, which is asked for at once and then less and less often. No journal entries: after a restart of the
-//! coordinator all nodes are equal. Not here: what being set aside means for a job (`schedule`).
+//! self-test, which is asked for at once and then less and less often; and so does time where no self-test tells
+//! anything, so that a job tries the node again. No journal entries: after a restart of the coordinator all nodes are
+//! equal. Not here: what being set aside means for a job (`schedule`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,6 +25,9 @@ const MAX_ASIDE: usize = 64;
 /// How long after a failed self-test the next one is asked for; each time twice as long, up to the last.
 const FIRST_PAUSE: Duration = Duration::from_secs(5 * 60);
 const LAST_PAUSE: Duration = Duration::from_secs(2 * 3600);
+/// How long a node that was asked for a self-test stays set aside without a verdict: some workflows have no inputs that
+/// a test could give, and some nodes are never idle.
+const VERDICT: Duration = Duration::from_secs(30 * 60);
 
 /// Why and until when a node is set aside.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,12 +40,18 @@ pub(crate) struct Aside {
     /// When the next self-test is asked for.
     next: Duration,
     pause: Duration,
+    /// When it is released; `None` until it is asked for a self-test, and again from when one failed.
+    ends: Option<Duration>,
 }
 
 impl Aside {
+    fn new(reason: String, is_test: bool, next: Duration) -> Self {
+        Self { reason, is_test, next, pause: FIRST_PAUSE, ends: None }
+    }
+
     /// Has the next self-test asked for at once, on a new session.
     pub(super) fn ask_again(&mut self) {
-        self.next = Duration::ZERO;
+        (self.next, self.ends) = (Duration::ZERO, None);
     }
 }
 
@@ -56,8 +66,7 @@ impl State {
     ) {
         self.release(good, workflow, turn);
         for failed in failures.iter().filter(|failed| failed.node != good) {
-            let (reason, next) = (failed.error.detail.clone(), turn.now.monotonic);
-            let aside = Aside { reason, is_test: false, next, pause: FIRST_PAUSE };
+            let aside = Aside::new(failed.error.detail.clone(), false, turn.now.monotonic);
             self.set_aside(failed.node, workflow, aside, turn);
         }
     }
@@ -74,8 +83,7 @@ impl State {
             Some(RunError { kind, .. }) if is_nobodys_fault(kind) => {}
             Some(error) => {
                 let reason = format!("its self-test failed: {}", bounded_reason(error.detail));
-                let next = turn.now.monotonic + FIRST_PAUSE;
-                let aside = Aside { reason, is_test: true, next, pause: FIRST_PAUSE };
+                let aside = Aside::new(reason, true, turn.now.monotonic + FIRST_PAUSE);
                 self.set_aside(peer, &tested.workflow, aside, turn);
             }
         }
@@ -90,19 +98,26 @@ impl State {
         }
     }
 
-    /// Asks for the self-tests that are due.
+    /// Asks for the self-tests that are due, and releases those that told nothing for too long.
     pub(super) fn ask_due_self_tests(&mut self, turn: &mut Turn) {
         let now = turn.now.monotonic;
-        let mut due = Vec::new();
+        let (mut due, mut over) = (Vec::new(), Vec::new());
         for (peer, node) in self.nodes.iter_mut().filter(|(_, node)| node.session.is_some()) {
+            let is_over = |aside: &Aside| aside.ends.is_some_and(|ends| ends <= now);
+            let ended = node.aside.iter().filter(|(_, aside)| is_over(aside));
+            over.extend(ended.map(|(workflow, _)| (peer, workflow.clone())));
             for (workflow, aside) in node.aside.iter_mut().filter(|(_, aside)| aside.next <= now) {
                 aside.next = now + aside.pause;
                 aside.pause = (aside.pause * 2).min(LAST_PAUSE);
+                aside.ends.get_or_insert(now + VERDICT);
                 due.push((peer, workflow.clone()));
             }
         }
         for (peer, workflow) in due {
             self.ask_self_test(peer, &workflow, turn);
+        }
+        for (peer, workflow) in over {
+            self.release(peer, &workflow, turn);
         }
     }
 
@@ -126,6 +141,7 @@ impl State {
         let Some(node) = self.nodes.get_mut(peer) else { return };
         if let Some(earlier) = node.aside.get_mut(workflow) {
             (earlier.reason, earlier.is_test) = (aside.reason, earlier.is_test && aside.is_test);
+            earlier.ends = None;
         } else if node.aside.len() < MAX_ASIDE {
             node.aside.insert(workflow.clone(), aside);
         }
@@ -234,6 +250,27 @@ mod tests {
         assert!(waits.iter().any(|wait| is_told(&wait.reason)), "{waits:?}");
         farm.say(1, tested(None));
         assert_eq!((farm.granted().0, asides(&farm, 1)), (node(1), vec![]));
+    }
+
+    #[test]
+    fn node_whose_self_test_tells_nothing_is_tried_again_by_a_job() {
+        let check = |said: Option<RunErrorKind>, stays_aside: bool| {
+            let (mut farm, _) = one_aside();
+            farm.pass(VERDICT.as_secs() - 1);
+            assert_eq!(asides(&farm, 1).len(), 1, "it is given time");
+            if let Some(kind) = said {
+                farm.say(1, tested(Some(kind)));
+            }
+            farm.pass(1);
+            assert_eq!(asides(&farm, 1).len(), usize::from(stays_aside), "{said:?}");
+            farm.submit(2);
+            farm.submit(3);
+            let granted: Vec<_> = farm.grants().into_iter().map(|(on, _)| on).collect();
+            assert_eq!(granted.contains(&node(1)), !stays_aside, "{said:?}: {granted:?}");
+        };
+        check(None, false);
+        check(Some(RunErrorKind::InvalidInput), false);
+        check(Some(RunErrorKind::OpFailed), true);
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub(crate) struct Node {
     slots: Vec<Slot>,
     /// The workspaces that it is to have, and how far it is with each.
     workspaces: Vec<NodeWorkspace>,
-    /// The workflows that failed there and not elsewhere, or in a self-test, until they succeed there.
+    /// The workflows that failed there and not elsewhere, or in a self-test, and for which it is set aside.
     set_aside: Vec<SetAside>,
     /// How many blobs it is known to hold.
     blobs: u64,

@@ -73,6 +73,21 @@ pub(super) fn encoded(text: &str, stays: &str) -> String {
     text.bytes().map(sign).collect()
 }
 
+/// A part of an address as the text that it stands for.
+pub(super) fn decoded(text: &str) -> Vec<u8> {
+    let mut parts = text.split('%');
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let byte = part.get(..2).and_then(|digits| hex::decode(digits).ok());
+        match byte {
+            Some(byte) => bytes.extend(byte.iter().chain(&part.as_bytes()[2..])),
+            // A sign that stands for itself.
+            None => bytes.extend(b"%".iter().chain(part.as_bytes())),
+        }
+    }
+    bytes
+}
+
 /// A file of the hub.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Cached {
@@ -198,6 +213,14 @@ mod tests {
         // It need not be said where the cache is.
         check("link", sha256, 7, &[], true);
         assert_eq!(cached_repositories(&at("hub")), ["Some-Org/some--model".parse().expect("one")]);
+    }
+
+    #[test]
+    fn part_of_an_address_is_read_as_it_was_written() {
+        for text in ["", "a b/c", "100%", "é@:"] {
+            assert_eq!(decoded(&encoded(text, "")), text.as_bytes());
+        }
+        assert_eq!(decoded("%4a%4B%zz%"), b"JK%zz%");
     }
 
     #[test]

@@ -13,8 +13,21 @@ use serde_json::Value;
 const BESIDE: [&str; 3] = ["civitai.info", "metadata.json", "cm-info.json"];
 /// The largest such file that is read, in bytes.
 const MAX_FILE: u64 = 4 << 20;
-/// What a secret in an address is called.
-const SECRETS: [&str; 3] = ["token", "api_key", "key"];
+/// What a secret in an address is called, without the signs between its words.
+const SECRETS: [&str; 12] = [
+    "accesskey",
+    "accesstoken",
+    "apikey",
+    "apitoken",
+    "auth",
+    "authorization",
+    "authtoken",
+    "hftoken",
+    "key",
+    "password",
+    "secret",
+    "token",
+];
 
 /// The addresses that the files beside a model give for exactly this file.
 pub(super) fn beside(model: &Path, sha256: Sha256, notes: &mut Vec<String>) -> Vec<HttpsUrl> {
@@ -89,7 +102,7 @@ fn url_of(value: &Value) -> Option<String> {
 pub fn without_token(url: &str) -> String {
     let Some((path, query)) = url.split_once('?') else { return url.to_owned() };
     let is_secret = |part: &&str| {
-        let name = part.split('=').next().unwrap_or_default().to_ascii_lowercase();
+        let name = part.split('=').next().unwrap_or_default().to_ascii_lowercase().replace(['_', '-'], "");
         SECRETS.contains(&name.as_str())
     };
     let kept: Vec<&str> = query.split('&').filter(|part| !is_secret(part)).collect();
@@ -137,5 +150,7 @@ mod tests {
         check("https://a.org/x", "https://a.org/x");
         check("https://a.org/x?token=1", "https://a.org/x");
         check("https://a.org/x?a=1&API_KEY=2&b=3", "https://a.org/x?a=1&b=3");
+        check("https://a.org/x?access_token=1&apikey=2&Api-Key=3&auth=4", "https://a.org/x");
+        check("https://a.org/x?monkey=1&author=2", "https://a.org/x?monkey=1&author=2");
     }
 }

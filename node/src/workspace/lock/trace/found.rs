@@ -63,15 +63,16 @@ impl Findings {
     /// What is in a slot's folders after a run, and was not in the tree before. What has one of the `secrets` in it is
     /// nobody else's.
     pub(super) fn after(slot: &Path, tree: &Tree, secrets: &[Vec<u8>]) -> io::Result<Self> {
-        let mut walk = Walk { slot, tree, secrets, asked: asked(slot)?, found: Self::default() };
+        let mut walk = Walk { slot, tree, secrets, asked: asked(slot, secrets)?, found: Self::default() };
         walk.enter(&slot.join("ComfyUI"), "")?;
         walk.enter(&slot.join("home"), "home")?;
         Ok(walk.found)
     }
 }
 
-/// The addresses that a process asked for, or told of.
-fn asked(slot: &Path) -> io::Result<BTreeSet<String>> {
+/// The addresses that a process asked for, or told of, without secrets. What still has one in it, as in its path, leads
+/// nobody else to the file.
+fn asked(slot: &Path, secrets: &[Vec<u8>]) -> io::Result<BTreeSet<String>> {
     let mut asked = BTreeSet::new();
     for file in [slot.join("ComfyUI").join(LISTENER_FOLDER).join("asked"), slot.with_extension("log")] {
         let mut bytes = Vec::new();
@@ -83,7 +84,12 @@ fn asked(slot: &Path) -> io::Result<BTreeSet<String>> {
         let ends = |c: char| c.is_whitespace() || "\"'`<>()[],;".contains(c);
         let text = String::from_utf8_lossy(&bytes);
         let addresses = text.split(ends).filter(|word| word.starts_with("https://"));
-        asked.extend(addresses.map(|word| without_token(word.trim_end_matches(['.', ':']))));
+        // No server sees what comes after a `#`.
+        let addresses = addresses.filter_map(|word| word.trim_end_matches(['.', ':']).split('#').next());
+        let is_open = |address: &String| {
+            !has_any(address.as_bytes(), secrets) && !has_any(&hub::decoded(address), secrets)
+        };
+        asked.extend(addresses.map(without_token).filter(is_open));
     }
     Ok(asked)
 }
@@ -146,7 +152,7 @@ impl Walk<'_> {
             if contains(&bytes, self.slot.as_os_str().as_encoded_bytes()) {
                 return Ok(());
             }
-            if self.secrets.iter().any(|secret| contains(&bytes, secret)) {
+            if has_any(&bytes, self.secrets) {
                 let words = "which the run wrote: it has a token or password of this machine in it";
                 self.found.left_out.push(format!("`{place}`, {words}"));
                 return Ok(());
@@ -182,6 +188,10 @@ impl Walk<'_> {
         };
         self.asked.iter().filter(is_it).filter_map(|url| url.parse().ok()).collect()
     }
+}
+
+fn has_any(bytes: &[u8], secrets: &[Vec<u8>]) -> bool {
+    secrets.iter().any(|secret| contains(bytes, secret))
 }
 
 fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
@@ -228,8 +238,9 @@ mod tests {
         ] {
             write(path, text);
         }
-        let told =
-            "fetching https://example.org/face%20v1.onnx?token=x to /x, see https://example.org/docs.\n";
+        let told = "fetching https://example.org/face%20v1.onnx?token=x to /x, see https://example.org/docs.
+            https://example.org/hf_secret/face%20v1.onnx https://example.org/%68f_secret/face%20v1.onnx
+            https://example.org/face%20v1.onnx?access_token=x#y https://example.org/face%20v1.onnx?by=hf_secret";
         write("slot-0.log", told);
         write(
             &format!("slot-0/ComfyUI/{LISTENER_FOLDER}/asked"),

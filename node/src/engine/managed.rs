@@ -145,6 +145,16 @@ impl Managed {
         proven
     }
 
+    /// Ends the process of each slot, and waits until it has ended and its last lines are written.
+    pub async fn close(self) {
+        let slots = self.slots.into_inner().unwrap_or_else(PoisonError::into_inner);
+        for slot in slots.into_values() {
+            let mut place = slot.process.lock().await;
+            place.unloading = None;
+            slot.stop(&mut place).await;
+        }
+    }
+
     fn slot_ids(&self) -> impl Iterator<Item = SlotId> {
         (0..u16::try_from(self.config.devices.len()).unwrap_or(u16::MAX)).map(SlotId)
     }

@@ -180,6 +180,15 @@ async fn process_stays_warm_gives_the_same_files_again_and_ends_when_it_has_no_w
 }
 
 #[tokio::test]
+async fn closed_engine_has_waited_for_the_end_of_its_process() {
+    let Some(machine) = Machine::new(|_| {}) else { return };
+    machine.run(inverted(), &CancellationToken::new()).await.expect("a picture");
+    let id = machine.process().await.expect("it is warm");
+    machine.engine.close().await;
+    assert!(!PathBuf::from(format!("/proc/{id}")).exists());
+}
+
+#[tokio::test]
 async fn process_that_dies_is_started_anew_once_and_the_next_run_finds_a_sound_one() {
     let Some(machine) = Machine::new(|_| {}) else { return };
     let cancel = CancellationToken::new();

@@ -172,7 +172,10 @@ async fn run(
         scratch,
     };
     let (progress, _watched) = ProgressSink::new();
-    let ran = Managed::new(config).execute(execution, &progress, &CancellationToken::new()).await;
+    let engine = Managed::new(config);
+    let ran = engine.execute(execution, &progress, &CancellationToken::new()).await;
+    // What still runs would write on while its files are looked at.
+    engine.close().await;
     match ran {
         // What it makes is not looked at.
         Ok(_) => Ok(()),

@@ -117,9 +117,14 @@ impl Walk<'_> {
             if self.is_passed_over(&place, &name) {
                 continue;
             }
-            match entry.file_type()?.is_dir() {
-                true => self.enter(&path, &place)?,
-                false => self.take(&path, &place)?,
+            let seen = entry.file_type().and_then(|kind| match kind.is_dir() {
+                true => self.enter(&path, &place),
+                false => self.take(&path, &place),
+            });
+            match seen {
+                // What the run started elsewhere may remove its own files still.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                seen => seen?,
             }
         }
         Ok(())

@@ -65,7 +65,8 @@ impl State {
         turn: &mut Turn,
     ) {
         self.release(good, workflow, turn);
-        for failed in failures.iter().filter(|failed| failed.node != good) {
+        let is_its_own = |failed: &&FailedRun| failed.node != good && !is_nobodys_fault(failed.error.kind);
+        for failed in failures.iter().filter(is_its_own) {
             let aside = Aside::new(failed.error.detail.clone(), false, turn.now.monotonic);
             self.set_aside(failed.node, workflow, aside, turn);
         }
@@ -177,9 +178,11 @@ impl State {
     }
 }
 
-/// Whether a self-test that failed so says nothing of its node.
+/// Whether a run or a self-test that failed so says nothing of its node: the job or the bundle is to blame, or those
+/// who were to send a blob, the coordinator among them.
 fn is_nobodys_fault(kind: RunErrorKind) -> bool {
-    matches!(kind, RunErrorKind::InvalidInput | RunErrorKind::Canceled | RunErrorKind::NodeStopping)
+    use RunErrorKind::{Canceled, InvalidInput, MissingBlob, NodeStopping, UndeclaredFile};
+    matches!(kind, InvalidInput | UndeclaredFile | MissingBlob | Canceled | NodeStopping)
 }
 
 /// Whether a self-test is to be asked for as a workspace comes to this state.
@@ -190,9 +193,9 @@ pub(super) fn wants_proof(before: Option<&WorkspaceState>, now: &WorkspaceState)
 #[cfg(test)]
 mod tests {
     use protocol::message::NodeMessage;
-    use protocol::{BlobHash, WorkspaceReport};
+    use protocol::{BlobHash, Lease, WorkspaceReport};
 
-    use super::super::made_farm::{Farm, failed, node, workflow, workflow_id};
+    use super::super::made_farm::{Farm, failed, node, succeeded, workflow, workflow_id};
     use super::super::{Action, Event};
     use super::*;
 
@@ -219,18 +222,46 @@ mod tests {
 
     /// A farm on whose node 1 a job failed that succeeded on node 2, and the nodes asked for a self-test.
     fn one_aside() -> (Farm, Vec<PeerId>) {
+        one_failed(|farm, lease| farm.end(1, failed(lease, RunErrorKind::OpFailed)))
+    }
+
+    /// The same, with a job that came to grief on node 1 in this way.
+    fn one_failed(fail: impl FnOnce(&mut Farm, Lease)) -> (Farm, Vec<PeerId>) {
         let mut farm = Farm::new();
         farm.register(1);
         farm.submit(1);
         let (_, lease) = farm.granted();
         farm.register(2);
-        farm.end(1, failed(lease, RunErrorKind::OpFailed));
+        fail(&mut farm, lease);
         let (on, lease) = farm.granted();
         assert_eq!(on, node(2));
         farm.succeed(2, lease);
         farm.pass(1);
         let asked = asked(&mut farm);
         (farm, asked)
+    }
+
+    #[test]
+    fn node_is_not_set_aside_for_what_is_not_its_own_fault() {
+        let check = |fail: fn(&mut Farm, Lease), expected: usize| {
+            let (farm, asked) = one_failed(fail);
+            assert_eq!((asides(&farm, 1).len(), asked.len()), (expected, expected));
+        };
+        check(|farm, lease| farm.end(1, failed(lease, RunErrorKind::NodeFault)), 1);
+        check(|farm, lease| farm.end(1, failed(lease, RunErrorKind::MissingBlob)), 0);
+        check(
+            |farm, Lease { id, .. }| farm.apply(Event::GrantFailed { lease: id, reason: "gone".into() }),
+            0,
+        );
+        check(
+            |farm, lease| {
+                farm.end(1, succeeded(lease));
+                for _ in 0..5 {
+                    farm.apply(Event::CollectFailed { lease: lease.id, reason: "cut off".into() });
+                }
+            },
+            0,
+        );
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! What one process has for itself: a copy of its code tree with the workspace's files in place, and a home.
 //!
 //! Made anew for each process, so a run that writes beside itself changes nothing for the next one, and the tree that
-//! it came from never. Blocks. Not here: who may read what.
+//! it came from never. What a process left in its folders, or lays there meanwhile, leads to no others: it may have
+//! walls that we have not. Blocks. Not here: who may read what.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,8 +10,11 @@ use std::path::{Path, PathBuf};
 use protocol::BlobHash;
 
 use super::served::Served;
-use crate::os::file::{copy_tree, folder_bytes, link};
+use crate::os::beneath;
+use crate::os::file::{copy_tree, folder_bytes};
 
+/// The code, in the folders of a slot.
+const CODE: &str = "ComfyUI";
 /// The folder of ComfyUI in which it looks for new files again and again.
 const MODELS: &str = "models";
 
@@ -27,7 +31,7 @@ pub(super) struct Folders {
 impl Folders {
     /// The code, with its `input`, `output`, `temp`, `user` and `models`.
     pub(super) fn code(&self) -> PathBuf {
-        self.root.join("ComfyUI")
+        self.root.join(CODE)
     }
 
     /// What the process has for its home.
@@ -75,28 +79,25 @@ impl Folders {
         std::fs::write(self.relay(), RELAY)?;
         copy_tree(&served.any().comfyui, &self.code())?;
         for (place, file) in served.files() {
-            link(file, &self.place(place))?;
+            if !beneath::link(file, &self.root, &below_root(place))? {
+                let place = place.display();
+                return Err(io::Error::other(format!(
+                    "the code has no folder for `{place}`, but a link or a file on the way to it"
+                )));
+            }
         }
         Ok(())
     }
 
-    /// Where a file of a workspace goes: what a lockfile has below `home/` into the home, and all else into the code.
-    fn place(&self, place: &Path) -> PathBuf {
-        match place.strip_prefix("home") {
-            Ok(below) => self.home().join(below),
-            Err(_) => self.code().join(place),
-        }
-    }
-
     /// Puts another file in front of a process that is up. It can be a model that nothing else lies in the place of:
-    /// what else there is was looked at as the process started. `false` where the process would not see it.
+    /// what else there is was looked at as the process started. `false` where the process would not see it, or has a link
+    /// on the way to it.
     pub(super) fn add(&self, place: &Path, file: &Path, has_walls: bool) -> io::Result<bool> {
-        let target = self.code().join(place);
-        if !place.starts_with(MODELS) || target.symlink_metadata().is_ok() {
+        if !place.starts_with(MODELS) || self.code().join(place).symlink_metadata().is_ok() {
             return Ok(false);
         }
         if !has_walls {
-            return link(file, &target).map(|()| true);
+            return beneath::link(file, &self.root, &below_root(place));
         }
         // Its walls were made around the files of its start, and around a folder for those that come.
         let name = BlobHash::of(file.as_os_str().as_encoded_bytes()).to_string();
@@ -107,35 +108,44 @@ impl Folders {
             Err(_) => return Ok(false),
             Ok(()) => {}
         }
-        link(&visible, &target).map(|()| true)
+        beneath::link(&visible, &self.root, &below_root(place))
     }
 
     /// Removes all but the log.
     pub(super) fn clear(&self) -> io::Result<()> {
-        for folder in [self.code(), self.home(), self.front(), self.temporary(), self.further()] {
+        for folder in [self.root.clone(), self.further()] {
             match std::fs::remove_dir_all(folder) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
         }
-        // The socket of an earlier process.
-        match std::fs::remove_file(self.socket()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     /// How many bytes the runs of the process left.
     pub(super) fn bytes_of_runs(&self) -> io::Result<u64> {
+        let is_folder = |path: &Path| path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
+        if !is_folder(&self.code()) {
+            return Ok(0);
+        }
         let folders = ["input", "output", "temp"].map(|name| self.code().join(name));
-        let there = folders.iter().filter(|folder| folder.is_dir());
+        let there = folders.iter().filter(|folder| is_folder(folder));
         there.map(|folder| folder_bytes(folder)).sum()
+    }
+}
+
+/// Where a file of a workspace goes: what a lockfile has below `home/` into the home, and all else into the code.
+fn below_root(place: &Path) -> PathBuf {
+    match place.starts_with("home") {
+        true => place.to_owned(),
+        false => Path::new(CODE).join(place),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::symlink;
     use std::sync::Arc;
 
     use super::*;
@@ -187,5 +197,60 @@ mod tests {
         assert_eq!(folders.bytes_of_runs().expect("counted"), 5);
         folders.make(&served).expect("made anew");
         assert_eq!((read("main.py").as_str(), folders.bytes_of_runs().expect("counted")), ("run", 0));
+    }
+
+    #[test]
+    fn links_that_a_process_left_lead_nothing_of_ours_elsewhere() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let at = |name: &str| folder.path().join(name);
+        for (path, text) in [("tree/models/put_here", ""), ("owners/kept", "12345"), ("blob", "a model")] {
+            fs::create_dir_all(at(path).parent().expect("it has one")).expect("made");
+            fs::write(at(path), text).expect("written");
+        }
+        let workspace = Arc::new(workspace(&at("tree"), &at("files"), "python"));
+        let served = Served::alone(&workspace).expect("read");
+        let folders = Folders { root: at("slot-0") };
+        folders.make(&served).expect("made");
+        let plant = |place: &Path| {
+            let _ = fs::remove_file(place);
+            let _ = fs::remove_dir_all(place);
+            symlink(at("owners"), place).expect("linked");
+        };
+        for planted in ["models/x", "models", ""] {
+            plant(folders.code().join(planted).components().as_path());
+            for (place, has_walls) in
+                [("models/x/a", true), ("models/x/b", false), ("models/x/new/c", true), ("models/d", true)]
+            {
+                let seen = folders.add(Path::new(place), &at("blob"), has_walls).expect("looked at");
+                assert_eq!(seen, planted == "models/x" && place == "models/d", "{planted}: {place}");
+            }
+        }
+        assert_eq!(folders.bytes_of_runs().expect("counted"), 0);
+        fs::write(at("owners/relay.py"), "the owner's").expect("written");
+        fs::remove_file(folders.relay()).expect("removed");
+        symlink(at("owners/relay.py"), folders.relay()).expect("linked");
+        plant(&folders.home());
+        folders.make(&served).expect("made anew");
+        plant(&folders.code().join("output"));
+        assert_eq!(folders.bytes_of_runs().expect("counted"), 0);
+        assert_eq!(fs::read_to_string(folders.relay()).expect("there"), RELAY);
+        assert_eq!(fs::read_to_string(at("owners/relay.py")).expect("there"), "the owner's");
+        assert_eq!(fs::read_dir(at("owners")).expect("a folder").count(), 2, "nothing came to it");
+    }
+
+    #[test]
+    fn code_with_a_link_in_the_place_of_a_folder_is_refused() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let at = |name: &str| folder.path().join(name);
+        for name in ["tree/custom_nodes/a", "files/custom_nodes/a/models", "owners"] {
+            fs::create_dir_all(at(name)).expect("made");
+        }
+        fs::write(at("files/custom_nodes/a/models/weights"), "weights").expect("written");
+        symlink(at("owners"), at("tree/custom_nodes/a/models")).expect("linked");
+        let workspace = Arc::new(workspace(&at("tree"), &at("files"), "python"));
+        let made = Folders { root: at("slot-0") }.make(&Served::alone(&workspace).expect("read"));
+        let refused = made.expect_err("it leads elsewhere").to_string();
+        assert!(refused.contains("`custom_nodes/a/models/weights`"), "{refused}");
+        assert_eq!(fs::read_dir(at("owners")).expect("a folder").count(), 0);
     }
 }

@@ -1,0 +1,116 @@
+//! Links below a folder in which a stranger's program may write, even while we do: what it laid there leads us nowhere
+//! else.
+//!
+//! Each folder is opened from the one above it and never through a link, so it does not matter what is swapped
+//! meanwhile. Not here: who may write where.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Component, Path};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdirat, openat, symlinkat, unlinkat};
+use rustix::io::Errno;
+
+/// Makes a symbolic link at a place below `root`, with the folders on the way, instead of a file that was there.
+/// `false` where something on the way is no folder; a link to one is none.
+pub(crate) fn link(target: &Path, root: &Path, place: &Path) -> io::Result<bool> {
+    let Some(names) = names(place) else { return Ok(false) };
+    let Some((name, folders)) = names.split_last() else { return Ok(false) };
+    let mut folder = openat(CWD, root, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    for name in folders {
+        match folder_in(&folder, name)? {
+            Some(next) => folder = next,
+            None => return Ok(false),
+        }
+    }
+    match unlinkat(&folder, *name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(error) => return Err(error.into()),
+    }
+    symlinkat(target, &folder, *name)?;
+    Ok(true)
+}
+
+/// The parts of a path that goes nowhere but down.
+fn names(place: &Path) -> Option<Vec<&OsStr>> {
+    let name = |part| match part {
+        Component::Normal(name) => Some(name),
+        _ => None,
+    };
+    place.components().map(name).collect()
+}
+
+/// Opens a folder in another one, and makes it if need be. `None` where that name is something else's.
+fn folder_in(folder: &OwnedFd, name: &OsStr) -> io::Result<Option<OwnedFd>> {
+    let open = || openat(folder, name, OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
+    let mut opened = open();
+    if matches!(opened, Err(Errno::NOENT)) {
+        match mkdirat(folder, name, Mode::RWXU | Mode::RWXG | Mode::RWXO) {
+            Ok(()) | Err(Errno::EXIST) => opened = open(),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    match opened {
+        Ok(folder) => Ok(Some(folder)),
+        // Systems differ in how they name a link here.
+        Err(Errno::NOTDIR | Errno::LOOP) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn link_takes_the_place_of_a_file_in_folders_that_are_made_on_the_way() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let place = Path::new("a/b/c");
+        for target in ["/one", "/two"] {
+            assert!(link(Path::new(target), folder.path(), place).expect("made"));
+            assert_eq!(fs::read_link(folder.path().join(place)).expect("a link"), Path::new(target));
+        }
+        fs::write(folder.path().join("a/file"), "a pointer").expect("written");
+        assert!(link(Path::new("/three"), folder.path(), Path::new("a/file")).expect("made"));
+        assert_eq!(fs::read_link(folder.path().join("a/file")).expect("a link"), Path::new("/three"));
+        let left = fs::read_dir(folder.path().join("a")).expect("a folder").count();
+        assert_eq!(left, 2, "nothing half-made stays");
+    }
+
+    #[test]
+    fn nothing_on_the_way_leads_elsewhere() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let at = |name: &str| folder.path().join(name);
+        for name in ["root/own", "owners/folder"] {
+            fs::create_dir_all(at(name)).expect("made");
+        }
+        fs::write(at("root/own/file"), "no folder").expect("written");
+        symlink(at("owners"), at("root/absolute")).expect("linked");
+        symlink("../../owners/folder", at("root/own/relative")).expect("linked");
+        symlink("nowhere", at("root/dangling")).expect("linked");
+        for place in [
+            "absolute/x",
+            "absolute/new/x",
+            "absolute/folder/x",
+            "own/relative/x",
+            "dangling/x",
+            "own/file/x",
+            "../owners/x",
+            "own/../../owners/x",
+            "/x",
+            "",
+        ] {
+            assert!(!link(Path::new("/target"), &at("root"), Path::new(place)).expect(place), "{place}");
+        }
+        assert_eq!(fs::read_dir(at("owners")).expect("a folder").count(), 1, "as it was");
+        assert_eq!(fs::read_dir(at("owners/folder")).expect("a folder").count(), 0, "as it was");
+        // A link in the place itself is not followed, but gives way.
+        symlink(at("owners/made"), at("root/last")).expect("linked");
+        assert!(link(Path::new("/target"), &at("root"), Path::new("last")).expect("made"));
+        assert_eq!(fs::read_link(at("root/last")).expect("a link"), Path::new("/target"));
+    }
+}

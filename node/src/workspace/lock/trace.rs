@@ -29,7 +29,7 @@ use protocol::{
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use super::{LockRequest, Locked, named, packages};
+use super::{LockRequest, Locked, hub, named, packages};
 use crate::engine::managed::{Managed, ManagedConfig};
 use crate::engine::{Engine, Execution, InputFile, ProgressSink};
 use crate::gpu::{GpuProbe, cpu, system_probe};
@@ -46,6 +46,9 @@ const RUN: &str = "00000000-0000-0000-0000-000000000001";
 const SMALL: u64 = 1 << 20;
 /// The most bytes that travel with a bundle in files like these.
 const MAX_TRAVELLING: u64 = 256 << 20;
+
+/// The shortest password of a proxy that is looked for in files, in bytes.
+const MIN_PASSWORD: usize = 4;
 
 /// How long ComfyUI may take to start, and an op to show progress: both may fetch large files. Whoever packs sees what it
 /// says, and can end it.
@@ -184,12 +187,30 @@ async fn run(
     }
 }
 
-/// What of an environment nobody else may see: tokens, and the passwords in the addresses of proxies.
+/// What of an environment nobody else may see: tokens, and addresses of proxies with a password in them, of which the
+/// password may stand somewhere by itself, as it is written in an address or as it is.
 fn secrets(environment: &[(String, OsString)]) -> Vec<Vec<u8>> {
-    let is_secret =
-        |name: &str, value: &[u8]| !value.is_empty() && (name.ends_with("TOKEN") || value.contains(&b'@'));
-    let bytes = environment.iter().map(|(name, value)| (name, value.as_encoded_bytes()));
-    bytes.filter(|(name, value)| is_secret(name, value)).map(|(_, value)| value.to_owned()).collect()
+    let mut secrets = Vec::new();
+    for (name, value) in environment {
+        let value = value.to_string_lossy();
+        let value = value.trim();
+        if !value.is_empty() && (name.ends_with("TOKEN") || value.contains('@')) {
+            secrets.push(value.as_bytes().to_owned());
+        }
+        if let Some(password) = password_of(value) {
+            let both = [password.as_bytes().to_owned(), hub::decoded(password)];
+            // A shorter one stands in any file by chance.
+            secrets.extend(both.into_iter().filter(|password| password.len() >= MIN_PASSWORD));
+        }
+    }
+    secrets.dedup();
+    secrets
+}
+
+/// The password in an address.
+fn password_of(url: &str) -> Option<&str> {
+    let (user, _) = url.split_once("://").map_or(url, |(_, rest)| rest).rsplit_once('@')?;
+    Some(user.split_once(':')?.1)
 }
 
 /// The graph as a node would run it, and its files.
@@ -310,7 +331,7 @@ mod tests {
             appeared("large", large, false),
         ];
         let workflow = Workflow::default();
-        let (hub, known) = (super::super::hub::HUGGING_FACE.parse().expect("a URL"), KnownNames::default());
+        let (hub, known) = (hub::HUGGING_FACE.parse().expect("a URL"), KnownNames::default());
         let request = LockRequest {
             comfyui: folder.path(),
             workflow: &workflow,
@@ -344,6 +365,10 @@ mod tests {
     fn secrets_are_tokens_and_addresses_with_a_password() {
         let of = |name: &str, value: &str| secrets(&[(name.to_owned(), value.into())]).len();
         assert_eq!((of("HF_TOKEN", "hf_x"), of("HTTPS_PROXY", "http://me:x@proxy:1")), (1, 1));
+        let found = secrets(&[("HTTPS_PROXY".to_owned(), "http://me:p%40ss/w@proxy:1".into())]);
+        let expected = ["http://me:p%40ss/w@proxy:1", "p%40ss/w", "p@ss/w"];
+        assert_eq!(found, expected.map(|secret| secret.as_bytes().to_owned()));
+        assert_eq!(of("HTTPS_PROXY", "me:pass@proxy:1"), 2, "each once, also without a scheme");
         assert_eq!(
             (of("HF_TOKEN", ""), of("HTTPS_PROXY", "http://proxy:1"), of("HF_ENDPOINT", "https://a.org")),
             (0, 0, 0)

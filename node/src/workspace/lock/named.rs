@@ -125,8 +125,15 @@ pub(super) fn models(workflow: &Workflow, folders: &ModelFolders, findings: &mut
 }
 
 /// How it begins to be told that a model of this name is not there.
-pub(super) fn lacking_model(name: &str) -> String {
+fn lacking_model(name: &str) -> String {
     format!("model `{name}`,")
+}
+
+/// Whether these words tell that a model is not there which is the one at this path.
+pub(super) fn is_lacking_model(words: &str, path: &ModelPath) -> bool {
+    let name = words.strip_prefix("model `").and_then(|rest| Some(rest.split_once("`,")?.0));
+    let folder = name.and_then(below).and_then(|name| path.as_str().strip_suffix(&name));
+    folder.is_some_and(|folder| folder.ends_with('/'))
 }
 
 /// The input files that a workflow names, by their path in the input folder.

@@ -281,8 +281,7 @@ fn record(
         }
         let how = if travels { ", and travels with the bundle" } else { "" };
         locked.notes.push(format!("the workflow fetches `{path}` as it runs: {}{how}", ByteSize(size)));
-        let lacked = named::lacking_model(path.as_str().rsplit('/').next().unwrap_or_default());
-        locked.lacking.retain(|words| !words.starts_with(&lacked));
+        locked.lacking.retain(|words| !named::is_lacking_model(words, &path));
         locked.lockfile.models.retain(|model| model.path != path);
         locked.lockfile.models.push(LockedModel {
             path,
@@ -344,8 +343,9 @@ mod tests {
             carry: &[],
             carry_dirty: false,
         };
-        let lacking = ["model `large`, which op `1` (X) names", "model `other`, which op `1` (X) names"];
-        let mut locked = Locked { lacking: lacking.map(str::to_owned).into(), ..Locked::default() };
+        let names = ["large", "faces/large", r"faces\small", "other", "other/large", "arge"];
+        let lacking = names.map(|name| format!("model `{name}`, which op `1` (X) names"));
+        let mut locked = Locked { lacking: lacking.to_vec(), ..Locked::default() };
         let travelling = record(&request, &mut locked, appeared).expect("hashed");
         let told = locked.lockfile.models.iter().map(|model| {
             let travels = model.blob.is_some_and(|blob| travelling.contains_key(&blob));
@@ -358,7 +358,7 @@ mod tests {
             ("models/faces/small-known", true, 1),
         ];
         assert_eq!(told.collect::<Vec<_>>(), expected);
-        assert_eq!(locked.lacking, [lacking[1]], "what was fetched is not lacking");
+        assert_eq!(locked.lacking, lacking[3..], "what was fetched is not lacking");
     }
 
     #[test]

@@ -86,22 +86,28 @@ impl HuggingFace {
         wanted: &Wanted,
         tell: &mut (dyn FnMut(Answer) + Send),
     ) -> Option<HttpsUrl> {
-        let mut looked_through = BTreeSet::new();
+        let mut tried = BTreeSet::new();
         for repository in self.candidates.clone() {
             if let Some(url) = self.find_in(&repository, wanted, tell).await {
                 return Some(url);
             }
-            looked_through.insert(repository);
+            tried.insert(repository);
         }
         for repository in self.search(wanted, tell).await {
             if let Some(url) = self.find_in(&repository, wanted, tell).await {
                 return Some(url);
             }
-            looked_through.insert(repository);
+            tried.insert(repository);
         }
         if self.service.is_reachable {
-            let words = match looked_through.len() {
-                0 => ": no repository was found by its name; name one with `--hf-repo`".to_owned(),
+            let is_listed = |repository: &&HubRepository| {
+                self.listed.get(repository).is_some_and(|listing| listing.commit.is_some())
+            };
+            let words = match tried.iter().filter(is_listed).count() {
+                0 if tried.is_empty() => {
+                    ": no repository was found by its name; name one with `--hf-repo`".to_owned()
+                }
+                0 => ": no repository could be looked through; name one with `--hf-repo`".to_owned(),
                 1 => " in the one repository that was looked through".to_owned(),
                 count => format!(" in the {count} repositories that were looked through"),
             };

@@ -28,7 +28,7 @@ pub use role::{RoleError, RoleHandler};
 pub use server::{ControlError, ControlServer};
 
 use crate::fetch::{FetchError, FetchFileError};
-use crate::folders::{self, IndexError, IndexProgress, Indexed};
+use crate::folders::{self, IndexError, IndexProgress, Indexed, paths};
 use crate::store::{BlobEntry, BlobStore, Collected, StoreError};
 
 /// The socket's name in the data folder.
@@ -46,8 +46,13 @@ const MAX_ANSWER: u64 = 64 << 20;
 pub enum Request {
     /// Every whole blob.
     List,
-    /// To index a folder or file in place.
+    /// To index a folder or file in place, and to follow the folder from now on.
     Add {
+        /// Its full path.
+        path: PathBuf,
+    },
+    /// To follow a folder no longer, and to forget its files.
+    Forget {
         /// Its full path.
         path: PathBuf,
     },
@@ -100,6 +105,11 @@ pub enum Reply {
     Listed(Vec<BlobEntry>),
     /// For `Add`.
     Added(Indexed),
+    /// For `Forget`.
+    Forgotten {
+        /// How many files were blobs.
+        files: u64,
+    },
     /// For `Verify`.
     Verified(Verified),
     /// For `Collect`.
@@ -200,7 +210,17 @@ async fn perform(
         Request::List => Reply::Listed(store.list()),
         Request::Add { path } => {
             let tell = move |progress| tell(Progress::Reading(progress));
-            Reply::Added(folders::index(store, &path, stop, tell).await?)
+            let indexed = folders::index(store, &path, stop, tell).await?;
+            if paths::is_folder_or_list(&path) {
+                store.set_followed(path, true).await?;
+            }
+            Reply::Added(indexed)
+        }
+        Request::Forget { path } => {
+            // Of a list that is gone, the folders are known no more.
+            let folders = paths::folders_of(&path).unwrap_or_default();
+            store.set_followed(path, false).await?;
+            Reply::Forgotten { files: store.forget_in_place(folders).await? }
         }
         Request::Verify { hash: Some(hash) } if !store.contains(hash) => {
             return Err(StoreError::Missing(hash).into());

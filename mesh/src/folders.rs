@@ -76,11 +76,14 @@ pub struct IndexProgress {
     pub total: u64,
 }
 
-/// Looks at these folders whenever they change, and now and again, until `stop`. A path may be a folder of models or ComfyUI's
-/// `extra_model_paths.yaml`.
+/// Looks at these folders, and at those that the store was told to follow, whenever they change, and now and
+/// again, until `stop`. A path may be a folder of models or ComfyUI's `extra_model_paths.yaml`.
 pub async fn index_task(store: BlobStore, roots: Vec<PathBuf>, stop: CancellationToken) {
     let mut watch = FolderWatch::new();
+    let mut followed = store.followed();
     loop {
+        let mut roots = roots.clone();
+        roots.extend(followed.borrow_and_update().iter().cloned());
         // Before the look, so that no change between the two is missed.
         watch = watch.follow(&roots).await;
         for root in &roots {
@@ -105,6 +108,8 @@ pub async fn index_task(store: BlobStore, roots: Vec<PathBuf>, stop: Cancellatio
             () = stop.cancelled() => return,
             () = tokio::time::sleep(RESCAN) => {}
             () = watch.settled() => {}
+            // The store, which is held here, has the other end.
+            _ = followed.changed() => {}
         }
     }
 }

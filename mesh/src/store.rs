@@ -25,6 +25,7 @@ mod error;
 mod index;
 mod draft;
 mod files;
+mod followed;
 mod hash;
 mod hand_over;
 mod hand_over_folder;
@@ -51,6 +52,7 @@ pub use room::{BlobHold, Collected, free_bytes};
 pub(crate) use source::Source;
 pub use unproven::{Giver, Proof, UnprovenFile};
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -88,6 +90,8 @@ struct Inner {
     room: Mutex<()>,
     /// Counts what went away, what came in place or is large, and pins: small blobs are heard of otherwise.
     changes: watch::Sender<u64>,
+    /// Folders whose files are blobs in place, as long as they are there.
+    followed: watch::Sender<BTreeSet<PathBuf>>,
 }
 
 impl BlobStore {
@@ -119,8 +123,9 @@ impl BlobStore {
                 warn!(path = %file.path.display(), "file in place has changed, no longer served");
             }
         }
+        let followed = watch::Sender::new(followed::read(&directory)?);
         let (index, room, changes) = (Mutex::new(index), Mutex::default(), watch::Sender::new(0));
-        Ok(Self { inner: Arc::new(Inner { directory, index, room, changes }) })
+        Ok(Self { inner: Arc::new(Inner { directory, index, room, changes, followed }) })
     }
 
     /// The blob's reference, if it is whole here.

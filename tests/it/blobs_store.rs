@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Output;
 
-use farm_tests::{Farm, FarmOptions, Process};
+use farm_tests::{Farm, FarmOptions, Process, eventually};
 use serde_json::{Value, json};
 
 /// What a command answers in JSON.
@@ -60,6 +60,37 @@ async fn running_node_is_asked_and_a_stopped_one_does_not_matter() -> anyhow::Re
     assert_eq!(damaged.status.code(), Some(1), "{}", String::from_utf8_lossy(&damaged.stderr));
     let gone = output(&data, &["pin", &hash]).await?;
     assert_eq!(gone.status.code(), Some(6), "{}", String::from_utf8_lossy(&gone.stderr));
+    Ok(())
+}
+
+#[tokio::test]
+async fn folder_that_is_added_is_followed_also_by_a_node_that_starts_later_until_it_is_forgotten()
+-> anyhow::Result<()> {
+    let mut farm = Farm::start(FarmOptions { nodes: 0, ..FarmOptions::default() }).await?;
+    let models = farm.folder.path().join("models");
+    std::fs::create_dir_all(&models)?;
+    farm.start_node(&["--engine", "builtin"]).await?;
+    let data = farm.nodes[0].data.clone();
+    assert_eq!(blob(&data, &["add", text(&models)]).await?["files"], 0);
+    let holds = async |size: u64| {
+        let look = || async {
+            let listed = blob(&data, &["ls"]).await?;
+            let blobs = listed["blobs"].as_array().cloned().unwrap_or_default();
+            Ok(blobs.iter().any(|blob| blob["size"] == size).then_some(()))
+        };
+        eventually(look).await
+    };
+    std::fs::write(models.join("first.safetensors"), vec![1; 1001])?;
+    holds(1001).await?;
+    farm.nodes[0].process.kill().await;
+    std::fs::write(models.join("second.safetensors"), vec![2; 1002])?;
+    farm.restart_node(0, &["--engine", "builtin"]).await?;
+    holds(1002).await?;
+    assert_eq!(blob(&data, &["forget", text(&models)]).await?["files"], 2);
+    let listed = blob(&data, &["ls"]).await?;
+    let in_place =
+        |blob: &serde_json::Value| blob["in_place"].as_array().is_some_and(|paths| !paths.is_empty());
+    assert!(!listed["blobs"].as_array().expect("a list").iter().any(in_place), "{listed}");
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 mod ls;
 mod add;
+mod forget;
 mod verify;
 mod gc;
 mod pin;
@@ -27,6 +28,8 @@ pub(crate) enum BlobCommand {
     Ls(LsArguments),
     /// Make models blobs where they lie: each file of the folder is hashed, none is copied.
     Add(AddArguments),
+    /// Follow a folder no longer, and let its files be blobs no longer; they stay where they are.
+    Forget(ForgetArguments),
     /// Read blobs again, and forget those that are not what their name says.
     Verify(VerifyArguments),
     /// Delete what transfers left behind, and the least recently used blobs over the quota.
@@ -68,8 +71,19 @@ pub(crate) struct AddArguments {
     #[command(flatten)]
     pub(crate) store: StoreArguments,
     /// A folder of models, one file, or ComfyUI's `extra_model_paths.yaml`. What is listed in the folder's
-    /// `.comfy-farm-private` is never served. It is looked at now, and what changes later is no longer served; to have
-    /// what is new served as well, name the folder by `--models` of the node.
+    /// `.comfy-farm-private` is never served. A node follows it from now on, also after a restart, as a folder of
+    /// its `--models`; `blob forget` ends that.
+    pub(crate) path: PathBuf,
+    /// Answer in JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ForgetArguments {
+    #[command(flatten)]
+    pub(crate) store: StoreArguments,
+    /// What `blob add` named, or a folder or file in it.
     pub(crate) path: PathBuf,
     /// Answer in JSON.
     #[arg(long)]
@@ -111,6 +125,7 @@ pub(super) async fn blob(command: BlobCommand, file: &SettingsFile) -> anyhow::R
     match command {
         BlobCommand::Ls(arguments) => ls::ls(&arguments).await,
         BlobCommand::Add(arguments) => add::add(&arguments).await,
+        BlobCommand::Forget(arguments) => forget::forget(&arguments).await,
         BlobCommand::Verify(arguments) => verify::verify(&arguments).await,
         BlobCommand::Gc(arguments) => gc::gc(&arguments).await,
         BlobCommand::Pin(arguments) => pin::set_pinned(&arguments, true).await,

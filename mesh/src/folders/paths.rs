@@ -18,8 +18,13 @@ pub(super) fn is_list(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml")
 }
 
+/// Whether more may appear in it: a folder, or a list of folders.
+pub(crate) fn is_folder_or_list(path: &Path) -> bool {
+    path.is_dir() || is_list(path)
+}
+
 /// The folders that are meant: those that a list names, or the folder or file itself.
-pub(super) fn folders_of(root: &Path) -> io::Result<Vec<PathBuf>> {
+pub(crate) fn folders_of(root: &Path) -> io::Result<Vec<PathBuf>> {
     if is_list(root) { model_folders(root) } else { Ok(vec![root.to_owned()]) }
 }
 

@@ -142,6 +142,30 @@ async fn folder_that_is_not_there_is_named() {
 }
 
 #[tokio::test]
+async fn folder_that_the_store_was_told_to_follow_is_looked_at_until_it_is_forgotten() {
+    let models = Models::new().await;
+    let stop = CancellationToken::new();
+    let indexing = tokio::spawn(index_task(models.store.clone(), Vec::new(), stop.clone()));
+    let folder = models.folder.path().to_owned();
+    models.write("first.safetensors", b"the first");
+    assert!(models.store.set_followed(folder.clone(), true).await.expect("there is room"));
+    assert!(!models.store.set_followed(folder.clone(), true).await.expect("it is known"));
+    let comes = async |bytes: &[u8]| {
+        while !models.store.contains(BlobRef::of(bytes).hash) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(RESCAN / 3, comes(b"the first")).await.expect("it is followed at once");
+    models.write("second.safetensors", b"the second");
+    tokio::time::timeout(RESCAN / 3, comes(b"the second")).await.expect("it is watched");
+    stop.cancel();
+    indexing.await.expect("it ends");
+    assert!(models.store.set_followed(folder.clone(), false).await.expect("there is room"));
+    assert_eq!(models.store.forget_in_place(vec![folder]).await.expect("there is room"), 2);
+    assert!(!models.store.contains(BlobRef::of(b"the first").hash));
+}
+
+#[tokio::test]
 async fn change_of_a_watched_folder_is_found_without_waiting_for_the_next_look() {
     let models = Models::new().await;
     models.write("first.safetensors", b"the first");

@@ -27,7 +27,10 @@ pub(super) async fn add(arguments: &AddArguments) -> anyhow::Result<()> {
         indexed.hashed
     );
     if arguments.path.is_dir() {
-        println!("looked at this once; a node with `--models {}` sees what is new", arguments.path.display());
+        println!(
+            "the node follows this folder; `comfy-farm blob forget {}` ends that",
+            arguments.path.display()
+        );
     }
     if indexed.skipped > 0 {
         println!("{} files were passed over; the log says why", indexed.skipped);

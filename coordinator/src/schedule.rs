@@ -139,13 +139,14 @@ pub fn explain(
         let reason = "the farm has no nodes yet: invite one (`comfy-farm invite`)".to_owned();
         return vec![WaitReason { node: None, reason }];
     }
-    let is_avoided = |node: &NodePicture<'_>| avoid.contains(&node.peer) || node.aside.contains_key(workflow);
-    let others_can = nodes.iter().any(|node| !is_avoided(node) && obstacle(requirements, node).is_none());
+    let able = nodes.iter().filter(|node| obstacle(requirements, node).is_none());
+    let least = able.map(|node| doubt(avoid, workflow, node)).min().unwrap_or_default();
     let reason = |node: &NodePicture<'_>| {
         obstacle(requirements, node).unwrap_or_else(|| {
-            if avoid.contains(&node.peer) && others_can {
+            let doubt = doubt(avoid, workflow, node);
+            if doubt.failed_there && !least.failed_there {
                 "the job failed there, so another node goes first".to_owned()
-            } else if let Some(why) = node.aside.get(workflow).filter(|_| others_can) {
+            } else if let Some(why) = node.aside.get(workflow).filter(|_| doubt > least) {
                 format!("it is set aside for this workflow, so another node goes first: {why}")
             } else if node.free.is_empty() {
                 "all its slots are busy".to_owned()
@@ -260,17 +261,24 @@ fn choose(
     free: &[Vec<(SlotId, Duration)>],
     picture: &Picture<'_>,
 ) -> Option<usize> {
-    let avoided = |index: usize| {
-        let node = &picture.nodes[index];
-        job.avoid.contains(&node.peer) || node.aside.contains_key(workflow)
-    };
-    // A node on which the job failed, or that is set aside, is used only where no other node could ever take it.
-    let others_can = able.iter().any(|&index| !avoided(index));
+    let doubt = |index: usize| doubt(&job.avoid, workflow, &picture.nodes[index]);
+    // A busy node is waited for rather than one of more doubt used.
+    let least = able.iter().map(|&index| doubt(index)).min()?;
     able.iter()
         .copied()
-        .filter(|&index| !free[index].is_empty())
-        .filter(|&index| !others_can || !avoided(index))
+        .filter(|&index| !free[index].is_empty() && doubt(index) == least)
         .min_by_key(|&index| preference(job, workflow, &picture.nodes[index], &free[index]))
+}
+
+/// Why a node is used only where no other one could ever take the job, the stronger reason first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Doubt {
+    failed_there: bool,
+    is_aside: bool,
+}
+
+fn doubt(avoid: &[PeerId], workflow: &WorkflowVersion, node: &NodePicture<'_>) -> Doubt {
+    Doubt { failed_there: avoid.contains(&node.peer), is_aside: node.aside.contains_key(workflow) }
 }
 
 /// The soft rules, the strongest first; the least value wins.

@@ -141,6 +141,27 @@ fn node_that_is_set_aside_for_a_workflow_takes_it_where_no_other_could() {
 }
 
 #[test]
+fn node_that_is_set_aside_goes_before_one_on_which_the_job_failed() {
+    let mut nodes = vec![Made::node(1, 1), Made::node(2, 1), Made::node(3, 1)];
+    nodes[0].ran.insert(version(1));
+    for aside in [1, 2] {
+        nodes[aside].aside.insert(version(1), "out of memory".to_owned());
+    }
+    let avoid = vec![PeerId([1; 32]), PeerId([3; 32])];
+    let one = || vec![Waiting { avoid: avoid.clone(), ..waiting(1) }];
+    assert_eq!(plan_one_class(one(), &needs(&[]), &nodes), [(1, 2)], "though the other one is warm");
+    let pictures: Vec<_> = nodes.iter().map(Made::picture).collect();
+    let told = explain(&version(1), &needs(&[]), &avoid, &pictures);
+    assert!(told[0].reason.contains("the job failed there"), "{told:?}");
+    assert_eq!(told[1].reason, "it is next in turn");
+    nodes[1].connected = false;
+    assert_eq!(plan_one_class(one(), &needs(&[]), &nodes), [(1, 1)]);
+    let pictures: Vec<_> = nodes.iter().map(Made::picture).collect();
+    let told = explain(&version(1), &needs(&[]), &avoid, &pictures);
+    assert!(told[2].reason.contains("set aside"), "{told:?}");
+}
+
+#[test]
 fn each_hard_rule_is_told_in_words() {
     let check = |change: fn(&mut Made), requirements: Requirements, expected: &str| {
         let mut node = Made::node(1, 1);

@@ -25,7 +25,7 @@ pub trait Engine: Send + Sync + 'static {
     async fn describe(&self) -> Result<Description, EngineError>;
 
     /// Whether work on this slot in this workspace takes nothing from the work that comes after it, as a process that
-    /// has to make way.
+    /// has to make way, nor from an owner who uses the engine too.
     async fn is_free_for(&self, _slot: SlotId, _workspace: Option<&Arc<Workspace>>) -> bool {
         true
     }

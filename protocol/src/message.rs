@@ -29,7 +29,7 @@
 //!
 //! **Self-tests.** `SelfTest` asks a node to run a workflow for nobody, when a slot has nothing else to do;
 //! `SelfTested` says what came of it. A coordinator asks for one of a workspace that is loaded and not proven, and of a
-//! workflow for which the node is set aside. Whoever does not answer is asked again on the next session.
+//! workflow for which the node is set aside, but not of an attached ComfyUI. Whoever does not answer is asked again on the next session.
 //!
 //! **Watching.** As long as somebody watches a run, the coordinator says so with `WatchRun` again and again, and
 //! the node sends the newest `RunPreview` a few times a second. Both may be dropped.

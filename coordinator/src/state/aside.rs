@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use protocol::message::CoordinatorMessage;
 use protocol::{
-    LockfileHash, PeerId, RunError, RunErrorKind, SelfTest, SelfTested, WorkflowVersion, WorkspaceState,
+    Engine, LockfileHash, PeerId, RunError, RunErrorKind, SelfTest, SelfTested, WorkflowVersion,
+    WorkspaceState,
 };
 
 use super::claims::bounded_reason;
@@ -26,7 +27,7 @@ const MAX_ASIDE: usize = 64;
 const FIRST_PAUSE: Duration = Duration::from_secs(5 * 60);
 const LAST_PAUSE: Duration = Duration::from_secs(2 * 3600);
 /// How long a node that was asked for a self-test stays set aside without a verdict: some workflows have no inputs that
-/// a test could give, and some nodes are never idle.
+/// a test could give, some nodes are never idle, and an attached ComfyUI is never asked.
 const VERDICT: Duration = Duration::from_secs(30 * 60);
 
 /// Why and until when a node is set aside.
@@ -122,7 +123,12 @@ impl State {
         }
     }
 
+    /// Asks a node for one, except of an attached ComfyUI: that is its owner's, who does not want it busy for nobody.
     fn ask_self_test(&mut self, peer: PeerId, workflow: &WorkflowVersion, turn: &mut Turn) {
+        let engine = self.nodes.get(peer).map(|node| &node.offer.engine);
+        if engine.is_none_or(|engine| matches!(engine, Engine::Attached { .. })) {
+            return;
+        }
         let Some(workflow) = self.catalog.get(workflow).cloned() else { return };
         let documents = [workflow.graph.hash, workflow.interface_blob.hash];
         let needed = documents.into_iter().chain(workflow.inputs.values().map(|blob| blob.hash));
@@ -222,16 +228,19 @@ mod tests {
 
     /// A farm on whose node 1 a job failed that succeeded on node 2, and the nodes asked for a self-test.
     fn one_aside() -> (Farm, Vec<PeerId>) {
-        one_failed(|farm, lease| farm.end(1, failed(lease, RunErrorKind::OpFailed)))
+        one_failed(&Engine::Builtin, |farm, lease| farm.end(1, failed(lease, RunErrorKind::OpFailed)))
     }
 
     /// The same, with a job that came to grief on node 1 in this way.
-    fn one_failed(fail: impl FnOnce(&mut Farm, Lease)) -> (Farm, Vec<PeerId>) {
+    fn one_failed(engine: &Engine, fail: impl FnOnce(&mut Farm, Lease)) -> (Farm, Vec<PeerId>) {
         let mut farm = Farm::new();
-        farm.register(1);
+        let mut attachable = DeployedWorkflow::clone(&workflow(1));
+        attachable.requirements.accept_attached = true;
+        farm.apply(Event::Deploy(Arc::new(attachable)));
+        farm.register_engine(1, engine.clone(), vec![], vec![]);
         farm.submit(1);
         let (_, lease) = farm.granted();
-        farm.register(2);
+        farm.register_engine(2, engine.clone(), vec![], vec![]);
         fail(&mut farm, lease);
         let (on, lease) = farm.granted();
         assert_eq!(on, node(2));
@@ -244,7 +253,7 @@ mod tests {
     #[test]
     fn node_is_not_set_aside_for_what_is_not_its_own_fault() {
         let check = |fail: fn(&mut Farm, Lease), expected: usize| {
-            let (farm, asked) = one_failed(fail);
+            let (farm, asked) = one_failed(&Engine::Builtin, fail);
             assert_eq!((asides(&farm, 1).len(), asked.len()), (expected, expected));
         };
         check(|farm, lease| farm.end(1, failed(lease, RunErrorKind::NodeFault)), 1);
@@ -302,6 +311,17 @@ mod tests {
         check(None, false);
         check(Some(RunErrorKind::InvalidInput), false);
         check(Some(RunErrorKind::OpFailed), true);
+    }
+
+    #[test]
+    fn attached_comfyui_is_never_asked_and_released_by_time() {
+        let attached = Engine::Attached { comfyui_version: "0.8.0".into() };
+        let (mut farm, asked_first) = one_failed(&attached, |farm, lease| {
+            farm.end(1, failed(lease, RunErrorKind::OpFailed));
+        });
+        assert_eq!((asked_first, asides(&farm, 1).len()), (vec![], 1));
+        farm.pass(VERDICT.as_secs());
+        assert_eq!((asked(&mut farm), asides(&farm, 1)), (vec![], vec![]));
     }
 
     #[test]

@@ -183,7 +183,14 @@ impl Farm {
         self.register_engine(seed, Engine::Managed, vec![], vec![]);
     }
 
-    fn register_engine(&mut self, seed: u8, engine: Engine, leases: Vec<HeldLease>, ended: Vec<RunEnded>) {
+    /// A node with this engine registers.
+    pub(super) fn register_engine(
+        &mut self,
+        seed: u8,
+        engine: Engine,
+        leases: Vec<HeldLease>,
+        ended: Vec<RunEnded>,
+    ) {
         self.sessions += 1;
         let offer = Offer {
             host_name: format!("host-{seed}"),

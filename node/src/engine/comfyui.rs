@@ -4,10 +4,11 @@
 //! leaves none of its own behind. Not here: starting ComfyUI, or installing anything into it.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use protocol::{RunError, RunErrorKind, Workflow};
+use protocol::{RunError, RunErrorKind, SlotId, Workflow};
 use serde_json::Value;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::{
     Description, Engine, EngineError, Execution, ProducedFile, ProgressSink, canceled, safe_file_name,
 };
+use crate::workspace::Workspace;
 use answer::Submitted;
 use client::{AddressError, Client, RequestError};
 use named::{Within, named_file};
@@ -95,6 +97,11 @@ impl Engine for ComfyUi {
         let classes = self.client.object_info().await?.into_iter().map(|(class, _)| class).collect();
         let models = self.client.models().await?;
         Ok(Description { engine: protocol::Engine::Attached { comfyui_version }, classes, models })
+    }
+
+    /// Never: its owner works with it.
+    async fn is_free_for(&self, _slot: SlotId, _workspace: Option<&Arc<Workspace>>) -> bool {
+        false
     }
 
     async fn execute(

@@ -134,6 +134,13 @@ const LONG: Duration = Duration::from_secs(3600);
 const SHORT: Duration = Duration::from_millis(200);
 
 #[tokio::test]
+async fn comfyui_of_an_owner_is_never_free_for_a_run_for_nobody() {
+    let fake = Fake::start(ACCEPTS).await;
+    let engine = ComfyUi::new(&fake.address, ComfyUiOptions::default()).unwrap();
+    assert!(!engine.is_free_for(protocol::SlotId(0), None).await);
+}
+
+#[tokio::test]
 async fn comfyui_that_lost_the_prompt_ends_the_run_at_once() {
     let fake = Fake::start(Behaviour { closes: 1, ..ACCEPTS }).await;
     let error = execute(&fake, LONG, &CancellationToken::new()).await.unwrap_err();

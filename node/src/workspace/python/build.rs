@@ -8,7 +8,7 @@
 //! Install scripts write into the custom nodes that they are of, so what they run in is one lockfile's own: the
 //! environment, and a copy of the code tree in it.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use protocol::{EnvironmentKey, EnvironmentLock, LockfileHash};
@@ -19,11 +19,13 @@ use super::script::{INSTALL_SCRIPT, run_install_script};
 use super::source::build_source;
 use super::wheels::gather;
 use super::{Interpreter, Limits, PythonError, Uv, WheelSource};
-use crate::os::file::copy_tree;
+use crate::os::file::{copy_tree, replace};
 use crate::workspace::log::PrepareLog;
 
 /// The file in an environment that says what it is.
 const LOCK: &str = "environment.json";
+/// Its Python, a link.
+const PYTHON: &str = "bin/python";
 /// The code tree in an environment of one lockfile's own.
 const CODE: &str = "ComfyUI";
 /// How long it may take to make an empty environment.
@@ -74,7 +76,7 @@ impl Environments {
         let key = lock.key(private_to);
         let folder = self.folder.join(key.to_string());
         let lock = EnvironmentLock::parse(&std::fs::read(folder.join(LOCK)).ok()?).ok()?;
-        let python = folder.join("bin/python");
+        let python = folder.join(PYTHON);
         // A link, whose target the owner may have removed.
         if !python.is_file() {
             return None;
@@ -150,10 +152,20 @@ impl Environments {
         let copied = tokio::task::spawn_blocking(move || copy_tree(&from, &to)).await;
         let copied = copied.unwrap_or_else(|broken| Err(io::Error::other(broken)));
         copied.map_err(|source| PythonError::io("copying", &private.comfyui, source))?;
+        let reading = |source| PythonError::io("reading", folder, source);
+        let python = std::fs::read_link(folder.join(PYTHON)).map_err(reading)?;
         for node in &private.scripts {
-            let node = comfyui.join(node.strip_prefix(&private.comfyui).unwrap_or(node));
-            if node.join(INSTALL_SCRIPT).is_file() {
-                run_install_script(&self.uv, folder, &node, self.limits.script, log, cancel).await?;
+            let below = Path::new(CODE).join(node.strip_prefix(&private.comfyui).unwrap_or(node));
+            let node = folder.join(&below);
+            if !node.join(INSTALL_SCRIPT).is_file() {
+                continue;
+            }
+            stays_inside(folder, &below).map_err(reading)?;
+            run_install_script(&self.uv, folder, &node, self.limits.script, log, cancel).await?;
+            stays_inside(folder, Path::new(CODE)).map_err(reading)?;
+            stays_inside(folder, Path::new("bin")).map_err(reading)?;
+            if std::fs::read_link(folder.join(PYTHON)).map_err(reading)? != python {
+                return Err(reading(io::Error::other("an install script changed its Python")));
             }
         }
         Ok(())
@@ -212,7 +224,7 @@ impl Environments {
             return Ok(());
         }
         let mut command = self.uv.offline(&["pip", "install", "--no-deps", "--no-index", "--no-sources"]);
-        command.args(["--no-compile-bytecode", "--python"]).arg(folder.join("bin/python"));
+        command.args(["--no-compile-bytecode", "--python"]).arg(folder.join(PYTHON));
         // Files that environments share must not be open to scripts.
         command.args(["--link-mode", if private { "copy" } else { "hardlink" }]);
         command.args(wheels);
@@ -233,12 +245,20 @@ fn check_tags(lock: &EnvironmentLock, python: &Interpreter) -> Result<(), Python
     }
 }
 
+/// Refuses a folder that an install script put a link in the place of: it would open what lies there to the next one,
+/// and to the runs.
+fn stays_inside(folder: &Path, below: &Path) -> io::Result<()> {
+    match folder.join(below).canonicalize()? == folder.canonicalize()?.join(below) {
+        true => Ok(()),
+        false => {
+            let fault = format!("an install script left a link in the place of `{}`", below.display());
+            Err(io::Error::other(fault))
+        }
+    }
+}
+
 fn write_lock(folder: &Path, lock: &EnvironmentLock) -> Result<(), PythonError> {
     let path = folder.join(LOCK);
-    let write = || {
-        let mut file = std::fs::File::create(&path)?;
-        file.write_all(&lock.to_canonical_json())?;
-        file.sync_all()
-    };
-    write().map_err(|source| PythonError::io("writing", &path, source))
+    // Not through what a script left there.
+    replace(&path, &lock.to_canonical_json()).map_err(|source| PythonError::io("writing", &path, source))
 }

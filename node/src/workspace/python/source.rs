@@ -39,8 +39,11 @@ pub(super) async fn build_source(
     let reading = |source| PythonError::io("reading", folder.path(), source);
     let mut built = None;
     for entry in std::fs::read_dir(folder.path()).map_err(reading)? {
-        let path = entry.map_err(reading)?.path();
-        if path.extension().is_some_and(|extension| extension == "whl") {
+        let entry = entry.map_err(reading)?;
+        let path = entry.path();
+        // The build may have left a link, to a file that it was not to see.
+        let is_file = entry.file_type().map_err(reading)?.is_file();
+        if is_file && path.extension().is_some_and(|extension| extension == "whl") {
             built = Some(path);
         }
     }

@@ -349,3 +349,65 @@ async fn install_scripts_run_in_order_in_an_environment_of_their_lockfile() {
     assert!(matches!(&error, PythonError::Failed { step, .. } if step.contains("a/install.py")), "{error}");
     assert_eq!(listed(&environments.folder).len(), 1);
 }
+
+#[tokio::test]
+async fn links_that_an_install_script_leaves_lead_to_nothing_of_the_owners() {
+    let Some(setting) = Setting::new(vec![wheel("app", "1.0", &[])]).await else { return };
+    let lock = setting.resolve(r#"[{"name":"app","version":"1.0"}]"#, "").await.expect("one");
+    let at = |name: &str| setting.folder.path().join(name);
+    std::fs::create_dir_all(at("owners/custom_nodes/b")).expect("a folder");
+    std::fs::write(at("owners/custom_nodes/b/install.py"), "open('ran', 'w')").expect("written");
+    let nodes = ["a", "b"].map(|name| at("ComfyUI/custom_nodes").join(name));
+    for node in &nodes {
+        std::fs::create_dir_all(node).expect("a folder");
+        std::fs::write(node.join("install.py"), "").expect("written");
+    }
+    let check = async |number: u8, place: &str, target: &str, fault: Option<&str>| {
+        let script = format!(
+            "import os, sys\nplace = os.path.join(sys.prefix, '{place}')\n\
+             if os.path.lexists(place): os.rename(place, os.path.join(sys.prefix, 'aside'))\n\
+             os.symlink('{}', place)\n",
+            at(target).display()
+        );
+        std::fs::write(nodes[0].join("install.py"), script).expect("written");
+        let private = Private {
+            lockfile: LockfileHash(protocol::BlobHash([number; 32])),
+            comfyui: at("ComfyUI"),
+            scripts: nodes.to_vec(),
+        };
+        let environments = setting.environments();
+        let files = &*setting.downloads;
+        let built = environments.build(&lock, Some(&private), files, &setting.log, &setting.cancel).await;
+        match (built, fault) {
+            (Ok(_), None) => {}
+            (Err(PythonError::Io { source, .. }), Some(fault)) => {
+                assert!(source.to_string().contains(fault), "{source}");
+            }
+            (built, _) => panic!("{place}: {built:?}"),
+        }
+    };
+    check(1, "ComfyUI", "owners", Some("`ComfyUI`")).await;
+    check(2, "ComfyUI/custom_nodes/b", "owners/custom_nodes/b", Some("`ComfyUI/custom_nodes/b`")).await;
+    check(3, "bin/python", "owners/custom_nodes/b/install.py", Some("changed its Python")).await;
+    check(4, "environment.json", "owners/made", None).await;
+    assert!(!at("owners/made").exists() && !at("owners/custom_nodes/b/ran").exists());
+    assert_eq!(listed(&at("environments")).len(), 1);
+}
+
+#[tokio::test]
+async fn link_that_a_build_leaves_is_no_wheel() {
+    let owners = tempfile::tempdir().expect("a folder");
+    let file = owners.path().join("secret");
+    std::fs::write(&file, "of the owner").expect("written");
+    // Within its walls it has another folder of that name, so the link leads to a wheel there.
+    let statement = format!(
+        "import os; os.makedirs('{}', exist_ok=True); \
+         os.symlink('{}', os.path.join(folder, 'old-0.6-py3-none-any.whl'))",
+        owners.path().display(),
+        file.display()
+    );
+    let Some(setting) = Setting::new(vec![sdist("old", "0.6", &statement)]).await else { return };
+    let lock = setting.resolve(r#"[{"name":"old","version":"0.6"}]"#, "").await.expect("a source");
+    let error = setting.build(&lock).await.expect_err("no wheel");
+    assert!(matches!(&error, PythonError::Failed { step, .. } if step.contains("building")), "{error}");
+}

@@ -88,8 +88,7 @@ async fn folder_that_is_added_is_followed_also_by_a_node_that_starts_later_until
     holds(1002).await?;
     assert_eq!(blob(&data, &["forget", text(&models)]).await?["files"], 2);
     let listed = blob(&data, &["ls"]).await?;
-    let in_place =
-        |blob: &serde_json::Value| blob["in_place"].as_array().is_some_and(|paths| !paths.is_empty());
+    let in_place = |blob: &Value| blob["in_place"].as_array().is_some_and(|paths| !paths.is_empty());
     assert!(!listed["blobs"].as_array().expect("a list").iter().any(in_place), "{listed}");
     Ok(())
 }

@@ -23,7 +23,7 @@ use protocol::wire::{
 };
 use protocol::{BlobName, BlobRef, FileRef, GROUP_SIZE, PIECE_SIZE, PeerId};
 use tokio::sync::Semaphore;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -361,11 +361,7 @@ async fn check(bad: Bad, blob: BlobRef, store: &BlobStore, bounds: &Bounds) -> R
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    joined(spawn_blocking(work)).await
-}
-
-async fn joined<T>(reading: JoinHandle<io::Result<T>>) -> io::Result<T> {
-    reading.await.map_err(io::Error::other)?
+    spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 #[cfg(test)]

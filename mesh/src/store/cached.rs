@@ -24,12 +24,11 @@ pub(super) fn is_in_memory(file: &fs::File) -> bool {
 /// Fills `bytes` from there, unless a disk would have to be waited for; `false` where it would, or where the
 /// file system cannot tell.
 pub(super) fn read_cached(file: &fs::File, bytes: &mut [u8], offset: u64) -> io::Result<bool> {
-    if is_in_memory(file) {
-        return file.read_exact_at(bytes, offset).map(|()| true);
-    }
     match preadv2(file, &mut [IoSliceMut::new(bytes)], offset, ReadWriteFlags::NOWAIT) {
         // Less than asked for: the rest is on the disk, or the file ends. Whoever waits finds out.
         Ok(read) => Ok(read == bytes.len()),
+        // A file system in memory does not know the question.
+        Err(Errno::OPNOTSUPP) if is_in_memory(file) => file.read_exact_at(bytes, offset).map(|()| true),
         Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INTR) => Ok(false),
         Err(error) => Err(error.into()),
     }

@@ -73,10 +73,8 @@ impl Worker {
                 continue;
             }
             if self.gathering.lock().schedule.is_open(self.id) {
-                match source.next(&mut buffer).await? {
-                    Event::Part(part) => self.keep(part, &buffer)?,
-                    event => self.gathering.hear(self.id, event),
-                }
+                // In the middle of a piece there is nothing to ask for that was not there at its start.
+                while self.take_event(source.next(&mut buffer).await?, &buffer)? {}
                 continue;
             }
             tokio::select! {
@@ -95,12 +93,24 @@ impl Worker {
         Ok(())
     }
 
-    /// Verifies and writes what came, unless the piece came from another source as well.
-    fn keep(&mut self, part: Part, bytes: &[u8]) -> Result<(), SourceError> {
+    /// Takes note of what came; says whether the rest of a piece comes next.
+    fn take_event(&mut self, event: Event, bytes: &[u8]) -> Result<bool, SourceError> {
+        match event {
+            Event::Part(part) => self.keep(part, bytes).map(|is_last| !is_last),
+            event => {
+                self.gathering.hear(self.id, event);
+                Ok(false)
+            }
+        }
+    }
+
+    /// Verifies and writes what came, unless the piece came from another source as well; says whether it was
+    /// the last of its piece.
+    fn keep(&mut self, part: Part, bytes: &[u8]) -> Result<bool, SourceError> {
         let (target, piece) = (&self.gathering.target, part.piece);
         let is_last = part.offset + bytes.len() >= piece_size(target.size(), piece);
         if is_last && !self.gathering.received(self.id, piece) {
-            return Ok(());
+            return Ok(true);
         }
         if !target.write_part(part, bytes, &self.name)? {
             return Err(SourceError::Wrong(WrongPart::Piece(piece)));
@@ -108,7 +118,7 @@ impl Worker {
         if is_last {
             self.gathering.arrived(self.id, piece);
         }
-        Ok(())
+        Ok(is_last)
     }
 }
 

@@ -62,6 +62,7 @@ use std::time::SystemTime;
 
 use protocol::{BlobHash, BlobName, BlobRef, PIECE_SIZE};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
@@ -123,7 +124,7 @@ impl BlobStore {
                 warn!(path = %file.path.display(), "file in place has changed, no longer served");
             }
         }
-        let followed = watch::Sender::new(followed::read(&directory)?);
+        let followed = watch::Sender::new(read_json(&directory, followed::NAME)?);
         let (index, room, changes) = (Mutex::new(index), Mutex::default(), watch::Sender::new(0));
         Ok(Self { inner: Arc::new(Inner { directory, index, room, changes, followed }) })
     }
@@ -398,6 +399,16 @@ fn open_matching(
 }
 
 /// Replaces a file of the store as a whole.
+/// What was written with [`write_json`]; the default, where nothing was.
+fn read_json<T: DeserializeOwned + Default>(directory: &Path, name: &str) -> Result<T, StoreError> {
+    let path = directory.join(name);
+    match fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
+        Err(error) => Err(failure("reading", &path)(error)),
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| failure("reading", &path)(error.into())),
+    }
+}
+
 fn write_json(directory: &Path, name: &str, value: &(impl Serialize + ?Sized)) -> Result<(), StoreError> {
     let path = directory.join(name);
     let file = tempfile::NamedTempFile::new_in(directory.join("temporary"));

@@ -4,13 +4,11 @@
 //! here: what others say of it.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
-use std::io;
 use std::path::Path;
 
 use protocol::{Alias, BlobHash, BlobRef, Sha256};
 
-use super::{BlobStore, StoreError, blocking, failure, write_json};
+use super::{BlobStore, StoreError, blocking, read_json, write_json};
 
 const NAME: &str = "aliases.json";
 /// How many are kept; of more, only those whose blobs are here.
@@ -22,13 +20,7 @@ pub(super) struct Aliases(BTreeMap<Sha256, BlobRef>);
 
 impl Aliases {
     pub(super) fn read(directory: &Path) -> Result<Self, StoreError> {
-        let path = directory.join(NAME);
-        let bytes = match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            result => result.map_err(failure("reading", &path))?,
-        };
-        let aliases: Vec<Alias> =
-            serde_json::from_slice(&bytes).map_err(|error| failure("reading", &path)(error.into()))?;
+        let aliases: Vec<Alias> = read_json(directory, NAME)?;
         Ok(Self(aliases.into_iter().map(|alias| (alias.sha256, alias.blob)).collect()))
     }
 

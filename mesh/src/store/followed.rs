@@ -4,24 +4,13 @@
 //! Not here: how a folder is followed; that is `folders`.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use tokio::sync::watch;
 
-use super::{BlobStore, StoreError, blocking, failure, write_json};
+use super::{BlobStore, StoreError, blocking, write_json};
 
-const NAME: &str = "folders.json";
-
-pub(super) fn read(directory: &Path) -> Result<BTreeSet<PathBuf>, StoreError> {
-    let path = directory.join(NAME);
-    match fs::read(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
-        Err(error) => Err(failure("reading", &path)(error)),
-        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| failure("reading", &path)(error.into())),
-    }
-}
+pub(super) const NAME: &str = "folders.json";
 
 impl BlobStore {
     /// The folders that are followed, now and from now on.

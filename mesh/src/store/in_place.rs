@@ -4,14 +4,13 @@
 //! which folders are searched for models; that is `folders`.
 
 use std::fs;
-use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use protocol::{BlobRef, Sha256};
 use serde::{Deserialize, Serialize};
 
-use super::{StoreError, failure, write_json};
+use super::{StoreError, read_json, write_json};
 
 const NAME: &str = "in-place.json";
 
@@ -68,12 +67,7 @@ pub(crate) struct InPlaceIndex;
 
 impl InPlaceIndex {
     pub(crate) fn read(directory: &Path) -> Result<Vec<InPlaceFile>, StoreError> {
-        let path = directory.join(NAME);
-        let bytes = match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            result => result.map_err(failure("reading", &path))?,
-        };
-        serde_json::from_slice(&bytes).map_err(|error| failure("reading", &path)(error.into()))
+        read_json(directory, NAME)
     }
 
     pub(super) fn write(directory: &Path, files: &[&InPlaceFile]) -> Result<(), StoreError> {

@@ -3,14 +3,12 @@
 //! Not here: blobs that are held only while somebody works with them; that is `room`.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::io;
 use std::path::Path;
 
 use protocol::{BlobHash, BlobName, Sha256};
 use serde::{Deserialize, Serialize};
 
-use super::{StoreError, failure, write_json};
+use super::{StoreError, read_json, write_json};
 
 const NAME: &str = "pins.json";
 
@@ -30,14 +28,7 @@ pub(super) struct Marks {
 
 impl Marks {
     pub(super) fn read(directory: &Path) -> Result<Self, StoreError> {
-        let path = directory.join(NAME);
-        match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(error) => Err(failure("reading", &path)(error)),
-            Ok(bytes) => {
-                serde_json::from_slice(&bytes).map_err(|error| failure("reading", &path)(error.into()))
-            }
-        }
+        read_json(directory, NAME)
     }
 
     pub(super) fn write(&self, directory: &Path) -> Result<(), StoreError> {

@@ -65,6 +65,25 @@ pub struct LockRequest<'a> {
     pub carry_dirty: bool,
 }
 
+#[cfg(test)]
+impl<'a> LockRequest<'a> {
+    /// For this workflow in this folder, and nothing besides.
+    fn bare(comfyui: &'a Path, workflow: &'a Workflow, hub: &'a WebUrl, known: &'a KnownNames) -> Self {
+        Self {
+            comfyui,
+            workflow,
+            python: None,
+            models: &[],
+            sources: &[],
+            hub,
+            hub_caches: &[],
+            known,
+            carry: &[],
+            carry_dirty: false,
+        }
+    }
+}
+
 /// A folder as it was recorded.
 #[derive(Debug, Default)]
 pub struct Locked {

@@ -87,18 +87,8 @@ impl Folder {
         let comfyui = self.path();
         let known = KnownNames::default();
         let hub = hub::HUGGING_FACE.parse().expect("a URL");
-        let request = LockRequest {
-            comfyui: &comfyui,
-            workflow: &workflow,
-            python: None,
-            models,
-            sources,
-            hub: &hub,
-            hub_caches: &[],
-            known: &known,
-            carry: &[],
-            carry_dirty: false,
-        };
+        let bare = LockRequest::bare(&comfyui, &workflow, &hub, &known);
+        let request = LockRequest { models, sources, ..bare };
         lock(&request, &|_| {})
     }
 
@@ -108,18 +98,8 @@ impl Folder {
         let (comfyui, known) = (self.path(), KnownNames::default());
         let hub = hub::HUGGING_FACE.parse().expect("a URL");
         let carry: Vec<String> = carry.iter().map(|name| (*name).to_owned()).collect();
-        let request = LockRequest {
-            comfyui: &comfyui,
-            workflow: &workflow,
-            python: None,
-            models: &[],
-            sources: &[],
-            hub: &hub,
-            hub_caches: &[],
-            known: &known,
-            carry: &carry,
-            carry_dirty,
-        };
+        let bare = LockRequest::bare(&comfyui, &workflow, &hub, &known);
+        let request = LockRequest { carry: &carry, carry_dirty, ..bare };
         lock(&request, &|_| {})
     }
 
@@ -396,18 +376,9 @@ fn python_that_does_not_run_comfyui_is_refused() {
     let workflow = Workflow::parse(bare().to_string().as_bytes()).expect("a workflow");
     let (comfyui, python) = (folder.path(), folder.path().join("none"));
     let hub = hub::HUGGING_FACE.parse().expect("a URL");
-    let request = LockRequest {
-        comfyui: &comfyui,
-        workflow: &workflow,
-        python: Some(&python),
-        models: &[],
-        sources: &[],
-        hub: &hub,
-        hub_caches: &[],
-        known: &KnownNames::default(),
-        carry: &[],
-        carry_dirty: false,
-    };
+    let known = KnownNames::default();
+    let request =
+        LockRequest { python: Some(&python), ..LockRequest::bare(&comfyui, &workflow, &hub, &known) };
     let error = lock(&request, &|_| {}).expect_err("there is none").to_string();
     assert!(
         error.contains("none` cannot be started: name the one that runs ComfyUI with `--python`"),

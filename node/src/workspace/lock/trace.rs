@@ -331,18 +331,7 @@ mod tests {
         ];
         let workflow = Workflow::default();
         let (hub, known) = (hub::HUGGING_FACE.parse().expect("a URL"), KnownNames::default());
-        let request = LockRequest {
-            comfyui: folder.path(),
-            workflow: &workflow,
-            python: None,
-            models: &[],
-            sources: &[],
-            hub: &hub,
-            hub_caches: &[],
-            known: &known,
-            carry: &[],
-            carry_dirty: false,
-        };
+        let request = LockRequest::bare(folder.path(), &workflow, &hub, &known);
         let names = ["large", "faces/large", r"faces\small", "other", "other/large", "arge"];
         let lacking = names.map(|name| format!("model `{name}`, which op `1` (X) names"));
         let mut locked = Locked { lacking: lacking.to_vec(), ..Locked::default() };

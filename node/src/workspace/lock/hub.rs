@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use protocol::{GitCommit, HttpsUrl, Sha256, WebUrl};
 
 /// The hub itself.
@@ -57,36 +58,18 @@ impl HubRepository {
     /// mirrors.
     pub(super) fn address(&self, hub: &WebUrl, commit: &GitCommit, path: &str) -> Option<HttpsUrl> {
         let is_down = path.split('/').all(|part| !["", ".", ".."].contains(&part));
-        let path = encoded(path, "/");
+        let path = utf8_percent_encode(path, &PATH);
         let at = |hub: &str| format!("{hub}/{self}/resolve/{commit}/{path}").parse().ok();
         at(hub.as_str().trim_end_matches('/')).or_else(|| at(HUGGING_FACE)).filter(|_| is_down)
     }
 }
 
-/// A text as a part of an address, in which these signs stay as they are.
-pub(super) fn encoded(text: &str, stays: &str) -> String {
-    let sign = |byte: u8| match byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-        true => char::from(byte).to_string(),
-        false if stays.as_bytes().contains(&byte) => char::from(byte).to_string(),
-        false => format!("%{byte:02X}"),
-    };
-    text.bytes().map(sign).collect()
-}
-
-/// A part of an address as the text that it stands for.
-pub(super) fn decoded(text: &str) -> Vec<u8> {
-    let mut parts = text.split('%');
-    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
-    for part in parts {
-        let byte = part.get(..2).and_then(|digits| hex::decode(digits).ok());
-        match byte {
-            Some(byte) => bytes.extend(byte.iter().chain(&part.as_bytes()[2..])),
-            // A sign that stands for itself.
-            None => bytes.extend(b"%".iter().chain(part.as_bytes())),
-        }
-    }
-    bytes
-}
+/// What is escaped in one part of an address: all but unreserved letters (RFC 3986).
+pub(super) const PART: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+/// The same in a path.
+const PATH: AsciiSet = PART.remove(b'/');
+/// The same in a part that may be escaped already.
+pub(super) const ESCAPED_PART: AsciiSet = PART.remove(b'%');
 
 /// A file of the hub.
 #[derive(Debug, PartialEq, Eq)]
@@ -172,6 +155,8 @@ fn folders(folder: &Path) -> Vec<PathBuf> {
 mod tests {
     use std::os::unix::fs::symlink;
 
+    use percent_encoding::percent_decode_str;
+
     use super::*;
 
     const COMMIT: &str = "ca457f7ba1ff33bd0d724cd7324131509efcf3ec";
@@ -218,9 +203,10 @@ mod tests {
     #[test]
     fn part_of_an_address_is_read_as_it_was_written() {
         for text in ["", "a b/c", "100%", "é@:"] {
-            assert_eq!(decoded(&encoded(text, "")), text.as_bytes());
+            let encoded = utf8_percent_encode(text, &PART).to_string();
+            assert_eq!(percent_decode_str(&encoded).collect::<Vec<u8>>(), text.as_bytes());
         }
-        assert_eq!(decoded("%4a%4B%zz%"), b"JK%zz%");
+        assert_eq!(percent_decode_str("%4a%4B%zz%").collect::<Vec<u8>>(), b"JK%zz%");
     }
 
     #[test]

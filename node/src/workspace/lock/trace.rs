@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use mesh::folders::names::{KnownNames, names_of};
 use mesh::store::{ByteSize, StoreError};
+use percent_encoding::percent_decode_str;
 use protocol::{
     BlobHash, BlobRef, Filled, FilledOutput, Filling, Interface, LockedModel, RunError, RunErrorKind, RunId,
     SlotId, Workflow, error_chain, fill, link_of,
@@ -29,7 +30,7 @@ use protocol::{
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use super::{LockRequest, Locked, hub, named, packages};
+use super::{LockRequest, Locked, named, packages};
 use crate::engine::managed::{Managed, ManagedConfig};
 use crate::engine::{Engine, Execution, InputFile, ProgressSink};
 use crate::gpu::{GpuProbe, cpu, system_probe};
@@ -198,7 +199,7 @@ fn secrets(environment: &[(String, OsString)]) -> Vec<Vec<u8>> {
             secrets.push(value.as_bytes().to_owned());
         }
         if let Some(password) = password_of(value) {
-            let both = [password.as_bytes().to_owned(), hub::decoded(password)];
+            let both = [password.as_bytes().to_owned(), percent_decode_str(password).collect()];
             // A shorter one stands in any file by chance.
             secrets.extend(both.into_iter().filter(|password| password.len() >= MIN_PASSWORD));
         }
@@ -310,6 +311,7 @@ fn link_models(locked: &Locked, files: &Path) -> io::Result<()> {
 mod tests {
     use protocol::HttpsUrl;
 
+    use super::super::hub;
     use super::*;
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! Not here: what it was given; parameters stay in the store.
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use protocol::{Fetched, JobState, OutputFile, PeerId, RunError};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -255,7 +256,7 @@ pub(crate) fn job_path(job: Uuid) -> String {
 impl Output {
     fn new(file: OutputFile, job_path: &str) -> Self {
         Self {
-            url: format!("{job_path}/outputs/{}/{}", percent_encoded(&file.output), file.index),
+            url: format!("{job_path}/outputs/{}/{}", utf8_percent_encode(&file.output, &SEGMENT), file.index),
             output: file.output,
             index: file.index,
             file_name: file.file_name,
@@ -266,18 +267,8 @@ impl Output {
     }
 }
 
-/// A text as one segment of a path (RFC 3986): all but unreserved letters escaped.
-fn percent_encoded(segment: &str) -> String {
-    let mut encoded = String::with_capacity(segment.len());
-    for byte in segment.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            encoded.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    encoded
-}
+/// What is escaped in one segment of a path: all but unreserved letters (RFC 3986).
+const SEGMENT: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 impl From<JobState> for State {
     fn from(state: JobState) -> Self {

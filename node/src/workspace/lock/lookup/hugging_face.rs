@@ -6,10 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mesh::origin::OriginSetupError;
+use percent_encoding::utf8_percent_encode;
 use protocol::{GitCommit, HttpsUrl, Sha256, WebUrl};
 use serde::Deserialize;
 
-use super::super::hub::{HUGGING_FACE, HubRepository, encoded};
+use super::super::hub::{HUGGING_FACE, HubRepository, PART};
 use super::{Answer, AskError, LookupRequest, Said, Service, Wanted};
 
 /// The largest answer that is read, in bytes: a page lists at most a thousand files.
@@ -167,7 +168,11 @@ impl HuggingFace {
         }
         let name = wanted.path.as_str().rsplit('/').next().unwrap_or_default();
         let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
-        let url = format!("{}/api/models?search={}&limit={MAX_FOUND}", self.service.base, encoded(stem, ""));
+        let url = format!(
+            "{}/api/models?search={}&limit={MAX_FOUND}",
+            self.service.base,
+            utf8_percent_encode(stem, &PART)
+        );
         match self.service.ask::<Vec<Found>>(&url, MAX_ANSWER).await {
             Ok((found, _)) => {
                 found.iter().filter_map(|found| found.id.parse().ok()).take(MAX_FOUND).collect()

@@ -7,6 +7,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use percent_encoding::{percent_decode_str, utf8_percent_encode};
 use protocol::{HttpsUrl, ModelPath};
 
 use super::super::hub::{self, HUGGING_FACE};
@@ -87,7 +88,8 @@ fn asked(slot: &Path, secrets: &[Vec<u8>]) -> io::Result<BTreeSet<String>> {
         // No server sees what comes after a `#`.
         let addresses = addresses.filter_map(|word| word.trim_end_matches(['.', ':']).split('#').next());
         let is_open = |address: &String| {
-            !has_any(address.as_bytes(), secrets) && !has_any(&hub::decoded(address), secrets)
+            !has_any(address.as_bytes(), secrets)
+                && !has_any(&percent_decode_str(address).collect::<Vec<u8>>(), secrets)
         };
         asked.extend(addresses.map(without_token).filter(is_open));
     }
@@ -184,12 +186,16 @@ impl Walk<'_> {
         {
             return vec![url];
         }
-        let name = hub::encoded(place.rsplit('/').next().unwrap_or_default(), "");
+        let name = utf8_percent_encode(place.rsplit('/').next().unwrap_or_default(), &hub::PART).to_string();
         let is_it = |url: &&String| {
             let (path, query) = url.split_once(['?', '#']).unwrap_or((url, ""));
             // A signed address is good for minutes.
             let is_signed = query.to_ascii_lowercase().contains("sig");
-            !is_signed && path.rsplit('/').next().is_some_and(|last| hub::encoded(last, "%") == name)
+            !is_signed
+                && path
+                    .rsplit('/')
+                    .next()
+                    .is_some_and(|last| utf8_percent_encode(last, &hub::ESCAPED_PART).to_string() == name)
         };
         self.asked.iter().filter(is_it).filter_map(|url| url.parse().ok()).collect()
     }

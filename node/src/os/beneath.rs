@@ -9,8 +9,13 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdirat, openat, symlinkat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, mkdirat, openat, statat, symlinkat, unlinkat};
 use rustix::io::Errno;
+
+/// How a folder is opened that may be swapped for a link.
+const FOLDER: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// How deep folders are counted; each level holds a file open.
+const DEEPEST: usize = 200;
 
 /// Makes a symbolic link at a place below `root`, with the folders on the way, instead of a file that was there.
 /// `false` where something on the way is no folder; a link to one is none.
@@ -32,6 +37,38 @@ pub(crate) fn link(target: &Path, root: &Path, place: &Path) -> io::Result<bool>
     Ok(true)
 }
 
+/// How many bytes the files of a folder and of those in it have. What goes meanwhile counts for nothing.
+pub(crate) fn bytes(folder: &Path) -> io::Result<u64> {
+    bytes_in(&openat(CWD, folder, FOLDER, Mode::empty())?, DEEPEST)
+}
+
+fn bytes_in(folder: &OwnedFd, depth: usize) -> io::Result<u64> {
+    let depth =
+        depth.checked_sub(1).ok_or_else(|| io::Error::other("folders are in one another without end"))?;
+    let mut bytes = 0_u64;
+    for entry in Dir::read_from(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        let stat = match statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => continue,
+            stat => stat?,
+        };
+        let size = if FileType::from_raw_mode(stat.st_mode).is_dir() {
+            match openat(folder, name, FOLDER, Mode::empty()) {
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => 0,
+                folder => bytes_in(&folder?, depth)?,
+            }
+        } else {
+            u64::try_from(stat.st_size).unwrap_or(0)
+        };
+        bytes = bytes.saturating_add(size);
+    }
+    Ok(bytes)
+}
+
 /// The parts of a path that goes nowhere but down.
 fn names(place: &Path) -> Option<Vec<&OsStr>> {
     let name = |part| match part {
@@ -43,7 +80,7 @@ fn names(place: &Path) -> Option<Vec<&OsStr>> {
 
 /// Opens a folder in another one, and makes it if need be. `None` where that name is something else's.
 fn folder_in(folder: &OwnedFd, name: &OsStr) -> io::Result<Option<OwnedFd>> {
-    let open = || openat(folder, name, OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
+    let open = || openat(folder, name, FOLDER, Mode::empty());
     let mut opened = open();
     if matches!(opened, Err(Errno::NOENT)) {
         match mkdirat(folder, name, Mode::RWXU | Mode::RWXG | Mode::RWXO) {
@@ -112,5 +149,25 @@ mod tests {
         symlink(at("owners/made"), at("root/last")).expect("linked");
         assert!(link(Path::new("/target"), &at("root"), Path::new("last")).expect("made"));
         assert_eq!(fs::read_link(at("root/last")).expect("a link"), Path::new("/target"));
+    }
+
+    #[test]
+    fn bytes_are_those_of_files_below_and_of_nothing_that_links_lead_to() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let at = |name: &str| folder.path().join(name);
+        for name in ["root/a/b", "owners"] {
+            fs::create_dir_all(at(name)).expect("made");
+        }
+        for (name, text) in [("root/one", "1"), ("root/a/b/two", "22"), ("owners/secret", "a long text")] {
+            fs::write(at(name), text).expect("written");
+        }
+        assert_eq!(bytes(&at("root")).expect("counted"), 3);
+        symlink(at("owners"), at("root/a/l")).expect("linked");
+        let of_link = at("owners").as_os_str().len() as u64;
+        assert_eq!(bytes(&at("root")).expect("counted"), 3 + of_link);
+        symlink(at("owners"), at("link")).expect("linked");
+        assert!(bytes(&at("link")).is_err());
+        fs::create_dir_all(at("root").join("d/".repeat(DEEPEST))).expect("made");
+        assert!(bytes(&at("root")).is_err(), "it has an end");
     }
 }

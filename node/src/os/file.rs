@@ -1,8 +1,11 @@
 //! Files and links that appear as a whole or not at all.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+
+use rustix::fs::{Mode, OFlags, open};
+use tracing::warn;
 
 /// Writes a file in place of the one that was there; only its owner can read it.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -26,8 +29,8 @@ pub(crate) fn link(target: &Path, path: &Path) -> io::Result<()> {
     std::fs::rename(&link, path)
 }
 
-/// Copies a folder with all that is in it, links as links, to a place where nothing is yet. Its owner can write the
-/// copies.
+/// Copies a folder with its files and folders, links as links, to a place where nothing is yet. Its owner can write the
+/// copies. What a program left that is none of these, such as a socket or a named pipe, is left out.
 pub(crate) fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     std::fs::create_dir_all(to)?;
     for entry in std::fs::read_dir(from)? {
@@ -37,6 +40,9 @@ pub(crate) fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
             copy_tree(&path, &place)?;
         } else if kind.is_symlink() {
             std::os::unix::fs::symlink(std::fs::read_link(&path)?, &place)?;
+        } else if !kind.is_file() {
+            // To open it would wait for whoever is at its other end.
+            warn!(path = %path.display(), "left out of a copy: it is neither a file nor a folder nor a link");
         } else {
             std::fs::copy(&path, &place)?;
             let file = std::fs::File::open(&place)?;
@@ -50,16 +56,16 @@ pub(crate) fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// How many bytes the files of a folder have.
-pub(crate) fn folder_bytes(folder: &Path) -> io::Result<u64> {
-    let mut bytes = 0;
-    for entry in std::fs::read_dir(folder)? {
-        let entry = entry?;
-        bytes += match entry.file_type()?.is_dir() {
-            true => folder_bytes(&entry.path())?,
-            false => entry.metadata()?.len(),
-        };
+/// Reads a file that a stranger's program wrote; what is none, such as a link or a named pipe, is refused.
+pub(crate) fn read_plain(path: &Path) -> io::Result<Vec<u8>> {
+    // A pipe is opened without waiting for somebody at its other end.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let mut file = std::fs::File::from(open(path, flags, Mode::empty())?);
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no plain file"));
     }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
@@ -86,5 +92,27 @@ mod tests {
         assert_eq!(std::fs::read(&link_path).expect("read"), b"other");
         let left = std::fs::read_dir(folder.path().join("c")).expect("a folder").count();
         assert_eq!(left, 1, "nothing half-made stays");
+    }
+
+    #[test]
+    fn what_is_no_file_is_neither_copied_nor_read() {
+        use std::os::unix::fs::symlink;
+        use std::os::unix::net::UnixListener;
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let at = |name: &str| folder.path().join(name);
+        std::fs::create_dir_all(at("from/a")).expect("made");
+        std::fs::write(at("from/a/file"), "text").expect("written");
+        symlink("file", at("from/a/link")).expect("linked");
+        nix::unistd::mkfifo(&at("from/a/pipe"), nix::sys::stat::Mode::S_IRWXU).expect("made");
+        let _listener = UnixListener::bind(at("from/socket")).expect("bound");
+        copy_tree(&at("from"), &at("to")).expect("copied");
+        assert_eq!(std::fs::read_to_string(at("to/a/link")).expect("read through the link"), "text");
+        for left_out in ["to/a/pipe", "to/socket"] {
+            assert!(at(left_out).symlink_metadata().is_err(), "{left_out}");
+        }
+        assert_eq!(read_plain(&at("from/a/file")).expect("read"), b"text");
+        for refused in ["from/a/pipe", "from/a/link", "from/a", "from/socket"] {
+            assert!(read_plain(&at(refused)).is_err(), "{refused}");
+        }
     }
 }

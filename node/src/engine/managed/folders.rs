@@ -11,7 +11,7 @@ use protocol::BlobHash;
 
 use super::served::Served;
 use crate::os::beneath;
-use crate::os::file::{copy_tree, folder_bytes};
+use crate::os::file::copy_tree;
 
 /// The code, in the folders of a slot.
 const CODE: &str = "ComfyUI";
@@ -130,7 +130,7 @@ impl Folders {
         }
         let folders = ["input", "output", "temp"].map(|name| self.code().join(name));
         let there = folders.iter().filter(|folder| is_folder(folder));
-        there.map(|folder| folder_bytes(folder)).sum()
+        there.map(|folder| beneath::bytes(folder)).sum()
     }
 }
 

@@ -337,10 +337,10 @@ impl Process {
         self.comfyui.free().await;
     }
 
-    /// Whether its runs left so much that it should start anew.
+    /// Whether its runs left so much that it should start anew, or what nobody can count.
     pub(super) async fn is_full(&self) -> bool {
         let folders = self.folders.clone();
-        blocking(move || folders.bytes_of_runs()).await.is_ok_and(|bytes| bytes > FULL)
+        !blocking(move || folders.bytes_of_runs()).await.is_ok_and(|bytes| bytes <= FULL)
     }
 
     /// Ends it.

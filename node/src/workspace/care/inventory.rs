@@ -11,7 +11,7 @@ use std::time::UNIX_EPOCH;
 use protocol::{LockfileHash, Preparing, WorkspaceState};
 
 use super::{CareError, Caretaker, WorkspaceEntry};
-use crate::os::file::folder_bytes;
+use crate::os::beneath;
 use crate::workspace::program;
 use crate::workspace::record::WorkspaceRecord;
 use crate::workspace::shelf::Shelf;
@@ -189,7 +189,7 @@ pub(super) fn names(folder: &Path) -> io::Result<Vec<String>> {
 
 /// How many bytes a folder has; none, where it is not there.
 pub(super) fn bytes(folder: &Path) -> Result<u64, CareError> {
-    match folder_bytes(folder) {
+    match beneath::bytes(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
         counted => counted.map_err(CareError::io("measuring", folder)),
     }

@@ -52,26 +52,26 @@ fn verify_package(
     damage: &mut Vec<Damage>,
 ) -> io::Result<()> {
     let below = |path: &Path| path.strip_prefix(environment).unwrap_or(path).to_owned();
-    let record = match std::fs::read_to_string(folder.join("RECORD")) {
-        Ok(record) => record,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            damage.push(Damage { path: below(&folder.join("RECORD")), missing: true });
-            return Ok(());
-        }
-        Err(error) => return Err(error),
+    // An install script may have put a pipe or a link in the place of any file.
+    let fault = |path: &Path| match path.symlink_metadata() {
+        Ok(metadata) if metadata.is_file() => None,
+        found => Some(Damage { path: below(path), missing: found.is_err() }),
     };
+    let record = folder.join("RECORD");
+    if let Some(fault) = fault(&record) {
+        damage.push(fault);
+        return Ok(());
+    }
+    let record = std::fs::read_to_string(record)?;
     for (name, expected) in record.lines().filter_map(line) {
         let path = resolved(&packages.join(name));
         if !path.starts_with(environment) {
             continue;
         }
-        match hash(&path) {
-            Ok((found, _)) if BASE64URL_NOPAD.encode(&found.0) == expected => {}
-            Ok(_) => damage.push(Damage { path: below(&path), missing: false }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                damage.push(Damage { path: below(&path), missing: true });
-            }
-            Err(error) => return Err(error),
+        if let Some(fault) = fault(&path) {
+            damage.push(fault);
+        } else if BASE64URL_NOPAD.encode(&hash(&path)?.0.0) != expected {
+            damage.push(Damage { path: below(&path), missing: false });
         }
     }
     Ok(())

@@ -11,6 +11,7 @@
 //! code may run; who calls decides that.
 
 mod uv;
+mod workshop;
 mod interpreter;
 mod tags;
 mod ask;

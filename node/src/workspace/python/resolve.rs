@@ -18,7 +18,9 @@ use super::project::{Project, pins};
 use super::pylock::{self, File, Package};
 use super::tags::Tags;
 use super::torch::TORCH_FAMILY;
+use super::workshop::Workshop;
 use super::{Limits, PythonError, Uv, WheelSource, is_torch_family};
+use crate::os::file::read_plain;
 use crate::workspace::log::PrepareLog;
 
 /// Completes pins.
@@ -49,11 +51,12 @@ impl Resolver {
         let recorded = recorded_build(&pins);
         let indexes = &self.uv.config.indexes;
         let mut builds = indexes.builds(recorded, spec.accelerator).into_iter().peekable();
+        let workshop = self.uv.workshop()?;
         let (packages, build) = loop {
             let build = builds.next().unwrap_or_default();
             let minor = minor_of(python.version.as_str());
             let project = Project::new(&pins, &asked, &minor, indexes, &build);
-            match self.complete(&project, &python, log, cancel).await {
+            match self.complete(&project, &python, &workshop, log, cancel).await {
                 Ok(packages) => break (packages, build),
                 // This build may just not exist of that version; the last one's conflict is told.
                 Err(PythonError::Conflict { explanation, .. })
@@ -102,16 +105,17 @@ impl Resolver {
         &self,
         project: &Project,
         python: &Interpreter,
+        workshop: &Workshop,
         log: &PrepareLog,
         cancel: &CancellationToken,
     ) -> Result<Vec<Package>, PythonError> {
-        let conflict = match self.compile(project, false, python, log, cancel).await {
+        let conflict = match self.compile(project, false, python, workshop, log, cancel).await {
             Err(conflict @ PythonError::Conflict { .. }) => conflict,
             compiled => return compiled,
         };
         log.line(&format!("the pins stand all the same: {conflict}"));
         // What is in conflict even so is the reason.
-        self.compile(project, true, python, log, cancel).await
+        self.compile(project, true, python, workshop, log, cancel).await
     }
 
     async fn compile(
@@ -119,17 +123,20 @@ impl Resolver {
         project: &Project,
         pins_override: bool,
         python: &Interpreter,
+        workshop: &Workshop,
         log: &PrepareLog,
         cancel: &CancellationToken,
     ) -> Result<Vec<Package>, PythonError> {
-        let folder = self.uv.temporary()?;
+        // Under a name that nothing left behind by the code of a package could know.
+        let folder = tempfile::tempdir_in(workshop.path())
+            .map_err(|source| PythonError::io("making a folder in", workshop.path(), source))?;
         let (question, answer) = (folder.path().join("pyproject.toml"), folder.path().join("pylock.toml"));
         std::fs::write(&question, &project.toml)
             .map_err(|source| PythonError::io("writing", &question, source))?;
         let compile = ["pip", "compile", "--format", "pylock.toml", "--quiet"];
         // What a source needs may be known only to its own code.
         let mut command = match self.build_sources {
-            true => self.uv.building(&compile, &python.program)?,
+            true => workshop.uv(&self.uv, &compile, &python.program)?,
             false => self.uv.command(&compile),
         };
         command.arg(&question).arg("--output-file").arg(&answer).arg("--python").arg(&python.program);
@@ -147,9 +154,9 @@ impl Resolver {
         if !finished.status.success() {
             return Err(PythonError::of(what, &finished.lines(), &project.pins));
         }
-        let text =
-            std::fs::read_to_string(&answer).map_err(|source| PythonError::io("reading", &answer, source))?;
-        pylock::parse(&text)
+        let reading = |source| PythonError::io("reading", &answer, source);
+        let text = String::from_utf8(read_plain(&answer).map_err(reading)?);
+        pylock::parse(&text.map_err(|error| PythonError::Unreadable(error.to_string()))?)
     }
 
     async fn locked(&self, chosen: &Chosen, files: &dyn WheelSource) -> Result<LockedFile, PythonError> {

@@ -26,7 +26,8 @@ pub async fn run_install_script(
 ) -> Result<(), PythonError> {
     let programs = environment.join("bin");
     let python = programs.join("python");
-    let mut command = uv.walled(&python, &python, &[environment, node])?;
+    let workshop = uv.workshop()?;
+    let mut command = workshop.command(uv, &python, &python, &[environment, node])?;
     command.arg(INSTALL_SCRIPT).current_dir(node).env("VIRTUAL_ENV", environment);
     let path = std::env::var_os("PATH").unwrap_or_default();
     let path = std::iter::once(programs).chain(std::env::split_paths(&path));

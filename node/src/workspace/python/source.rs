@@ -25,20 +25,22 @@ pub(super) async fn build_source(
     log: &PrepareLog,
     cancel: &CancellationToken,
 ) -> Result<(PathBuf, LockedFile), PythonError> {
-    let folder = uv.temporary()?;
+    let workshop = uv.workshop()?;
+    let folder = workshop.path();
     let shown = source.file_name().unwrap_or_default().to_string_lossy().into_owned();
     // Where it lies, because a link may lead out of the walls.
-    let copied = folder.path().join(&shown);
+    let copied = folder.join(&shown);
     std::fs::copy(source, &copied).map_err(|error| PythonError::io("reading", source, error))?;
-    let mut command = uv.building(&["build", "--wheel", "--no-create-gitignore"], &python.program)?;
-    command.arg("--out-dir").arg(folder.path()).arg("--python").arg(&python.program).arg(&copied);
+    let build = ["build", "--wheel", "--no-create-gitignore"];
+    let mut command = workshop.uv(uv, &build, &python.program)?;
+    command.arg("--out-dir").arg(folder).arg("--python").arg(&python.program).arg(&copied);
     // A date in it would make two builds differ that need not.
     command.env("SOURCE_DATE_EPOCH", "315532800");
     let what = format!("building `{shown}`");
     Step { what: &what, command, limit }.succeed(log, cancel).await?;
-    let reading = |source| PythonError::io("reading", folder.path(), source);
+    let reading = |source| PythonError::io("reading", folder, source);
     let mut built = None;
-    for entry in std::fs::read_dir(folder.path()).map_err(reading)? {
+    for entry in std::fs::read_dir(folder).map_err(reading)? {
         let entry = entry.map_err(reading)?;
         let path = entry.path();
         // The build may have left a link, to a file that it was not to see.

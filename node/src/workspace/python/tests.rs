@@ -293,6 +293,10 @@ async fn damage_is_found_and_a_wheel_of_another_hash_is_refused() {
     let found: Vec<_> = damage.iter().map(|damage| (damage.path.to_str(), damage.missing)).collect();
     let below = |name: &str| format!("lib/python3.11/site-packages/{name}/__init__.py");
     assert_eq!(found, [(Some(below("app").as_str()), false), (Some(below("lib").as_str()), true)]);
+    // To open a pipe would wait for whoever writes to it.
+    let pipe = packages.join("lib/__init__.py");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("it is made");
+    assert!(verify(&environment.folder).expect("it is read").iter().all(|damage| !damage.missing));
 
     let mut other = lock.clone();
     other.wheels[0].file.sha256 = protocol::Sha256([7; 32]);
@@ -410,4 +414,80 @@ async fn link_that_a_build_leaves_is_no_wheel() {
     let lock = setting.resolve(r#"[{"name":"old","version":"0.6"}]"#, "").await.expect("a source");
     let error = setting.build(&lock).await.expect_err("no wheel");
     assert!(matches!(&error, PythonError::Failed { step, .. } if step.contains("building")), "{error}");
+}
+
+#[tokio::test]
+async fn what_uv_keeps_is_as_it_was_after_code_of_strangers_ran() {
+    let Some(setting) = Setting::new(vec![wheel("app", "1.0", &[]), wheel("lib", "1.0", &[])]).await else {
+        return;
+    };
+    if setting.uv.config.sandbox.is_none() {
+        eprintln!("skipped: nothing here makes walls");
+        return;
+    }
+    // Something of each kind is kept: a cache with wheels, a Python, a wheel that was built, and uv itself.
+    let kept = setting.uv.folder("");
+    for name in ["python/cpython-3.11/bin/python3.11", "wheels/0/a.whl", "uv-1/bin/uv"] {
+        std::fs::create_dir_all(kept.join(name).parent().expect("it has one")).expect("made");
+        std::fs::write(kept.join(name), "as it was").expect("written");
+    }
+    let lock = setting.resolve(r#"[{"name":"app","version":"1.0"}]"#, "lib").await.expect("two");
+    setting.build(&lock).await.expect("uv's cache has both now");
+    let before = contents(&kept);
+    assert!(before.keys().any(|path| path.starts_with("cache/") && path.ends_with("app/__init__.py")));
+
+    // What it tries: to change all that is kept there, and what is named to it as the cache.
+    let statement = format!(
+        "import os; exec({:?})",
+        format!(
+            "for root in ['{}', os.environ['UV_CACHE_DIR'], os.environ['HOME']]:\n  \
+             for folder, _, names in list(os.walk(root)) or [(root, [], [])]:\n    \
+             for name in names + ['new']:\n      \
+             try: open(os.path.join(folder, name), 'w').write('evil')\n      \
+             except OSError: pass\n",
+            kept.display()
+        )
+    );
+    let node = setting.folder.path().join("ComfyUI/custom_nodes/a");
+    std::fs::create_dir_all(&node).expect("a folder");
+    std::fs::write(node.join("install.py"), format!("{statement}\nopen('ran', 'w')\n")).expect("written");
+    let private = Private {
+        lockfile: LockfileHash(protocol::BlobHash([1; 32])),
+        comfyui: setting.folder.path().join("ComfyUI"),
+        scripts: vec![node],
+    };
+    let files = &*setting.downloads;
+    let environments = setting.environments();
+    let built = environments.build(&lock, Some(&private), files, &setting.log, &setting.cancel).await;
+    let built = built.expect("it is built");
+    assert!(built.comfyui.expect("a code tree of its own").join("custom_nodes/a/ran").is_file());
+
+    // The build of a source tries the same, and again as uv asks it what it needs.
+    let source = Setting::new(vec![sdist("old", "0.6", &statement)]).await.expect("there is a uv");
+    let mut uv = setting.uv.clone();
+    uv.config.indexes = source.uv.config.indexes.clone();
+    let building = Setting { uv, ..source };
+    let lock = building.resolve(r#"[{"name":"old","version":"0.6"}]"#, "").await.expect("a source");
+    building.build(&lock).await.expect("it is built");
+    let after = contents(&kept);
+    // The node's own calls may have added to it.
+    let changed: Vec<_> = before.iter().filter(|(path, text)| after.get(*path) != Some(*text)).collect();
+    assert!(changed.is_empty(), "{:?}", changed.iter().map(|(path, _)| path).collect::<Vec<_>>());
+    assert!(!after.values().any(|text| text == b"evil"), "nothing of it came to what is kept");
+}
+
+/// The files below a folder, by their path.
+fn contents(folder: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
+    let (mut files, mut open) = (std::collections::BTreeMap::new(), vec![folder.to_owned()]);
+    while let Some(path) = open.pop() {
+        for path in listed(&path) {
+            if path.is_dir() && !path.is_symlink() {
+                open.push(path);
+            } else {
+                let name = path.strip_prefix(folder).expect("below").display().to_string();
+                files.insert(name, std::fs::read(&path).unwrap_or_default());
+            }
+        }
+    }
+    files
 }

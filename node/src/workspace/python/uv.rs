@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::process::Step;
 use super::{Indexes, PythonError};
-use crate::os::sandbox::{Sandbox, Walls, folders_of_python};
+use crate::os::sandbox::Sandbox;
 use crate::workspace::log::PrepareLog;
 
 /// The uv that is installed where there is none.
@@ -147,32 +147,6 @@ impl Uv {
         command
     }
 
-    /// The same for a call that runs code of packages: with walls around it, where there are some.
-    pub(super) fn building(&self, arguments: &[&str], python: &Path) -> Result<Command, PythonError> {
-        let mut command = self.walled(&self.program, python, &[])?;
-        command.args(arguments);
-        Ok(command)
-    }
-
-    /// A call of a program that runs a stranger's code: it reaches the network, reads the system, a Python and what uv
-    /// keeps, and writes there and in these folders.
-    pub(super) fn walled(
-        &self,
-        program: &Path,
-        python: &Path,
-        folders: &[&Path],
-    ) -> Result<Command, PythonError> {
-        let Some(sandbox) = &self.config.sandbox else { return Ok(self.other(program)) };
-        let reading = |source| PythonError::io("finding", python, source);
-        let mut read = folders_of_python(python).map_err(reading)?;
-        read.push(self.program.clone());
-        let mut write = vec![self.config.folder.clone()];
-        write.extend(folders.iter().map(|folder| folder.to_path_buf()));
-        let mut command = sandbox.command(&Walls { read, write, network: true }, program);
-        scrub(&mut command, &self.config);
-        Ok(command)
-    }
-
     /// The same, with no way to any index.
     pub(super) fn offline(&self, arguments: &[&str]) -> Command {
         let mut command = self.command(arguments);
@@ -183,6 +157,11 @@ impl Uv {
     /// A call of another program that sees no more than uv does.
     pub(super) fn other(&self, program: &Path) -> Command {
         scrubbed(program, &self.config)
+    }
+
+    /// Gives a call of any program the environment that is built from nothing.
+    pub(super) fn scrub(&self, command: &mut Command) {
+        scrub(command, &self.config);
     }
 
     /// A folder of its own below its own folder.

@@ -1,12 +1,14 @@
 //! Which queued job goes on which slot: a pure function over a picture of the farm.
 //!
 //! Hard rules say whether a node can take a workflow at all ([`HARD`], in the order in which people are
-//! told of them). Soft rules choose among the nodes that can ([`preference`]). Jobs are served by
+//! told of them). Soft rules choose among the slots of those that can (`choice`). Jobs are served by
 //! priority, then by submission; one that nothing can take does not hold up the others. All that is
 //! the same for every job of a class (a workflow version) is worked out once a class, so a long queue
 //! costs no more than the jobs that find a slot.
 //!
 //! Not here: leases, time, and what a job is. Nothing waits or reads a clock.
+
+mod choice;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -16,6 +18,7 @@ use protocol::{
     BlobHash, Engine, JobId, LockfileHash, Offer, PeerId, SlotId, WorkflowVersion, WorkspaceState, lacking,
 };
 
+use self::choice::{Open, choose, doubt};
 use crate::view::{Requirements, WaitReason};
 
 /// The most nodes that [`explain`] names.
@@ -67,8 +70,8 @@ pub struct NodePicture<'a> {
     pub draining: bool,
     /// What it offers.
     pub offer: &'a Offer,
-    /// Its free slots, with the time since when each is free.
-    pub free: Vec<(SlotId, Duration)>,
+    /// Its free slots.
+    pub free: Vec<FreeSlot<'a>>,
     /// The workflows that it ran.
     pub ran: &'a BTreeSet<WorkflowVersion>,
     /// The blobs that it holds.
@@ -79,6 +82,17 @@ pub struct NodePicture<'a> {
     pub aside: BTreeMap<&'a WorkflowVersion, &'a str>,
     /// The lockfiles in whose workspaces it is at work.
     pub at_work: BTreeSet<LockfileHash>,
+}
+
+/// A slot without a run.
+#[derive(Clone, Copy, Debug)]
+pub struct FreeSlot<'a> {
+    /// Its number on the node.
+    pub id: SlotId,
+    /// Since when it is free.
+    pub since: Duration,
+    /// On a managed node, the lockfiles that its ComfyUI serves; `None` where it has none.
+    pub serves: Option<&'a BTreeSet<LockfileHash>>,
 }
 
 /// A job's way to a slot.
@@ -99,7 +113,7 @@ pub fn plan(picture: &Picture<'_>) -> Vec<Placement> {
         are_different(picture.classes.iter().flat_map(|class| &class.jobs).map(|job| job.job)),
         "each job is there once"
     );
-    let mut free: Vec<Vec<(SlotId, Duration)>> = picture.nodes.iter().map(|node| node.free.clone()).collect();
+    let mut free = Open::all(picture);
     let mut left: usize = free.iter().map(Vec::len).sum();
     let mut placements = Vec::new();
     if left == 0 {
@@ -111,8 +125,8 @@ pub fn plan(picture: &Picture<'_>) -> Vec<Placement> {
         if left == 0 {
             break;
         }
-        let workflow = picture.classes[class].workflow;
-        let Some(index) = choose(job, workflow, &fitting[class], &free, picture) else { continue };
+        let chosen = choose(job, &picture.classes[class], &fitting[class], &free, &picture.nodes);
+        let Some((index, place)) = chosen else { continue };
         if let Some(lockfile) = picture.classes[class].requirements.lockfile
             && is_trial(&lockfile, &picture.nodes[index])
         {
@@ -121,7 +135,7 @@ pub fn plan(picture: &Picture<'_>) -> Vec<Placement> {
                 able.retain(|able| *able != index);
             }
         }
-        let slot = longest_idle(&mut free[index]).expect("only nodes with a free slot are chosen");
+        let slot = free[index].swap_remove(place).slot.id;
         left -= 1;
         placements.push(Placement { job: job.job, node: picture.nodes[index].peer, slot });
     }
@@ -253,57 +267,12 @@ fn in_order<'a>(picture: &'a Picture<'a>) -> Vec<(usize, &'a Waiting<'a>)> {
     jobs
 }
 
-/// The best node for a job among those of its class with a free slot.
-fn choose(
-    job: &Waiting<'_>,
-    workflow: &WorkflowVersion,
-    able: &[usize],
-    free: &[Vec<(SlotId, Duration)>],
-    picture: &Picture<'_>,
-) -> Option<usize> {
-    let doubt = |index: usize| doubt(&job.avoid, workflow, &picture.nodes[index]);
-    // A busy node is waited for rather than one of more doubt used.
-    let least = able.iter().map(|&index| doubt(index)).min()?;
-    able.iter()
-        .copied()
-        .filter(|&index| !free[index].is_empty() && doubt(index) == least)
-        .min_by_key(|&index| preference(job, workflow, &picture.nodes[index], &free[index]))
-}
-
-/// Why a node is used only where no other one could ever take the job, the stronger reason first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-struct Doubt {
-    failed_there: bool,
-    is_aside: bool,
-}
-
-fn doubt(avoid: &[PeerId], workflow: &WorkflowVersion, node: &NodePicture<'_>) -> Doubt {
-    Doubt { failed_there: avoid.contains(&node.peer), is_aside: node.aside.contains_key(workflow) }
-}
-
-/// The soft rules, the strongest first; the least value wins.
-fn preference(
-    job: &Waiting<'_>,
-    workflow: &WorkflowVersion,
-    node: &NodePicture<'_>,
-    free: &[(SlotId, Duration)],
-) -> impl Ord + use<> {
-    let is_cold = !node.ran.contains(workflow);
-    let missing_inputs = job.inputs.iter().filter(|hash| !node.holds.contains(hash)).count();
-    let idle_since = free.iter().map(|(_, since)| *since).min();
-    (is_cold, missing_inputs, idle_since, node.peer)
-}
-
-/// Takes the slot that has been idle the longest.
-fn longest_idle(free: &mut Vec<(SlotId, Duration)>) -> Option<SlotId> {
-    let place = (0..free.len()).min_by_key(|&place| (free[place].1, free[place].0))?;
-    Some(free.swap_remove(place).0)
-}
-
 fn are_different<T: std::hash::Hash + Eq>(mut items: impl Iterator<Item = T>) -> bool {
     let mut seen = HashSet::new();
     items.all(|item| seen.insert(item))
 }
 
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod tests;

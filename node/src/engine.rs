@@ -3,12 +3,14 @@
 //! Not here: leases, blobs and interfaces. An engine gets a filled workflow and files on disk, and
 //! leaves files on disk.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use protocol::{FailedOp, Phase, PreviewFrame, Progress, RunError, RunErrorKind, RunId, SlotId, Workflow};
+use protocol::{
+    FailedOp, LockfileHash, Phase, PreviewFrame, Progress, RunError, RunErrorKind, RunId, SlotId, Workflow,
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +30,11 @@ pub trait Engine: Send + Sync + 'static {
     /// has to make way, nor from an owner who uses the engine too.
     async fn is_free_for(&self, _slot: SlotId, _workspace: Option<&Arc<Workspace>>) -> bool {
         true
+    }
+
+    /// In which of these workspaces each slot can work with the process that it has; slots without one are not there.
+    async fn warm(&self, _workspaces: &[Arc<Workspace>]) -> BTreeMap<SlotId, BTreeSet<LockfileHash>> {
+        BTreeMap::new()
     }
 
     /// Executes one filled workflow and returns the files of the wanted outputs, in order.

@@ -63,7 +63,7 @@ pub use origin::{Alias, BlobName, FileRef, ParseBlobNameError, PieceRange};
 pub use parameters::{Argument, MAX_FILE_NAME, Parameters, ParametersError};
 pub use preparation::{
     MAX_PROVEN, MAX_REASON, MAX_WORKSPACES, PrepareStep, Preparing, WantWorkspaces, WantedWorkspace,
-    WorkspaceReport, WorkspaceResolved, WorkspaceState,
+    WarmSlots, WorkspaceReport, WorkspaceResolved, WorkspaceState,
 };
 pub use preview::{MAX_PREVIEW, PreviewFrame};
 pub use resolution::{GitPack, MAX_RESOLUTION, Resolution, ResolutionError};

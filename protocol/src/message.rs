@@ -24,8 +24,9 @@
 //! once; without an answer it may read all by itself.
 //!
 //! **Workspaces.** `WantWorkspaces` names all that a node is to have ready; `WorkspaceReport` says how far it
-//! is with one, and `WorkspaceResolved` what it was built from, so that others build from the same. A node without a
-//! managed engine skips the first and never sends the others.
+//! is with one, and `WorkspaceResolved` what it was built from, so that others build from the same. `WarmSlots` says
+//! which of them each slot's process serves, so that runs go where none has to start. A node without a managed engine
+//! skips the first and never sends the others.
 //!
 //! **Self-tests.** `SelfTest` asks a node to run a workflow for nobody, when a slot has nothing else to do;
 //! `SelfTested` says what came of it. A coordinator asks for one of a workspace that is loaded and not proven, and of a
@@ -57,7 +58,7 @@ use crate::lockfile::LockfileHash;
 use crate::membership::{Membership, Role};
 use crate::offer::Offer;
 use crate::origin::{Alias, BlobName, FileRef, PieceRange};
-use crate::preparation::{WantWorkspaces, WorkspaceReport, WorkspaceResolved};
+use crate::preparation::{WantWorkspaces, WarmSlots, WorkspaceReport, WorkspaceResolved};
 use crate::preview::PreviewFrame;
 use crate::self_test::{SelfTest, SelfTested};
 use crate::transfer::Transfers;
@@ -140,6 +141,8 @@ messages! {
         0x8111 => RunPreview(RunPreview),
         /// What came of a self-test.
         0x8112 => SelfTested(SelfTested),
+        /// In which workspaces slots can work at once; only the latest counts.
+        0x8113 => WarmSlots(WarmSlots),
     }
 }
 

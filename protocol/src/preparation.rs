@@ -1,16 +1,16 @@
 //! Which workspaces a node is to have, and how far it is with each.
 //!
 //! The coordinator sends the whole list whenever it changes; a node answers for each lockfile with reports of
-//! which only the latest counts. Not here: how a workspace is built, which is the node's, and what is
+//! which only the latest counts, and tells in which of them its processes could work at once. Not here: how a workspace is built, which is the node's, and what is
 //! granted on the strength of a report, which is the planner's.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::blob::BlobRef;
-use crate::id::WorkflowVersion;
+use crate::id::{SlotId, WorkflowVersion};
 use crate::lockfile::{LockfileHash, PublisherKey};
 use crate::message::Provider;
 use crate::transfer::shorten;
@@ -66,6 +66,13 @@ pub struct WorkspaceResolved {
     pub lockfile: LockfileHash,
     /// A [`Resolution`](crate::Resolution), not signed, which the node serves with all that it names.
     pub resolution: BlobRef,
+}
+
+/// In which workspaces each slot can work with the ComfyUI that it has. It replaces what was told before.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmSlots {
+    /// Of each slot that has a process, at most [`MAX_WORKSPACES`]; for any other one it would have to make way.
+    pub slots: BTreeMap<SlotId, BTreeSet<LockfileHash>>,
 }
 
 /// How far a workspace is.

@@ -10,21 +10,22 @@ use super::*;
 
 /// A node of a made-up farm, which owns what its picture borrows.
 #[derive(Debug)]
-struct Made {
-    peer: PeerId,
-    offer: Offer,
+pub(super) struct Made {
+    pub(super) peer: PeerId,
+    pub(super) offer: Offer,
     connected: bool,
     draining: bool,
-    free: Vec<(SlotId, Duration)>,
-    ran: BTreeSet<WorkflowVersion>,
+    pub(super) free: Vec<(SlotId, Duration)>,
+    pub(super) warm: BTreeMap<SlotId, BTreeSet<LockfileHash>>,
+    pub(super) ran: BTreeSet<WorkflowVersion>,
     holds: HashSet<BlobHash>,
-    workspaces: BTreeMap<LockfileHash, WorkspaceState>,
+    pub(super) workspaces: BTreeMap<LockfileHash, WorkspaceState>,
     aside: BTreeMap<WorkflowVersion, String>,
     at_work: BTreeSet<LockfileHash>,
 }
 
 impl Made {
-    fn node(seed: u8, slots: u16) -> Self {
+    pub(super) fn node(seed: u8, slots: u16) -> Self {
         let free: Vec<_> = (0..slots).map(|slot| (SlotId(slot), Duration::from_secs(slot.into()))).collect();
         let device = Device::Cpu { threads: 1 };
         let offer = Offer {
@@ -42,6 +43,7 @@ impl Made {
             connected: true,
             draining: false,
             free,
+            warm: BTreeMap::new(),
             ran: BTreeSet::new(),
             holds: HashSet::new(),
             workspaces: BTreeMap::new(),
@@ -50,13 +52,17 @@ impl Made {
         }
     }
 
-    fn picture(&self) -> NodePicture<'_> {
+    pub(super) fn picture(&self) -> NodePicture<'_> {
         NodePicture {
             peer: self.peer,
             connected: self.connected,
             draining: self.draining,
             offer: &self.offer,
-            free: self.free.clone(),
+            free: self
+                .free
+                .iter()
+                .map(|&(id, since)| FreeSlot { id, since, serves: self.warm.get(&id) })
+                .collect(),
             ran: &self.ran,
             holds: &self.holds,
             workspaces: &self.workspaces,
@@ -70,7 +76,7 @@ fn names(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
-fn version(version: u32) -> WorkflowVersion {
+pub(super) fn version(version: u32) -> WorkflowVersion {
     WorkflowVersion { name: "pixel-art".parse().expect("valid"), version }
 }
 
@@ -78,11 +84,11 @@ fn job(number: u64) -> JobId {
     JobId(Uuid::from_u128(number.into()))
 }
 
-fn waiting(number: u64) -> Waiting<'static> {
+pub(super) fn waiting(number: u64) -> Waiting<'static> {
     Waiting { job: job(number), priority: 50, order: number, inputs: &[], avoid: vec![] }
 }
 
-fn needs(classes: &[&str]) -> Requirements {
+pub(super) fn needs(classes: &[&str]) -> Requirements {
     Requirements { classes: names(classes), ..Requirements::default() }
 }
 
@@ -205,6 +211,48 @@ fn managed_node_runs_in_proven_workspaces_and_tries_a_loaded_one_with_one_run() 
     assert_eq!(placed(Some(WorkspaceState::Loaded), true, &requirements), 0);
     assert_eq!(placed(Some(WorkspaceState::Proven), true, &requirements), 2);
     assert_eq!(placed(Some(WorkspaceState::Proven), false, &needs(&[])), 0, "nothing to rebuild from");
+}
+
+#[test]
+fn slot_whose_comfyui_serves_the_job_is_preferred_and_one_with_work_of_its_own_is_left_to_it() {
+    let lockfile = |number| LockfileHash(BlobHash([number; 32]));
+    let of = |number| Requirements { lockfile: Some(lockfile(number)), ..needs(&[]) };
+    let managed = |seed, warm: &[Option<u8>]| {
+        let mut node = Made::node(seed, u16::try_from(warm.len()).expect("few"));
+        node.offer.engine = Engine::Managed;
+        node.workspaces = (1..=3).map(|number| (lockfile(number), WorkspaceState::Proven)).collect();
+        let slots = warm.iter().enumerate().map(|(slot, serves)| (SlotId(slot as u16), *serves));
+        let serves = |(slot, serves): (SlotId, Option<u8>)| Some((slot, [lockfile(serves?)].into()));
+        node.warm = slots.filter_map(serves).collect();
+        node
+    };
+    let check = |nodes: &[Made], jobs: &[u8], expected: &[(u8, u16)]| {
+        let (workflows, requirements) = ([1, 2, 3].map(version), [1, 2, 3].map(of));
+        let class = |number: u8| Class {
+            workflow: &workflows[usize::from(number) - 1],
+            requirements: &requirements[usize::from(number) - 1],
+            jobs: (0..).zip(jobs).filter(|(_, of)| **of == number).map(|(order, _)| waiting(order)).collect(),
+        };
+        let nodes = nodes.iter().map(Made::picture).collect();
+        let placements = plan(&Picture { classes: [1, 2, 3].map(class).into(), nodes });
+        let places: Vec<_> = placements.iter().map(|placed| (placed.node.0[0], placed.slot.0)).collect();
+        assert_eq!(places, expected, "{jobs:?}");
+    };
+    let mixed = || [managed(1, &[None, Some(2)]), managed(2, &[Some(3), Some(1)])];
+    check(&mixed(), &[1], &[(2, 1)]);
+    check(&mixed(), &[2, 3, 1], &[(1, 1), (2, 0), (2, 1)]);
+    // Once what is warm is taken, a slot with nothing goes before one whose ComfyUI would have to end.
+    check(&mixed(), &[1, 1], &[(2, 1), (1, 0)]);
+    // Of two that would have to end, the one that has work stays.
+    check(&[managed(1, &[Some(2)]), managed(2, &[Some(3)])], &[1, 2], &[(2, 0), (1, 0)]);
+    // No matter how warm another one is: a free slot is not left empty.
+    let mut busy = [managed(1, &[Some(1)]), managed(2, &[Some(2)])];
+    busy[0].free.clear();
+    check(&busy, &[1, 1, 1], &[(2, 0)]);
+    // It matters more than what ran there before, and than files that are small beside a start.
+    let mut ran = [managed(1, &[Some(2)]), managed(2, &[Some(1)])];
+    ran[0].ran.insert(version(1));
+    check(&ran, &[1], &[(2, 0)]);
 }
 
 #[test]

@@ -5,14 +5,14 @@
 use std::collections::BTreeSet;
 
 use protocol::message::{BlobProviders, Grant};
-use protocol::{BlobHash, Lease, LeaseClock, LeaseId, PeerId, Phase, RunId};
+use protocol::{BlobHash, Lease, LeaseClock, LeaseId, PeerId, Phase, RunId, SlotId};
 use uuid::Builder;
 
 use super::jobs::{Job, Jobs, Place};
-use super::nodes::Node;
+use super::nodes::{Node, Slot};
 use super::runs::Run;
 use super::{Action, GrantOrder, Now, State, Turn};
-use crate::schedule::{Class, NodePicture, Picture, Placement, Waiting, plan};
+use crate::schedule::{Class, FreeSlot, NodePicture, Picture, Placement, Waiting, plan};
 use crate::view::FarmEventKind;
 
 /// How many jobs of a class the planner sees beyond one for each free slot: those that wait for
@@ -56,7 +56,9 @@ impl State {
         let usable = node.slots.iter().filter(|(_, slot)| {
             connected && !draining && slot.lease.is_none() && now.monotonic >= slot.not_before
         });
-        let free = usable.map(|(id, slot)| (*id, slot.since)).collect();
+        let slot =
+            |(&id, slot): (&SlotId, &Slot)| FreeSlot { id, since: slot.since, serves: node.warm.get(&id) };
+        let free = usable.map(slot).collect();
         NodePicture {
             peer,
             connected,

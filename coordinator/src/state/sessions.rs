@@ -39,6 +39,7 @@ impl State {
             room: 0,
             pinned: BTreeSet::new(),
             workspaces: Default::default(),
+            warm: Default::default(),
             aside: Default::default(),
             transfers: Transfers::default(),
             seen: turn.now.wall,
@@ -147,6 +148,7 @@ impl State {
             // Passed on beside the state, which keeps none.
             NodeMessage::RunPreview(_) => {}
             NodeMessage::WorkspaceReport(report) => self.workspace_told(peer, report, turn),
+            NodeMessage::WarmSlots(warm) => self.warmth_told(peer, warm),
             NodeMessage::SelfTested(tested) => self.self_tested(peer, tested, turn),
             NodeMessage::WorkspaceResolved(resolved) => self.workspace_resolved(peer, resolved, turn),
             NodeMessage::Leave(_) => self.leave(peer, turn),

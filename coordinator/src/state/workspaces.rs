@@ -10,7 +10,7 @@ use std::sync::Arc;
 use protocol::message::{CoordinatorMessage, MAX_PROVIDERS, Provider};
 use protocol::{
     Engine, LockfileHash, MAX_PROVEN, MAX_RESOLUTION, MAX_WORKSPACES, PeerId, WantWorkspaces,
-    WantedWorkspace, WorkspaceReport, WorkspaceResolved, WorkspaceState,
+    WantedWorkspace, WarmSlots, WorkspaceReport, WorkspaceResolved, WorkspaceState,
 };
 
 use super::aside::wants_proof;
@@ -107,6 +107,14 @@ impl State {
         }
     }
 
+    /// Takes in what the processes of a node serve. It lets no job go that could not go before.
+    pub(super) fn warmth_told(&mut self, peer: PeerId, warm: WarmSlots) {
+        let Some(node) = self.nodes.get_mut(peer).filter(|node| is_managed(node)) else { return };
+        let known = warm.slots.into_iter().filter(|(slot, _)| node.slots.contains_key(slot));
+        node.warm =
+            known.map(|(slot, serves)| (slot, serves.into_iter().take(MAX_WORKSPACES).collect())).collect();
+    }
+
     /// Takes in what a lockfile came to on a node.
     pub(super) fn workspace_resolved(&mut self, node: PeerId, resolved: WorkspaceResolved, turn: &mut Turn) {
         let of_lockfile = |workflow: &&Arc<DeployedWorkflow>| {
@@ -157,7 +165,7 @@ pub(super) fn is_managed(node: &Node) -> bool {
 #[cfg(test)]
 mod tests {
     use protocol::message::NodeMessage;
-    use protocol::{BlobHash, BlobRef};
+    use protocol::{BlobHash, BlobRef, SlotId};
 
     use super::super::Event;
     use super::super::made_farm::{Farm, node, workflow, workflow_id};
@@ -200,6 +208,40 @@ mod tests {
         farm.apply(Event::Restore(workflow_id(1)));
         assert_eq!(wanted(&mut farm), [(node(2), vec![])], "the older version pins nothing");
         assert!(farm.written.entries.iter().any(|entry| entry.record == Record::Restored(workflow_id(1))));
+    }
+
+    #[test]
+    fn job_goes_where_a_process_serves_it_as_long_as_the_node_last_said_so() {
+        let mut farm = Farm::new();
+        farm.apply(Event::Deploy(lockable(1, &[])));
+        let warm = |lockfile: LockfileHash, slot: u16| {
+            NodeMessage::WarmSlots(WarmSlots { slots: [(SlotId(slot), [lockfile].into())].into() })
+        };
+        for seed in [1, 2] {
+            farm.register_managed(seed);
+            let (lockfile, state) = (LOCKFILE, WorkspaceState::Proven);
+            farm.say(seed, NodeMessage::WorkspaceReport(WorkspaceReport { lockfile, state }));
+        }
+        let goes_to = |farm: &mut Farm, number: u64| {
+            farm.submit(number);
+            let (on, lease) = farm.granted();
+            farm.succeed(on.0[0], lease);
+            farm.done();
+            on
+        };
+        assert_eq!(goes_to(&mut farm, 1), node(1), "it is idle as long as the other one");
+        farm.say(2, warm(LOCKFILE, 0));
+        assert_eq!(goes_to(&mut farm, 2), node(2), "though the first one ran it");
+        farm.say(2, warm(LockfileHash(BlobHash([8; 32])), 0));
+        farm.say(1, warm(LOCKFILE, 7));
+        assert!(farm.state.nodes.get(node(1)).expect("registered").warm.is_empty(), "it has no such slot");
+        assert_eq!(goes_to(&mut farm, 3), node(1), "nothing has to make way there");
+        farm.say(2, warm(LOCKFILE, 0));
+        farm.disconnect(2);
+        farm.register_managed(2);
+        let (lockfile, state) = (LOCKFILE, WorkspaceState::Proven);
+        farm.say(2, NodeMessage::WorkspaceReport(WorkspaceReport { lockfile, state }));
+        assert_eq!(goes_to(&mut farm, 4), node(1), "a new session knows nothing of the old one");
     }
 
     #[test]

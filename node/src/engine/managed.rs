@@ -11,15 +11,16 @@ mod folders;
 mod log;
 mod process;
 mod served;
+mod warmth;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex as StdMutex, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use protocol::{Device, Phase, Progress, RunError, RunErrorKind, SlotId};
+use protocol::{Device, LockfileHash, Phase, Progress, RunError, RunErrorKind, SlotId};
 use tokio::sync::Mutex;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +29,7 @@ use tracing::{info, warn};
 
 use self::process::{Launch, Process, StartError, blocking};
 use self::served::Served;
+use self::warmth::Warmth;
 use crate::engine::comfyui::ComfyUiOptions;
 use crate::engine::{Description, Engine, EngineError, Execution, ProducedFile, ProgressSink, canceled};
 use crate::os::sandbox::Sandbox;
@@ -86,6 +88,7 @@ pub struct Managed {
 #[derive(Debug)]
 struct Slot {
     process: Mutex<Place>,
+    warmth: Warmth,
     launch: Launch,
 }
 
@@ -170,7 +173,7 @@ impl Managed {
         let fresh = || {
             let folder = self.config.folder.join(format!("slot-{}", id.0));
             let launch = Launch::new(&self.config, folder, self.config.devices.get(usize::from(id.0)));
-            Arc::new(Slot { process: Mutex::default(), launch })
+            Arc::new(Slot { process: Mutex::default(), warmth: Warmth::default(), launch })
         };
         Arc::clone(slots.entry(id).or_insert_with(fresh))
     }
@@ -190,6 +193,15 @@ impl Engine for Managed {
         let (Some(process), Some(workspace)) = (place.up(), workspace) else { return true };
         let (served, workspace) = (process.served().clone(), Arc::clone(workspace));
         blocking(move || served.with(&workspace)).await.is_ok_and(|both| both.is_some())
+    }
+
+    async fn warm(&self, workspaces: &[Arc<Workspace>]) -> BTreeMap<SlotId, BTreeSet<LockfileHash>> {
+        let mut warm = BTreeMap::new();
+        for id in self.slot_ids() {
+            let serves = self.slot(id).warm(workspaces).await;
+            warm.extend(serves.map(|serves| (id, serves)));
+        }
+        warm
     }
 
     async fn execute(

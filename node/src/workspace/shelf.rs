@@ -55,6 +55,12 @@ struct Place {
     whole: Option<Arc<Whole>>,
 }
 
+impl Place {
+    fn is_usable(&self) -> bool {
+        matches!(self.state, WorkspaceState::Loaded | WorkspaceState::Proven)
+    }
+}
+
 /// A workspace that is whole, and what keeps its parts from being evicted.
 pub struct Whole {
     /// The workspace.
@@ -81,9 +87,15 @@ impl Shelf {
     /// The workspace of a lockfile, if runs may use it. Its models stay as long as this is held.
     pub fn usable(&self, lockfile: LockfileHash) -> Option<Arc<Whole>> {
         let places = self.places();
-        let place = places.get(&lockfile)?;
-        let is_usable = matches!(place.state, WorkspaceState::Loaded | WorkspaceState::Proven);
-        place.whole.as_ref().filter(|_| is_usable).cloned()
+        places.get(&lockfile).filter(|place| place.is_usable())?.whole.clone()
+    }
+
+    /// All workspaces that runs may use.
+    pub fn all_usable(&self) -> Vec<Arc<Workspace>> {
+        let places = self.places();
+        let usable =
+            places.values().filter(|place| place.is_usable()).filter_map(|place| place.whole.as_ref());
+        usable.map(|whole| Arc::clone(&whole.workspace)).collect()
     }
 
     /// How far each is.

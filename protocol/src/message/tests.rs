@@ -53,6 +53,11 @@ fn frames_are_the_golden_bytes() {
         NodeMessage::SelfTested(SelfTested { workflow, failure: None }),
         "1200000012810300000000000000666f780300000000",
     );
+    let slots = [(SlotId(2), [LockfileHash(BlobHash([1; 32]))].into())].into();
+    check(
+        NodeMessage::WarmSlots(WarmSlots { slots }),
+        &format!("340000001381010000000000000002000100000000000000{ones}"),
+    );
     let watch = WatchRun { lease: lease().id };
     let frame = encode(&CoordinatorMessage::WatchRun(watch), MAX_FRAME).expect("encodes");
     assert_eq!(hex::encode(&frame), "12000000098202000000000000000300000000000000");

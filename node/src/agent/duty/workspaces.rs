@@ -1,33 +1,37 @@
-//! The workspaces that the coordinator wants here, and how far each is told to be.
+//! The workspaces that the coordinator wants here, how far each is told to be, and which slots are warm for it.
 //!
 //! Not here: preparing them (`workspace::prepare`).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use protocol::message::NodeMessage;
 use protocol::{
-    LockfileHash, MAX_PROVEN, MAX_WORKSPACES, WantWorkspaces, WorkspaceReport, WorkspaceResolved,
+    LockfileHash, MAX_PROVEN, MAX_WORKSPACES, WantWorkspaces, WarmSlots, WorkspaceReport, WorkspaceResolved,
     WorkspaceState,
 };
 use tokio::sync::watch;
 use tracing::debug;
 
 use super::Duty;
+use crate::workspace::Workspace;
 
 /// What the coordinator wants and knows of workspaces.
 pub(super) struct Wants {
     wanted: watch::Sender<Option<WantWorkspaces>>,
     told: BTreeMap<LockfileHash, WorkspaceState>,
+    told_warm: WarmSlots,
 }
 
 impl Wants {
     pub(super) fn new(wanted: watch::Sender<Option<WantWorkspaces>>) -> Self {
-        Self { wanted, told: BTreeMap::new() }
+        Self { wanted, told: BTreeMap::new(), told_warm: WarmSlots::default() }
     }
 
     /// A new session: the coordinator may know nothing.
     pub(super) fn forget_told(&mut self) {
         self.told.clear();
+        self.told_warm = WarmSlots::default();
     }
 }
 
@@ -57,10 +61,22 @@ impl Duty {
         }
     }
 
+    /// Tells in which workspaces slots can work at once, where that has changed.
+    async fn send_warm_slots(&mut self, usable: &[Arc<Workspace>]) {
+        let warm = WarmSlots { slots: self.tools.engine.warm(usable).await };
+        if self.wants.told_warm != warm {
+            self.wants.told_warm = warm.clone();
+            self.send(NodeMessage::WarmSlots(warm)).await;
+        }
+    }
+
     /// Tells how far workspaces are, where that has changed.
     pub(super) async fn send_workspaces(&mut self) {
         let Some(shelf) = self.tools.shelf.as_ref().filter(|_| self.writer.is_some()) else { return };
-        let states = shelf.states();
+        let (states, usable) = (shelf.states(), shelf.all_usable());
+        // First, so that nothing is granted for a workspace before it is known where it is warm.
+        self.send_warm_slots(&usable).await;
+        drop(usable);
         self.wants.told.retain(|lockfile, _| states.contains_key(lockfile));
         for (lockfile, state) in states {
             let state = state.bounded();

@@ -9,6 +9,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use protocol::LockfileHash;
+
 use crate::workspace::Workspace;
 
 /// The most workspaces of one process: all of them stay on disk as long as it is warm.
@@ -56,6 +58,11 @@ impl Served {
     /// Whether it serves this one, as it is described.
     pub(super) fn has(&self, workspace: &Workspace) -> bool {
         self.workspaces.iter().any(|served| **served == *workspace)
+    }
+
+    /// The lockfiles of these.
+    pub(super) fn lockfiles(&self) -> impl Iterator<Item = LockfileHash> {
+        self.workspaces.iter().map(|workspace| workspace.lockfile)
     }
 
     /// How many there are.

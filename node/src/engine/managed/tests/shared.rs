@@ -72,7 +72,18 @@ async fn process_serves_all_workspaces_of_its_code_and_starts_anew_where_two_con
     let blobs = [1, 2, 3].map(|seed| machine.upscaler(seed));
     let (first, second) =
         (machine.beside(1, "a.safetensors", &blobs[0]), machine.beside(2, "b.safetensors", &blobs[1]));
+    let contradicting = machine.beside(4, "a.safetensors", &blobs[2]);
+    let warm = async || {
+        let all = [&first, &second, &contradicting].map(Arc::clone);
+        let number = |lockfile: LockfileHash| lockfile.0.0[0];
+        let numbers = |serves: BTreeSet<LockfileHash>| serves.into_iter().map(number).collect::<Vec<_>>();
+        let warm = machine.engine.warm(&all).await;
+        warm.into_iter().map(|(slot, serves)| (slot.0, numbers(serves))).collect::<BTreeMap<_, _>>()
+    };
+    let numbers = |numbers: &[u8]| BTreeMap::from([(0_u16, numbers.to_vec())]);
+    assert_eq!(warm().await, BTreeMap::new(), "nothing is up");
     let of_first = machine.enlarge(&first, "a.safetensors").await;
+    assert_eq!(warm().await, numbers(&[1, 2]), "the second would come to it");
     let process = machine.process().await.expect("it is warm");
     let of_second = machine.enlarge(&second, "b.safetensors").await;
     assert_eq!(machine.process().await, Some(process), "the second came to the first");
@@ -87,12 +98,12 @@ async fn process_serves_all_workspaces_of_its_code_and_starts_anew_where_two_con
         assert_eq!(std::fs::read_dir(folders).expect("a folder").count(), 2, "each came by a link");
     }
 
-    let contradicting = machine.beside(4, "a.safetensors", &blobs[2]);
     let of_third = machine.enlarge(&contradicting, "a.safetensors").await;
     let anew = machine.process().await.expect("it is warm");
     assert!(anew != process && of_third != of_first, "its model is another one of the same name");
     assert_eq!(machine.enlarge(&third, "c.safetensors").await, of_third, "the same model, beside it");
     assert_eq!(machine.process().await, Some(anew));
+    assert_eq!(warm().await, numbers(&[2, 4]), "the first would have it start anew again");
 }
 
 #[tokio::test]

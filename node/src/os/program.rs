@@ -3,10 +3,12 @@
 //! Not here: which programs, and what they see of this machine.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use command_fds::{CommandFdExt, FdMapping};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -20,7 +22,9 @@ const LONGEST: usize = 8 << 10;
 const AFTERMATH: Duration = Duration::from_secs(2);
 /// Ends a program with whoever holds the other end of its input, however that one ends.
 const LEASH: &str =
-    r#"exec 3<&0; (cat <&3 >/dev/null; kill -KILL 0) >/dev/null 2>&1 & exec "$@" 3<&- </dev/null"#;
+    r#"exec 3<&0; (cat <&3 >/dev/null; kill -KILL 0) >/dev/null 2>&1 5<&- & exec "$@" 3<&- </dev/null"#;
+/// The number under which a program finds what it is lent; that which the leash closes for itself.
+const LENT: i32 = 5;
 
 /// Where a program said a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +50,12 @@ pub(crate) fn leashed(program: &Path) -> Command {
     let mut command = Command::new("/bin/sh");
     command.args(["-c", LEASH, "sh"]).arg(program).stdin(Stdio::piped()).process_group(0);
     command
+}
+
+/// Lets a leashed program have an open file of ours, as its file number 5.
+pub(crate) fn lend(command: &mut Command, file: OwnedFd) -> io::Result<()> {
+    let lent = FdMapping { parent_fd: file, child_fd: LENT };
+    command.fd_mappings(vec![lent]).map(|_| ()).map_err(io::Error::other)
 }
 
 impl Program {
@@ -139,6 +149,7 @@ async fn each_line(mut from: impl AsyncRead + Unpin, told: impl Fn(&str)) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::{UnixListener, UnixStream};
     use std::path::Path;
     use std::sync::mpsc::{Receiver, sync_channel};
 
@@ -203,5 +214,23 @@ mod tests {
         // As the end of this process would.
         program._leash = None;
         until_gone(id).await;
+    }
+
+    #[tokio::test]
+    async fn leashed_program_has_what_it_is_lent_and_its_leash_has_not() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("socket");
+        let listener = UnixListener::bind(&path).expect("bound");
+        let mut command = leashed(Path::new("sh"));
+        command.args(["-c", "readlink /proc/$$/fd/5; exec sleep 1000"]);
+        lend(&mut command, listener.into()).expect("lent");
+        let (mut program, rx) = start(&mut command);
+        drop(command);
+        assert!(line(&rx).await.starts_with("socket:"));
+        UnixStream::connect(&path).expect("it listens");
+        program.child.start_kill().expect("it is killed");
+        program.ended().await.expect("it ends");
+        let refused = UnixStream::connect(&path).expect_err("nobody listens");
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
     }
 }

@@ -1,9 +1,11 @@
 //! Where a process is talked to: a port on loopback or, within walls that leave it no network, a Unix socket.
 //!
-//! Not here: what is said.
+//! The socket is the node's, and its name where the process sees nothing of it: the process gets the open end alone, so
+//! it can lead the node to no other socket. Not here: what is said.
 
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
 use tempfile::TempDir;
@@ -24,8 +26,8 @@ pub(super) enum Door {
     Socket {
         /// The socket.
         path: PathBuf,
-        /// Its folder, where that is not among the process's own.
-        temporary: Option<TempDir>,
+        /// Its folder, where its name would be too long for a socket otherwise.
+        _temporary: Option<TempDir>,
     },
 }
 
@@ -35,13 +37,22 @@ impl Door {
         Ok(Self::Port(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port()))
     }
 
-    /// A socket at this path among the folders of a process or, where that is too long, in a folder of its own.
-    pub(super) fn socket(path: PathBuf) -> io::Result<Self> {
-        if path.as_os_str().len() <= LONGEST {
-            return Ok(Self::Socket { path, temporary: None });
+    /// A socket at this path, in place of that of an earlier process, or in a folder of its own where the path is too
+    /// long; with what the process is to listen on.
+    pub(super) fn socket(path: PathBuf) -> io::Result<(Self, UnixListener)> {
+        let (path, temporary) = match path.as_os_str().len() <= LONGEST {
+            true => (path, None),
+            false => {
+                let folder = tempfile::Builder::new().prefix("comfy-farm-").tempdir()?;
+                (folder.path().join("comfyui"), Some(folder))
+            }
+        };
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
         }
-        let folder = tempfile::Builder::new().prefix("comfy-farm-").tempdir()?;
-        Ok(Self::Socket { path: folder.path().join("comfyui"), temporary: Some(folder) })
+        let listener = UnixListener::bind(&path)?;
+        Ok((Self::Socket { path, _temporary: temporary }, listener))
     }
 
     /// Whether the process has a network.
@@ -69,21 +80,24 @@ impl Door {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     #[test]
-    fn socket_is_among_the_folders_of_its_process_unless_its_name_gets_too_long() {
-        let check = |folder: &str, is_inside: bool| {
-            let Ok(Door::Socket { path, temporary }) = Door::socket(Path::new(folder).join("comfyui.sock"))
-            else {
-                panic!("a socket")
-            };
-            assert_eq!((path.starts_with(folder), temporary.is_none()), (is_inside, is_inside));
-            assert!(path.as_os_str().len() <= LONGEST, "{}", path.display());
+    fn socket_is_where_it_is_wanted_unless_its_name_gets_too_long() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let check = |name: &str, is_there: bool| {
+            let wanted = folder.path().join(name);
+            std::fs::create_dir_all(&wanted).expect("made");
+            let wanted = wanted.join("slot-0.sock");
+            // Those of earlier processes stay behind.
+            for _ in 0..2 {
+                let (door, _listener) = Door::socket(wanted.clone()).expect("bound");
+                let Door::Socket { path, .. } = &door else { panic!("a socket") };
+                assert_eq!(path == &wanted, is_there);
+                assert!(path.as_os_str().len() <= LONGEST, "{}", path.display());
+            }
         };
-        check("/data/workspaces/slots/slot-0", true);
-        check(&format!("/data/{}/slot-0", "long".repeat(30)), false);
+        check("slots", true);
+        check(&"long/".repeat(20), false);
     }
 }

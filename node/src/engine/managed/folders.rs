@@ -54,9 +54,9 @@ impl Folders {
         self.root.join("relay.py")
     }
 
-    /// Where a process without a network is talked to.
+    /// Where a process without a network is talked to; where it cannot write.
     pub(super) fn socket(&self) -> PathBuf {
-        self.root.join("comfyui.sock")
+        self.root.with_extension("sock")
     }
 
     /// What the process says; where it cannot write.

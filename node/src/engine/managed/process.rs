@@ -24,7 +24,7 @@ use super::log::ProcessLog;
 use super::served::Served;
 use crate::engine::comfyui::{ComfyUi, ComfyUiOptions};
 use crate::engine::{Engine, Execution, ProducedFile, ProgressSink};
-use crate::os::program::{Program, leashed};
+use crate::os::program::{Program, leashed, lend};
 use crate::os::sandbox::{Sandbox, Walls, folders_of_python};
 use crate::workspace::Workspace;
 
@@ -34,8 +34,9 @@ const POLL: Duration = Duration::from_millis(100);
 const FULL: u64 = 8 << 30;
 /// What a process has of this machine's environment.
 const PASSED: [&str; 3] = ["LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR"];
-/// Starts ComfyUI beside the relay: PYTHON RELAY SOCKET PORT ARGUMENTS…
-const BEHIND_RELAY: &str = r#"python=$1; "$python" -I -S "$2" "$3" "$4" & shift 4; exec "$python" "$@""#;
+/// Starts ComfyUI beside the relay, which alone gets the socket that is lent: PYTHON RELAY PORT ARGUMENTS…
+const BEHIND_RELAY: &str =
+    r#"python=$1; "$python" -I -S "$2" "$3" <&5 5<&- & shift 3; exec "$python" "$@" 5<&-"#;
 
 /// What the processes of one slot are started with.
 #[derive(Clone, Debug)]
@@ -127,14 +128,11 @@ impl Launch {
         let begun = Instant::now();
         let log = self.make_folders(&served).await?;
         let spawned = |source| StartError::Spawn { python: served.any().python.clone(), source };
-        let door = match self.sandbox {
-            Some(_) => Door::socket(self.folders.socket()),
-            None => Door::port(),
-        };
-        let door = door.map_err(spawned)?;
-        let mut command = self.command(&served, &door).map_err(spawned)?;
+        let (door, mut command) = self.command(&served).map_err(spawned)?;
         let told = log.clone();
         let mut program = Program::start(&mut command, move |_, line| told.line(line)).map_err(spawned)?;
+        // It alone has the socket now: nobody waits at that of one that ended.
+        drop(command);
         let comfyui = door.comfyui(self.options.clone()).in_folder(self.folders.code());
         let tail = || log.tail();
         tokio::select! {
@@ -174,23 +172,24 @@ impl Launch {
         made.await.map_err(|source| StartError::Folders { folder: self.folders.root.clone(), source })
     }
 
-    /// The call of ComfyUI, with an environment that was built from nothing.
-    fn command(&self, served: &Served, door: &Door) -> io::Result<Command> {
+    /// The call of ComfyUI, with an environment that was built from nothing, and where it is talked to.
+    fn command(&self, served: &Served) -> io::Result<(Door, Command)> {
         let workspace = served.any();
         let (code, home) = (self.folders.code(), self.folders.home());
         let known = std::fs::read_to_string(code.join("comfy/cli_args.py")).unwrap_or_default();
         let byte_code = self.byte_code.join(workspace.program());
         std::fs::create_dir_all(&byte_code)?;
-        let mut command = match (&self.sandbox, door) {
-            (Some(sandbox), Door::Socket { path, temporary }) => {
-                let mut walls = self.walls(served, &byte_code)?;
-                walls.write.extend(temporary.as_ref().map(|folder| folder.path().to_owned()));
+        let (door, mut command) = match &self.sandbox {
+            Some(sandbox) => {
+                let (door, listener) = Door::socket(self.folders.socket())?;
+                let walls = self.walls(served, &byte_code)?;
                 let mut command = sandbox.command(&walls, Path::new("/bin/sh"));
+                lend(&mut command, listener.into())?;
                 command.args(["-c", BEHIND_RELAY, "sh"]).arg(&workspace.python).arg(self.folders.relay());
-                command.arg(path).arg(door.inner_port().to_string());
-                command
+                command.arg(door.inner_port().to_string());
+                (door, command)
             }
-            _ => leashed(&workspace.python),
+            None => (Door::port()?, leashed(&workspace.python)),
         };
         command.arg("main.py").current_dir(&code).env_clear();
         command.args(arguments(&known, door.inner_port(), &self.folders.front(), self.device.as_ref()));
@@ -214,7 +213,7 @@ impl Launch {
             _ => "",
         };
         command.env("CUDA_VISIBLE_DEVICES", card);
-        Ok(command)
+        Ok((door, command))
     }
 
     /// What the process sees of this machine.

@@ -1,6 +1,7 @@
-"""Joins a Unix socket to a port within the walls of a process that has no network: relay.py SOCKET PORT."""
+"""Joins its input, a Unix socket that listens, to a port within walls that leave no network: relay.py PORT."""
 
 import asyncio
+import socket
 import sys
 
 
@@ -15,7 +16,7 @@ async def pump(reader, writer):
         writer.close()
 
 
-async def serve(socket, port):
+async def serve(listener, port):
     async def join(reader, writer):
         try:
             inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", port)
@@ -24,8 +25,8 @@ async def serve(socket, port):
             return
         await asyncio.gather(pump(reader, inner_writer), pump(inner_reader, writer))
 
-    server = await asyncio.start_unix_server(join, socket)
+    server = await asyncio.start_unix_server(join, sock=listener)
     await server.serve_forever()
 
 
-asyncio.run(serve(sys.argv[1], int(sys.argv[2])))
+asyncio.run(serve(socket.socket(fileno=0), int(sys.argv[1])))

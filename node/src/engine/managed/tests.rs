@@ -263,6 +263,48 @@ async fn download_at_run_time_is_stopped_and_told_with_its_address() {
 const REMOTE: &str = include_str!("../../../../tests/real/remote.py");
 
 #[tokio::test]
+async fn links_that_a_process_lays_lead_the_node_to_no_other_socket() {
+    let Some(machine) = Machine::walled(|_| {}).await else { return };
+    if machine.engine.config.sandbox.is_none() {
+        return;
+    }
+    let others = machine.folder.path().join("owners.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&others).expect("bound");
+    listener.set_nonblocking(true).expect("set");
+    let folder = machine.engine.config.folder.display().to_string();
+    let script = SWAP.replace("SLOTS", &folder).replace("OTHERS", &others.display().to_string());
+    machine.file("custom_nodes/swap/__init__.py", &script);
+    let swapped = machine.run(saving(1, "Swap", &json!({})), &CancellationToken::new()).await;
+    swapped.expect("a picture, from the process itself");
+    let other = listener.accept().expect_err("nobody talks to the owner's socket");
+    assert_eq!(other.kind(), std::io::ErrorKind::WouldBlock);
+}
+
+/// Puts a link into the place of every socket that it finds, and where the node has one.
+const SWAP: &str = r#"
+import os, stat
+places = ["SLOTS/slot-0.sock", "SLOTS/slot-0/comfyui.sock"]
+for folder, _, names in os.walk("SLOTS"):
+    paths = [os.path.join(folder, name) for name in names]
+    places += [path for path in paths if stat.S_ISSOCK(os.lstat(path).st_mode)]
+for place in places:
+    try:
+        if os.path.lexists(place):
+            os.remove(place)
+        os.symlink("OTHERS", place)
+    except OSError:
+        pass
+class Swap:
+    RETURN_TYPES, FUNCTION, CATEGORY = ("IMAGE",), "execute", "test"
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"image": ("IMAGE",)}}
+    def execute(self, image):
+        return (image,)
+NODE_CLASS_MAPPINGS = {"Swap": Swap}
+"#;
+
+#[tokio::test]
 async fn out_of_memory_is_told_apart_and_leaves_the_process() {
     let Some(machine) = Machine::new(|_| {}) else { return };
     let cancel = CancellationToken::new();

@@ -3,32 +3,35 @@
 
 use bolero::check;
 use mesh::store::Pieces;
-use mesh::tree::{OutboardVerifier, PAIR, TreeHasher, groups};
+use mesh::tree::{OutboardVerifier, PAIR, Tree, TreeHasher, pairs_of, upper_size};
 
-use protocol::{BlobRef, Collection, GROUP_SIZE};
+use protocol::{BlobRef, Collection, PIECE_SIZE};
 
 use crate::INPUTS;
 
-/// Only the outboard of the blob is taken, however it is cut, altered, shortened or prolonged.
+/// Only the upper pairs of the blob are taken, however they are cut, altered, shortened or prolonged.
 #[test]
 fn outboards() {
-    let whole: Vec<u8> = (0..7 * GROUP_SIZE + 5).map(|index| (index % 251) as u8).collect();
-    let mut hasher = TreeHasher::default();
-    hasher.update(&whole);
-    let (blob, outboard) = hasher.finish();
-    check!().with_iterations(INPUTS).with_type::<(Vec<(u16, u8)>, u16, Vec<u8>)>().for_each(
-        |(alterations, length, behind)| {
-            let mut bytes = outboard.clone();
-            for (place, with) in alterations {
-                let place = usize::from(*place) % bytes.len();
-                bytes[place] ^= with;
-            }
-            bytes.extend_from_slice(behind);
-            bytes.truncate(usize::from(*length) % (2 * outboard.len()));
-            let taken = verify(blob, &bytes);
-            assert_eq!(taken, bytes == outboard);
-        },
-    );
+    let (blob, outboard) = hashed(7 * PIECE_SIZE + 5);
+    let upper = &outboard[..upper_size(blob.size) as usize];
+    check!().with_iterations(INPUTS).with_type::<Changes>().for_each(|changes| {
+        let bytes = changed(upper, changes);
+        assert_eq!(verify(blob, &bytes).is_some(), bytes == upper);
+    });
+}
+
+/// Only the pairs of a piece are taken with it, whatever comes in their place.
+#[test]
+fn pairs_of_pieces() {
+    let (blob, outboard) = hashed(2 * PIECE_SIZE + 100_000);
+    let tree = verify(blob, &outboard[..upper_size(blob.size) as usize]).expect("it is the blob's");
+    check!().with_iterations(INPUTS).with_type::<(u8, Changes)>().for_each(|(piece, changes)| {
+        let piece = u64::from(piece % 3);
+        let (first, length) = pairs_of(blob.size, piece);
+        let pairs = &outboard[first as usize..][..length];
+        let bytes = changed(pairs, changes);
+        assert_eq!(tree.piece(piece, &bytes).is_ok(), bytes == pairs);
+    });
 }
 
 /// A blob of any size and hash takes no outboard that somebody made up, and ends.
@@ -37,14 +40,39 @@ fn made_up_outboards() {
     check!().with_iterations(INPUTS).with_type::<([u8; 32], u64, Vec<u8>)>().for_each(
         |(hash, size, bytes)| {
             let blob = BlobRef { hash: protocol::BlobHash(*hash), size: *size };
-            assert_eq!(verify(blob, bytes), groups(*size) == 1 && bytes.is_empty());
+            let Some(tree) = verify(blob, bytes) else { return };
+            assert!(upper_size(*size) == 0 && bytes.is_empty());
+            // What has no pairs at all is told by its hash alone.
+            assert!(tree.piece(0, bytes).is_err() || pairs_of(*size, 0).1 == 0);
         },
     );
 }
 
-fn verify(blob: BlobRef, bytes: &[u8]) -> bool {
+/// Bytes that are altered at some places, have others behind them, and end somewhere.
+type Changes = (Vec<(u16, u8)>, u16, Vec<u8>);
+
+fn changed(bytes: &[u8], (alterations, length, behind): &Changes) -> Vec<u8> {
+    let mut changed = bytes.to_vec();
+    for (place, with) in alterations {
+        let place = usize::from(*place) % changed.len();
+        changed[place] ^= with;
+    }
+    changed.extend_from_slice(behind);
+    changed.truncate(usize::from(*length) % (2 * bytes.len()));
+    changed
+}
+
+fn hashed(size: u64) -> (BlobRef, Vec<u8>) {
+    let whole: Vec<u8> = (0..size).map(|index| (index % 251) as u8).collect();
+    let mut hasher = TreeHasher::default();
+    hasher.update(&whole);
+    hasher.finish()
+}
+
+fn verify(blob: BlobRef, bytes: &[u8]) -> Option<Tree> {
     let mut verifier = OutboardVerifier::new(blob);
-    bytes.chunks(3 * PAIR).all(|part| verifier.update(part).is_ok()) && verifier.finish().is_ok()
+    bytes.chunks(3 * PAIR).try_for_each(|part| verifier.update(part)).ok()?;
+    verifier.finish().ok()
 }
 
 /// A bitmap that is taken says of no piece past the end that it is there.

@@ -10,7 +10,6 @@ mod small;
 pub(crate) use self::askers::Askers;
 
 use std::io;
-use std::io::Read;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,9 +20,8 @@ use protocol::wire::{
     Bad, BlobAnswer, BlobRequest, Busy, Gained, Get, Have, MAX_BLOB_FRAME, MAX_RANGE, NotFound, Outboard,
     PART_SIZE, Peers, Piece,
 };
-use protocol::{BlobName, BlobRef, FileRef, GROUP_SIZE, PIECE_SIZE, PeerId};
+use protocol::{BlobName, BlobRef, FileRef, PIECE_SIZE, PeerId};
 use tokio::sync::Semaphore;
-use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -33,7 +31,7 @@ use crate::frames::{FrameError, FrameReceiver, FrameSender};
 use crate::limits::{Throttle, Turn};
 use crate::plane::Channel;
 use crate::store::{BlobStore, Pieces, Source, StoreError};
-use crate::tree::{outboard_size, piece_size};
+use crate::tree::{pairs_of, piece_size, upper_size};
 
 /// How many conversations one link may have at once.
 const MAX_CONVERSATIONS: usize = 32;
@@ -206,7 +204,7 @@ impl Conversation {
                 (None, _) => return Ok(()),
                 (Some(BlobRequest::Get(get)), _) => {
                     let range = checked_range(get, subject.pieces()).ok_or(ServeError::OutOfTurn)?;
-                    self.send_pieces(range, &source, &mut news).await?;
+                    self.send_pieces(range, subject, &source, &mut news).await?;
                 }
                 (Some(BlobRequest::Announce(announce)), _) => {
                     let addresses = announce.dialable().ok_or(ServeError::OutOfTurn)?;
@@ -273,26 +271,16 @@ impl Conversation {
     }
 
     async fn send_outboard(&mut self, blob: BlobRef, source: &Source) -> Result<(), ServeError> {
-        if blob.size <= GROUP_SIZE {
+        let length = upper_size(blob.size);
+        if length == 0 {
             return Err(ServeError::OutOfTurn);
         }
-        let source = source.clone();
-        let file = blocking(move || source.open_outboard()).await?;
-        let mut left = outboard_size(blob.size);
-        if file.metadata()?.len() != left {
-            return Err(io::Error::from(io::ErrorKind::InvalidData).into());
-        }
-        self.answer(&BlobAnswer::Outboard(Outboard { length: left }), &[]).await?;
-        let file = Arc::new(file);
-        while left > 0 {
-            let (file, length) = (Arc::clone(&file), left.min(OUTBOARD_PART as u64) as usize);
-            let part = blocking(move || {
-                let mut part = vec![0; length];
-                (&*file).read_exact(&mut part)?;
-                Ok(part)
-            })
-            .await?;
-            left -= part.len() as u64;
+        self.answer(&BlobAnswer::Outboard(Outboard { length }), &[]).await?;
+        let mut part = Vec::new();
+        for offset in (0..length).step_by(OUTBOARD_PART) {
+            part.clear();
+            let wanted = (length - offset).min(OUTBOARD_PART as u64) as usize;
+            source.read_outboard(offset, wanted, &mut part).await?;
             self.send_in_turn(None, &part).await?;
         }
         Ok(())
@@ -302,6 +290,7 @@ impl Conversation {
     async fn send_pieces(
         &mut self,
         range: Range<u64>,
+        subject: Subject,
         source: &Source,
         news: &mut News,
     ) -> Result<(), ServeError> {
@@ -310,22 +299,33 @@ impl Conversation {
                 return Err(ServeError::OutOfTurn);
             }
             let turn = self.throttle.uploads.take(self.asker.peer).await;
-            in_turn(turn, self.send_piece(index, source, news)).await?;
+            in_turn(turn, self.send_piece(index, subject, source, news)).await?;
         }
         Ok(())
     }
 
-    /// Sends a piece part by part, each encrypted while a core's cache still has it.
-    async fn send_piece(&mut self, index: u64, source: &Source, news: &mut News) -> Result<(), ServeError> {
+    /// Sends a piece part by part, each encrypted while a core's cache still has it. The pairs of a blob's
+    /// piece go before its first bytes.
+    async fn send_piece(
+        &mut self,
+        index: u64,
+        subject: Subject,
+        source: &Source,
+        news: &mut News,
+    ) -> Result<(), ServeError> {
         let mut part = std::mem::take(&mut self.part);
         let size = piece_size(source.size(), index);
         for offset in (0..size).step_by(PART_SIZE) {
             if news.is_due() {
                 self.tell(news, source).await?;
             }
-            part.resize(PART_SIZE.min(size - offset), 0);
-            let offset = offset as u64;
-            source.read(index * PIECE_SIZE + offset, &mut part).await?;
+            part.clear();
+            if let (0, Subject::Blob(blob)) = (offset, subject) {
+                let (first, length) = pairs_of(blob.size, index);
+                source.read_outboard(first, length, &mut part).await?;
+            }
+            let (length, offset) = (PART_SIZE.min(size - offset), offset as u64);
+            source.read(index * PIECE_SIZE + offset, length, &mut part).await?;
             self.send_capped(Some(BlobAnswer::Piece(Piece { index, offset })), &part).await?;
         }
         self.part = part;
@@ -358,10 +358,6 @@ async fn check(bad: Bad, blob: BlobRef, store: &BlobStore, bounds: &Bounds) -> R
     let verified = !store.contains(blob.hash) || store.verify(blob.hash).await?;
     warn!(?bad, blob = %blob.hash.fmt_short(), verified, "asker could not verify the blob, read it again");
     Ok(())
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 #[cfg(test)]

@@ -1,11 +1,15 @@
-//! The hash tree of a blob: its leaves are groups of 16 KiB, its pairs in pre-order are the outboard.
+//! The hash tree of a blob: its leaves are groups of 16 KiB, its pairs of chaining values the outboard.
 //!
-//! The format is bao's outboard with chunk groups of 2^4 and no length in front; its root is the plain
-//! BLAKE3 hash. Not here: where an outboard is kept, and who sends it.
+//! The pairs are those of bao's outboard with chunk groups of 2^4, and the root is the plain BLAKE3 hash.
+//! Their order is another one: first the pairs above pieces, the *upper* ones, in pre-order, then those
+//! within each piece, in pre-order too. So whoever knows the upper ones can verify any piece that brings
+//! its own. Not here: where an outboard is kept, and who sends it.
 
 mod assembly;
+mod verifier;
 
 pub use self::assembly::{Assembly, PieceLeaves};
+pub use self::verifier::{OutboardVerifier, PieceTree, Tree, WrongOutboard};
 
 use blake3::hazmat::{
     ChainingValue, HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root,
@@ -37,40 +41,21 @@ pub fn piece_size(size: u64, piece: u64) -> usize {
     size.saturating_sub(piece * PIECE_SIZE).min(PIECE_SIZE) as usize
 }
 
-/// A hash tree whose leaves are known: whatever bytes match it belong to the blob.
-#[derive(Debug, Clone)]
-pub struct Tree {
-    blob: BlobRef,
-    leaves: Vec<Leaf>,
+/// How many bytes of an outboard are the pairs above pieces; it begins with them.
+pub fn upper_size(size: u64) -> u64 {
+    (pieces(size) - 1) * PAIR as u64
 }
 
-impl Tree {
-    /// The blob.
-    pub fn blob(&self) -> BlobRef {
-        self.blob
-    }
+/// Where the pairs within a piece lie in the outboard: the first byte, and how many there are.
+pub fn pairs_of(size: u64, piece: u64) -> (u64, usize) {
+    let within = groups(piece_size(size, piece) as u64) - 1;
+    let before = (pieces(size) - 1) + piece * (GROUPS_PER_PIECE - 1);
+    (before * PAIR as u64, within as usize * PAIR)
+}
 
-    /// Whether these bytes are this piece of the blob, every group of it.
-    pub fn verifies(&self, piece: u64, bytes: &[u8]) -> bool {
-        bytes.len() == piece_size(self.blob.size, piece) && self.verifies_part(piece, 0, bytes)
-    }
-
-    /// Whether these bytes are a part of this piece, whole groups of it, that begins `offset` bytes after it.
-    pub fn verifies_part(&self, piece: u64, offset: usize, bytes: &[u8]) -> bool {
-        let group = GROUP_SIZE as usize;
-        let left = piece_size(self.blob.size, piece).checked_sub(offset);
-        let is_whole = bytes.len().is_multiple_of(group) || left == Some(bytes.len());
-        if !is_whole || !offset.is_multiple_of(group) || left.is_none_or(|left| bytes.len() > left) {
-            return false;
-        }
-        if self.leaves.len() == 1 {
-            return BlobHash::of(bytes) == self.blob.hash;
-        }
-        let first = piece * GROUPS_PER_PIECE + (offset / group) as u64;
-        let expected = self.leaves.get(first as usize..).unwrap_or_default();
-        expected.len() >= bytes.len().div_ceil(group)
-            && leaves_from(bytes, first).zip(expected).all(|(leaf, expected)| leaf == *expected)
-    }
+/// How many pieces a tree has below its upper pairs; even an empty blob has one.
+fn pieces(size: u64) -> u64 {
+    size.div_ceil(PIECE_SIZE).max(1)
 }
 
 /// The leaves below this piece of a blob of more than one group.
@@ -87,7 +72,20 @@ fn leaves_from(bytes: &[u8], first: u64) -> impl Iterator<Item = Leaf> {
 pub(crate) fn outboard_of(leaves: &[Leaf], size: u64) -> (BlobRef, Vec<u8>) {
     debug_assert_eq!(leaves.len() as u64, groups(size));
     let mut outboard = vec![0; outboard_size(size) as usize];
-    let (left, right) = fill(leaves, &mut outboard);
+    let (upper, mut within) = outboard.split_at_mut(upper_size(size) as usize);
+    let mut top = None;
+    let of_piece = |leaves: &[Leaf]| {
+        let pairs = within.split_off_mut(..(leaves.len() - 1) * PAIR).expect("there is room for every pair");
+        if let [leaf] = leaves {
+            return *leaf;
+        }
+        let (left, right) = fill(leaves, pairs);
+        top = Some((left, right));
+        merge_subtrees_non_root(&left, &right, Mode::Hash)
+    };
+    let values: Vec<Leaf> = leaves.chunks(GROUPS_PER_PIECE as usize).map(of_piece).collect();
+    let top = if values.len() > 1 { Some(fill(&values, upper)) } else { top };
+    let (left, right) = top.expect("there is more than one group");
     let root = merge_subtrees_root(&left, &right, Mode::Hash);
     (BlobRef { hash: BlobHash(*root.as_bytes()), size }, outboard)
 }
@@ -143,7 +141,7 @@ impl TreeHasher {
 /// Writes the pairs above at least two leaves in pre-order; gives the topmost pair.
 fn fill(leaves: &[Leaf], outboard: &mut [u8]) -> (ChainingValue, ChainingValue) {
     let (own, below) = outboard.split_at_mut(PAIR);
-    let (left_leaves, right_leaves) = leaves.split_at(left_groups(leaves.len() as u64) as usize);
+    let (left_leaves, right_leaves) = leaves.split_at(left_of(leaves.len() as u64) as usize);
     let (left_below, right_below) = below.split_at_mut((left_leaves.len() - 1) * PAIR);
     let value = |leaves: &[Leaf], outboard: &mut [u8]| match leaves {
         [leaf] => *leaf,
@@ -158,77 +156,10 @@ fn fill(leaves: &[Leaf], outboard: &mut [u8]) -> (ChainingValue, ChainingValue) 
     pair
 }
 
-/// How many of these groups, two or more, are left of the topmost pair.
-fn left_groups(groups: u64) -> u64 {
-    left_subtree_len(groups * GROUP_SIZE) / GROUP_SIZE
-}
-
-/// Checks an outboard from its root down while it arrives: memory grows only with pairs that matched.
-#[derive(Debug)]
-pub struct OutboardVerifier {
-    tree: Tree,
-    /// Subtrees whose pairs are still to come, the next one last.
-    expected: Vec<Subtree>,
-}
-
-#[derive(Debug)]
-struct Subtree {
-    groups: u64,
-    /// `None` for the root, whose hash is the blob's.
-    value: Option<ChainingValue>,
-}
-
-/// A pair of an outboard that does not belong to the blob.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the outboard does not belong to the blob")]
-pub struct WrongOutboard;
-
-impl OutboardVerifier {
-    /// Expects the outboard of this blob.
-    pub fn new(blob: BlobRef) -> Self {
-        let groups = groups(blob.size);
-        let (leaves, expected) = match groups {
-            1 => (vec![blob.hash.0], Vec::new()),
-            _ => (Vec::new(), vec![Subtree { groups, value: None }]),
-        };
-        Self { tree: Tree { blob, leaves }, expected }
-    }
-
-    /// Takes the next pairs, a multiple of [`PAIR`] bytes.
-    pub fn update(&mut self, bytes: &[u8]) -> Result<(), WrongOutboard> {
-        let (pairs, rest) = bytes.as_chunks::<PAIR>();
-        if !rest.is_empty() {
-            return Err(WrongOutboard);
-        }
-        pairs.iter().try_for_each(|pair| self.take(pair))
-    }
-
-    /// The tree, once every pair was there.
-    pub fn finish(self) -> Result<Tree, WrongOutboard> {
-        if self.expected.is_empty() { Ok(self.tree) } else { Err(WrongOutboard) }
-    }
-
-    fn take(&mut self, pair: &[u8; PAIR]) -> Result<(), WrongOutboard> {
-        let subtree = self.expected.pop().ok_or(WrongOutboard)?;
-        let half = |range: &[u8]| ChainingValue::try_from(range).expect("half of a pair is 32 bytes");
-        let (left, right) = (half(&pair[..PAIR / 2]), half(&pair[PAIR / 2..]));
-        let matches = match subtree.value {
-            None => *merge_subtrees_root(&left, &right, Mode::Hash).as_bytes() == self.tree.blob.hash.0,
-            Some(value) => merge_subtrees_non_root(&left, &right, Mode::Hash) == value,
-        };
-        if !matches {
-            return Err(WrongOutboard);
-        }
-        let left_groups = left_groups(subtree.groups);
-        self.expected.push(Subtree { groups: subtree.groups - left_groups, value: Some(right) });
-        self.expected.push(Subtree { groups: left_groups, value: Some(left) });
-        // Leaves have no pairs of their own: they are known as soon as they are next.
-        while let Some(Subtree { groups: 1, value: Some(leaf) }) = self.expected.last() {
-            self.tree.leaves.push(*leaf);
-            self.expected.pop();
-        }
-        Ok(())
-    }
+/// How many of these leaves, two or more, are left of the topmost pair. It is the same for groups and for
+/// pieces: the largest power of two that leaves one.
+fn left_of(leaves: u64) -> u64 {
+    left_subtree_len(leaves * GROUP_SIZE) / GROUP_SIZE
 }
 
 #[cfg(test)]
@@ -261,13 +192,27 @@ mod tests {
     ];
 
     #[test]
-    fn outboard_is_that_of_bao_and_its_root_is_the_plain_hash() {
+    fn outboard_has_the_pairs_of_bao_those_above_pieces_first_and_its_root_is_the_plain_hash() {
         for size in SIZES {
             let bytes = bytes(size);
             let (blob, outboard) = hashed(&bytes);
             assert_eq!(blob, BlobRef::of(&bytes), "{size}");
-            let bao = PreOrderMemOutboard::create(&bytes, BlockSize::from_chunk_log(4));
-            assert_eq!(outboard, bao.data, "{size}");
+            let bao = PreOrderMemOutboard::create(&bytes, BlockSize::from_chunk_log(4)).data;
+            let (upper, mut within) = outboard.split_at(upper_size(size) as usize);
+            let mut upper = upper.as_chunks::<PAIR>().0.iter();
+            // A pair of bao's that is not the next above pieces begins those within the next piece.
+            let mut bao = bao.as_slice();
+            for piece in 0..pieces(size) {
+                let (first, length) = pairs_of(size, piece);
+                assert_eq!(first as usize, outboard.len() - within.len(), "{size}");
+                let own = within.split_off(..length).expect("every pair is there");
+                while !bao.starts_with(own) || own.is_empty() {
+                    let Some(pair) = upper.next() else { break };
+                    assert_eq!(bao.split_off(..PAIR), Some(&pair[..]), "before piece {piece} of {size}");
+                }
+                assert_eq!(bao.split_off(..length), Some(own), "piece {piece} of {size}");
+            }
+            assert!(bao.is_empty() && within.is_empty() && upper.next().is_none(), "{size}");
         }
     }
 
@@ -277,20 +222,27 @@ mod tests {
             let bytes = bytes(size);
             let (blob, outboard) = hashed(&bytes);
             let mut verifier = OutboardVerifier::new(blob);
-            verifier.update(&outboard).expect("the outboard is good");
+            verifier.update(&outboard[..upper_size(size) as usize]).expect("the outboard is good");
             let tree = verifier.finish().expect("the outboard is whole");
-            for (index, piece) in bytes.chunks(PIECE_SIZE as usize).enumerate() {
-                assert!(tree.verifies(index as u64, piece), "piece {index} of {size}");
+            for (index, piece) in (0..).zip(bytes.chunks(PIECE_SIZE as usize)) {
+                let (first, length) = pairs_of(size, index);
+                let pairs = &outboard[first as usize..][..length];
+                let own = tree.piece(index, pairs).expect("its pairs are good");
+                assert!(own.verifies(0, piece), "piece {index} of {size}");
                 let mut altered = piece.to_vec();
                 *altered.last_mut().expect("a piece has bytes") ^= 1;
-                assert!(!tree.verifies(index as u64, &altered), "piece {index} of {size}");
-                assert!(!tree.verifies(index as u64 + 1, piece) || size == 0);
+                assert!(!own.verifies(0, &altered), "piece {index} of {size}");
                 let groups = 5 * GROUP_SIZE as usize;
                 for (part, offset) in piece.chunks(groups).zip((0..).step_by(groups)) {
-                    let verifies = |offset, part| tree.verifies_part(index as u64, offset, part);
-                    assert!(verifies(offset, part), "{offset} in piece {index} of {size}");
-                    assert!(!verifies(offset + 1, part) && !verifies(offset + groups, part));
-                    assert!(part.len() == 1 || !verifies(offset, &part[..1]), "less than a group");
+                    assert!(own.verifies(offset, part), "{offset} in piece {index} of {size}");
+                    assert!(!own.verifies(offset + 1, part) && !own.verifies(offset + groups, part));
+                    assert!(part.len() == 1 || !own.verifies(offset, &part[..1]), "less than a group");
+                }
+                assert!(tree.piece(index + 1, pairs).is_err(), "piece {index} of {size} elsewhere");
+                for position in (0..length).step_by(PAIR + 5) {
+                    let mut altered = pairs.to_vec();
+                    altered[position] ^= 1;
+                    assert!(tree.piece(index, &altered).is_err(), "{position} in piece {index} of {size}");
                 }
             }
         }
@@ -298,7 +250,8 @@ mod tests {
 
     #[test]
     fn altered_short_and_long_outboards_are_refused() {
-        let (blob, outboard) = hashed(&bytes(3_500_000));
+        let (blob, mut outboard) = hashed(&bytes(3_500_000));
+        outboard.truncate(upper_size(blob.size) as usize);
         for position in [0, 63, 64, outboard.len() - 1] {
             let mut altered = outboard.clone();
             altered[position] ^= 1;

@@ -20,6 +20,10 @@
 //! Get{first, count}           ->
 //!                             <-      Piece{index, offset}, then raw bytes; all of a piece, piece by piece
 //! ```
+//! What `GetOutboard` asks for are the pairs of the hash tree above pieces, 64 bytes for each MiB; a blob of
+//! one piece has none. Those within a piece, 4,032 bytes for a whole one, come with it, in front of its first
+//! bytes: so that the first bytes of a large blob follow soon, also where many ask one provider at once.
+//!
 //! A frame is that of [`codec`](crate::codec). Raw bytes follow their frame without one of their own. How
 //! many a piece has follows from the blob's size (1 MiB, the last one less); they come [`PART_SIZE`] at a
 //! time, so that on a slow link news need not wait for a whole piece. An asker that wants no
@@ -35,8 +39,8 @@
 //! order, and its bytes. Each is verified by its hash as a whole.
 //!
 //! **Trust.** The asker knows hash and size before it opens. From the size follows how long the outboard is,
-//! so neither side sizes anything by the other's word. The outboard is checked from the root down
-//! while it arrives, each piece by groups of 16 KiB against it; what does not match is never stored, and
+//! so neither side sizes anything by the other's word. The pairs are checked from the root down as they
+//! arrive, each piece by groups of 16 KiB against them; what does not match is never stored, and
 //! the asker says `Bad` and goes elsewhere.
 //!
 //! **Each other.** An asker that listens says where with `Announce`. A provider tells its askers of each
@@ -79,7 +83,7 @@ messages! {
     BlobRequest {
         /// The first message of a channel.
         0x0300 => Open(BlobRef),
-        /// Send the outboard; only for a blob of more than one group.
+        /// Send the outboard above pieces; only for a blob of more than one.
         0x0301 => GetOutboard(GetOutboard),
         /// Send these pieces.
         0x0302 => Get(Get),
@@ -116,7 +120,7 @@ messages! {
     }
 }
 
-/// A request for the outboard.
+/// A request for the outboard above pieces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GetOutboard;
 
@@ -214,14 +218,15 @@ pub struct Gained {
     pub ranges: Vec<PieceRange>,
 }
 
-/// The outboard follows.
+/// The outboard above pieces follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outboard {
     /// Its bytes; any other number than the one that follows from the blob's size is an error.
     pub length: u64,
 }
 
-/// Bytes of a piece follow: [`PART_SIZE`] of them, or what is left of it.
+/// Bytes of a piece follow: [`PART_SIZE`] of them, or what is left of it. Before the first of a blob's piece
+/// come the pairs within it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Piece {
     /// Which one.

@@ -15,7 +15,7 @@ use protocol::wire::{
     Announce, Bad, BlobAnswer, BlobRequest, Gained, Get, GetOutboard, Have, MAX_ANNOUNCED, MAX_BLOB_FRAME,
     MAX_GAINED, Outboard, PART_SIZE, Piece,
 };
-use protocol::{BlobRef, GROUP_SIZE, SourceName};
+use protocol::{BlobRef, SourceName};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 use tokio_util::context::TokioContext;
@@ -29,7 +29,7 @@ use crate::limits::Throttle;
 use crate::links::LinkError;
 use crate::plane::{Channel, Link};
 use crate::store::Pieces;
-use crate::tree::{OutboardVerifier, PAIR, Tree, outboard_size, piece_size};
+use crate::tree::{OutboardVerifier, PAIR, Tree, pairs_of, piece_size, upper_size};
 
 /// How much of an outboard is taken at a time.
 const OUTBOARD_PART: usize = 1024 * PAIR;
@@ -165,7 +165,7 @@ impl PeerSource {
 
     /// Takes bytes of the piece whose turn it is; what they are to the target, if anything yet.
     async fn take(&mut self, piece: Piece, buffer: &mut Vec<u8>) -> Result<Option<Part>, SourceError> {
-        let part = Part { piece: piece.index, offset: self.came };
+        let mut part = Part { piece: piece.index, offset: self.came, pairs: 0 };
         let is_next = self.asked.front().is_some_and(|range| range.start == part.piece);
         if !is_next || piece.offset != part.offset as u64 {
             return Err(SourceError::OutOfTurn);
@@ -177,15 +177,18 @@ impl PeerSource {
                 &mut whole[part.offset..]
             }
             None => {
-                buffer.resize(left.min(PART_SIZE), 0);
+                if part.offset == 0 {
+                    part.pairs = pairs_of(self.size, part.piece).1;
+                }
+                buffer.resize(part.pairs + left.min(PART_SIZE), 0);
                 &mut buffer[..]
             }
         };
         in_time(self.patience, async { Ok(self.answers.recv_bytes(bytes).await?) }).await?;
         // What is not taken from the link yet slows its sender down.
         self.throttle.download.take(bytes.len()).await;
-        self.came += bytes.len();
-        let is_whole = bytes.len() == left;
+        self.came += bytes.len() - part.pairs;
+        let is_whole = bytes.len() - part.pairs == left;
         if is_whole {
             self.came = 0;
             next_asked(&mut self.asked);
@@ -238,9 +241,9 @@ impl Source for PeerSource {
 
     async fn outboard(&mut self, blob: BlobRef) -> Result<(Tree, Vec<u8>), SourceError> {
         let mut verifier = OutboardVerifier::new(blob);
-        let mut outboard = Vec::new();
-        if blob.size > GROUP_SIZE {
-            let length = outboard_size(blob.size);
+        let mut upper = Vec::new();
+        let length = upper_size(blob.size);
+        if length > 0 {
             self.requests.send(&BlobRequest::GetOutboard(GetOutboard)).await?;
             loop {
                 let answer = in_time(self.patience, self.answer()).await?;
@@ -252,17 +255,17 @@ impl Source for PeerSource {
                 }
             }
             let mut part = vec![0; OUTBOARD_PART];
-            while (outboard.len() as u64) < length {
-                let size = (length - outboard.len() as u64).min(OUTBOARD_PART as u64) as usize;
+            while (upper.len() as u64) < length {
+                let size = (length - upper.len() as u64).min(OUTBOARD_PART as u64) as usize;
                 let part = &mut part[..size];
                 in_time(self.patience, async { Ok(self.answers.recv_bytes(part).await?) }).await?;
                 self.throttle.download.take(part.len()).await;
                 verifier.update(part).map_err(|_| SourceError::Wrong(WrongPart::Outboard))?;
-                outboard.extend_from_slice(part);
+                upper.extend_from_slice(part);
             }
         }
         let tree = verifier.finish().map_err(|_| SourceError::Wrong(WrongPart::Outboard))?;
-        Ok((tree, outboard))
+        Ok((tree, upper))
     }
 
     async fn blame(&mut self, part: WrongPart) {

@@ -55,7 +55,7 @@ pub(crate) trait Source: Send {
     /// What comes next while nothing is open; no piece does. It may be cancelled and called again.
     async fn news(&mut self) -> Result<Event, SourceError>;
 
-    /// The outboard of the blob, verified. Asked of a source that holds pieces, while nothing is open.
+    /// The upper pairs of the blob's outboard, verified. Asked of a source that holds pieces, while nothing is open.
     async fn outboard(&mut self, _blob: BlobRef) -> Result<(Tree, Vec<u8>), SourceError> {
         Err(SourceError::Nothing)
     }
@@ -81,12 +81,15 @@ pub(crate) struct Part {
     pub(crate) piece: u64,
     /// How many bytes of the piece come before them: whole groups.
     pub(crate) offset: usize,
+    /// How many bytes in front of them are the pairs within the piece: all of them with the first part of a
+    /// blob's piece, none else.
+    pub(crate) pairs: usize,
 }
 
 impl Part {
     /// A piece from its beginning.
     pub(crate) fn first(piece: u64) -> Self {
-        Self { piece, offset: 0 }
+        Self { piece, offset: 0, pairs: 0 }
     }
 }
 

@@ -26,16 +26,18 @@ pub(crate) trait Target: Send + Sync + 'static {
     /// How many bytes those are.
     fn bytes(&self) -> u64;
 
-    /// The blob whose outboard must come before its pieces; `None` once it is here, or if none is needed.
+    /// The blob whose upper pairs must come before its pieces; `None` once they are here, or if none are
+    /// needed.
     fn lacks_outboard(&self) -> Option<BlobRef>;
 
-    /// Keeps an outboard that verified. It blocks on the disk.
-    fn add_outboard(&self, tree: Tree, outboard: &[u8]) -> Result<(), StoreError>;
+    /// Keeps the upper pairs of an outboard that verified. It blocks on the disk.
+    fn add_tree(&self, tree: Tree, upper: &[u8]) -> Result<(), StoreError>;
 
     /// Whether it takes pieces as a whole, because their parts cannot be told right from wrong.
     fn takes_whole_pieces(&self) -> bool;
 
     /// Keeps a part of a piece unless it is wrong, and says whether it was right as far as can be told yet.
+    /// `bytes` begin with the part's pairs.
     /// The piece is here with its last part: whoever gives that gave those before it. The same part may
     /// come twice. It blocks on the disk.
     fn write_part(&self, part: Part, bytes: &[u8], from: &SourceName) -> Result<bool, StoreError>;
@@ -66,8 +68,8 @@ impl Target for PartialBlob {
         self.needs_outboard().then(|| self.blob())
     }
 
-    fn add_outboard(&self, tree: Tree, outboard: &[u8]) -> Result<(), StoreError> {
-        self.add_outboard(tree, outboard)
+    fn add_tree(&self, tree: Tree, upper: &[u8]) -> Result<(), StoreError> {
+        self.add_tree(tree, upper)
     }
 
     fn takes_whole_pieces(&self) -> bool {
@@ -75,6 +77,7 @@ impl Target for PartialBlob {
     }
 
     fn write_part(&self, part: Part, bytes: &[u8], _from: &SourceName) -> Result<bool, StoreError> {
-        self.write_part(part.piece, part.offset, bytes)
+        let (pairs, bytes) = bytes.split_at(part.pairs);
+        self.write_part(part.piece, part.offset, pairs, bytes)
     }
 }

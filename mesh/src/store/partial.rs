@@ -3,11 +3,12 @@
 //! It survives a restart: the outboard and the pieces on the disk are verified again when it is opened,
 //! so a crash in the middle of a write costs that piece and nothing else. Not here: whom to ask.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -18,7 +19,7 @@ use super::cached::is_in_memory;
 use super::draft::sync_folder;
 use super::piece_buffer::PieceBuffer;
 use super::{BlobHold, BlobStore, Pieces, StoreError, blocking, failure, remove_file};
-use crate::tree::{OutboardVerifier, Tree, outboard_size, piece_size};
+use crate::tree::{OutboardVerifier, PieceTree, Tree, outboard_size, pairs_of, piece_size, upper_size};
 
 /// What is there of a blob that is not whole yet.
 #[derive(Debug)]
@@ -27,10 +28,13 @@ pub struct PartialBlob {
     store: BlobStore,
     _hold: BlobHold,
     data: fs::File,
+    outboard: fs::File,
     marks: fs::File,
-    /// Set once the outboard is there.
+    /// Set once the upper pairs of the outboard are there.
     tree: OnceLock<Tree>,
-    /// Held by whoever writes the outboard; that may take a while, and the pieces are looked at meanwhile.
+    /// Those of pieces that begin to come.
+    begun: Mutex<BTreeMap<u64, Arc<PieceTree>>>,
+    /// Held by whoever writes the upper pairs; that may take a while, and the pieces are looked at meanwhile.
     adding: Mutex<()>,
     pieces: Mutex<Pieces>,
     /// Changes with every piece.
@@ -54,8 +58,10 @@ impl PartialBlob {
             store: store.clone(),
             _hold: store.hold(blob.hash),
             data: open(store.partial_path(blob.hash, "data"))?,
+            outboard: open(store.partial_path(blob.hash, "outboard"))?,
             marks: open(store.partial_path(blob.hash, "pieces"))?,
             tree: OnceLock::new(),
+            begun: Mutex::default(),
             adding: Mutex::default(),
             pieces: Mutex::new(Pieces::none(blob.pieces())),
             grown: watch::Sender::new(()),
@@ -66,20 +72,9 @@ impl PartialBlob {
 
     /// Takes up what an earlier process left, as far as it verifies.
     fn resume(&self) -> Result<(), StoreError> {
-        let mut verifier = OutboardVerifier::new(self.blob);
-        let expected = outboard_size(self.blob.size);
-        if expected > 0 {
-            let path = self.store.partial_path(self.blob.hash, "outboard");
-            match fs::metadata(&path) {
-                Ok(metadata) if metadata.len() == expected => {}
-                _ => return Ok(()),
-            }
-            let outboard = fs::read(&path).map_err(failure("reading", &path))?;
-            if verifier.update(&outboard).is_err() {
-                return remove_file(&path);
-            }
-        }
-        let Ok(tree) = verifier.finish() else { return Ok(()) };
+        let Some(tree) = self.read_tree().map_err(failure("reading", &self.outboard_path()))? else {
+            return Ok(());
+        };
         self.reserve()?;
         // It is opened just now, so nobody came first.
         let _ = self.tree.set(tree);
@@ -91,12 +86,33 @@ impl PartialBlob {
         self.marks.read_exact_at(&mut marked, 0).map_err(failure("reading", &path))?;
         let Some(marked) = Pieces::from_bits(self.blob.pieces(), marked) else { return Ok(()) };
         for piece in (0..self.blob.pieces()).filter(|piece| marked.contains(*piece)) {
-            let tree = self.tree.get().expect("it was taken above");
-            if self.read_bytes(piece).is_ok_and(|bytes| tree.verifies(piece, &bytes)) {
+            if self.verifies(piece).is_ok_and(|verifies| verifies) {
                 self.lock().insert(piece);
             }
         }
         Ok(())
+    }
+
+    /// The tree that an earlier process began with.
+    fn read_tree(&self) -> io::Result<Option<Tree>> {
+        let mut verifier = OutboardVerifier::new(self.blob);
+        if self.outboard.metadata()?.len() == outboard_size(self.blob.size) {
+            let mut upper = vec![0; upper_size(self.blob.size) as usize];
+            self.outboard.read_exact_at(&mut upper, 0)?;
+            // One that does not verify is written again, when it comes.
+            let _ = verifier.update(&upper);
+        }
+        Ok(verifier.finish().ok())
+    }
+
+    /// Whether a piece on the disk is what it is to be.
+    fn verifies(&self, piece: u64) -> io::Result<bool> {
+        let (first, length) = pairs_of(self.blob.size, piece);
+        let mut pairs = vec![0; length];
+        self.outboard.read_exact_at(&mut pairs, first)?;
+        let tree = self.tree.get().and_then(|tree| tree.piece(piece, &pairs).ok());
+        let bytes = self.read_bytes(piece)?;
+        Ok(tree.is_some_and(|tree| tree.verifies(0, &bytes)))
     }
 
     /// The blob that it becomes.
@@ -104,7 +120,7 @@ impl PartialBlob {
         self.blob
     }
 
-    /// Whether the outboard is still to come: before it, no piece can be verified.
+    /// Whether the upper pairs of the outboard are still to come: before them, no piece can be verified.
     pub fn needs_outboard(&self) -> bool {
         self.tree.get().is_none()
     }
@@ -122,20 +138,32 @@ impl PartialBlob {
         pieces.len() * PIECE_SIZE - if pieces.contains(last) { lacking } else { 0 }
     }
 
-    /// Keeps the outboard that `tree` was verified with. It blocks on the disk.
-    pub(crate) fn add_outboard(&self, tree: Tree, outboard: &[u8]) -> Result<(), StoreError> {
+    /// Keeps the upper pairs that `tree` was verified with. It blocks on the disk.
+    pub(crate) fn add_tree(&self, tree: Tree, upper: &[u8]) -> Result<(), StoreError> {
         debug_assert_eq!(tree.blob(), self.blob);
         self.reserve()?;
         let _adding = self.adding.lock().expect("nothing panics while it writes the outboard");
-        // Whoever comes second verified the same tree, and must not cut it short while it is served.
+        // Whoever comes second verified the same tree.
         if self.needs_outboard() {
-            let path = self.store.partial_path(self.blob.hash, "outboard");
-            if !outboard.is_empty() {
-                fs::write(&path, outboard).map_err(failure("writing", &path))?;
-            }
+            let written = self.outboard.write_all_at(upper, 0);
+            let sized = written.and_then(|()| self.outboard.set_len(outboard_size(self.blob.size)));
+            sized.map_err(|error| {
+                self.store.write_failure(upper.len() as u64, &self.outboard_path(), error)
+            })?;
             let _ = self.tree.set(tree);
         }
         Ok(())
+    }
+
+    /// Takes the pairs within a piece, which come with its first part; says whether they are right. It
+    /// blocks on the disk.
+    fn begin(&self, piece: u64, pairs: &[u8]) -> Result<bool, StoreError> {
+        let Some(Ok(tree)) = self.tree.get().map(|tree| tree.piece(piece, pairs)) else { return Ok(false) };
+        let written = self.outboard.write_all_at(pairs, pairs_of(self.blob.size, piece).0);
+        written
+            .map_err(|error| self.store.write_failure(pairs.len() as u64, &self.outboard_path(), error))?;
+        self.begun().insert(piece, Arc::new(tree));
+        Ok(true)
     }
 
     /// How many bytes are still to be taken from the disk for it.
@@ -166,11 +194,26 @@ impl PartialBlob {
         fallocate(&self.data, FallocateFlags::empty(), 0, self.blob.size as i64)
     }
 
-    /// Writes a part of a piece, whole groups of it, if it verifies, and says whether it does. The piece is
-    /// there with its last part: those before it must have been written. It blocks on the disk.
-    pub(crate) fn write_part(&self, piece: u64, offset: usize, bytes: &[u8]) -> Result<bool, StoreError> {
-        if !self.tree.get().is_some_and(|tree| tree.verifies_part(piece, offset, bytes)) {
+    /// Writes a part of a piece, whole groups of it, if it verifies, and says whether it does. The first
+    /// brings the pairs within the piece. The piece is there with its last part: those before it must have
+    /// been written. It blocks on the disk.
+    pub(crate) fn write_part(
+        &self,
+        piece: u64,
+        offset: usize,
+        pairs: &[u8],
+        bytes: &[u8],
+    ) -> Result<bool, StoreError> {
+        if self.has(piece) {
+            return Ok(true);
+        }
+        if offset == 0 && !self.begin(piece, pairs)? {
             return Ok(false);
+        }
+        let tree = self.begun().get(&piece).cloned();
+        if !tree.is_some_and(|tree| tree.verifies(offset, bytes)) {
+            // Another source may have brought the rest of it just now.
+            return Ok(self.has(piece));
         }
         let path = self.data_path();
         let written = self.data.write_all_at(bytes, piece * PIECE_SIZE + offset as u64);
@@ -188,7 +231,10 @@ impl PartialBlob {
         let byte = piece / 8;
         self.marks
             .write_all_at(&[pieces.bits()[byte as usize]], byte)
-            .map_err(failure("writing", &self.store.partial_path(self.blob.hash, "pieces")))
+            .map_err(failure("writing", &self.store.partial_path(self.blob.hash, "pieces")))?;
+        drop(pieces);
+        self.begun().remove(&piece);
+        Ok(())
     }
 
     /// Changes whenever there are more pieces.
@@ -206,16 +252,9 @@ impl PartialBlob {
         &self.data
     }
 
-    /// The file with the outboard, also once the blob is whole: whoever is served may ask that late. It
-    /// blocks on the disk.
-    pub(crate) fn open_outboard(&self) -> io::Result<fs::File> {
-        // It is moved and never copied, so it lies in one place or in the other.
-        match fs::File::open(self.store.partial_path(self.blob.hash, "outboard")) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::File::open(self.store.outboard_path(self.blob.hash))
-            }
-            opened => opened,
-        }
+    /// The outboard as far as it came: the upper pairs, and those of the pieces that are there.
+    pub(super) fn outboard(&self) -> &fs::File {
+        &self.outboard
     }
 
     /// Makes it a whole blob; every piece must be there.
@@ -229,12 +268,14 @@ impl PartialBlob {
             data.sync_all().map_err(failure("writing", &path))?;
             let whole = store.blob_path(blob.hash);
             store.make_parent(&whole)?;
+            let outboard = store.partial_path(blob.hash, "outboard");
             if outboard_size(blob.size) > 0 {
-                let outboard = store.partial_path(blob.hash, "outboard");
                 fs::File::open(&outboard)
                     .and_then(|file| file.sync_all())
                     .and_then(|()| fs::rename(&outboard, store.outboard_path(blob.hash)))
                     .map_err(failure("moving", &outboard))?;
+            } else {
+                remove_file(&outboard)?;
             }
             fs::rename(&path, &whole).map_err(failure("moving", &path))?;
             // Not before: a partial blob that nobody may write to could not be taken up after a crash.
@@ -255,6 +296,14 @@ impl PartialBlob {
 
     fn data_path(&self) -> PathBuf {
         self.store.partial_path(self.blob.hash, "data")
+    }
+
+    fn outboard_path(&self) -> PathBuf {
+        self.store.partial_path(self.blob.hash, "outboard")
+    }
+
+    fn begun(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<PieceTree>>> {
+        self.begun.lock().expect("nothing panics while it holds the trees")
     }
 
     fn lock(&self) -> MutexGuard<'_, Pieces> {

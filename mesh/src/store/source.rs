@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io;
-use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
 use protocol::{BlobRef, FileRef};
@@ -10,12 +9,18 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
 use super::cached::{read_ahead, read_cached};
-use super::{BlobStore, PartialBlob, Pieces, StoreError, UnprovenFile, blocking};
+use super::{BlobStore, PartialBlob, Pieces, StoreError, UnprovenFile, blocking, failure};
+use crate::tree::outboard_size;
 
 /// A blob that can be served, whole or in part.
 #[derive(Clone)]
 pub(crate) enum Source {
-    Whole { blob: BlobRef, file: Arc<fs::File>, outboard: PathBuf },
+    /// One of a single group has no outboard.
+    Whole {
+        blob: BlobRef,
+        file: Arc<fs::File>,
+        outboard: Option<Arc<fs::File>>,
+    },
     Partial(Arc<PartialBlob>),
     Unproven(Arc<UnprovenFile>),
 }
@@ -33,8 +38,11 @@ impl BlobStore {
                 if !store.index().is_shared(blob.hash) {
                     return Ok(None);
                 }
-                let outboard = store.outboard_path(blob.hash);
-                return Ok((found == blob).then_some(Source::Whole { blob, file: Arc::new(file), outboard }));
+                if found != blob {
+                    return Ok(None);
+                }
+                let outboard = store.open_outboard(blob)?.map(Arc::new);
+                return Ok(Some(Source::Whole { blob, file: Arc::new(file), outboard }));
             }
             let partial = store.index().partial.get(&blob.hash).and_then(Weak::upgrade);
             // One with nothing yet is served as well: two who begin at once find each other by that.
@@ -80,15 +88,6 @@ impl Source {
         }
     }
 
-    /// The file with the outboard. It blocks on the disk.
-    pub(crate) fn open_outboard(&self) -> io::Result<fs::File> {
-        match self {
-            Self::Whole { outboard, .. } => fs::File::open(outboard),
-            Self::Partial(partial) => partial.open_outboard(),
-            Self::Unproven(_) => Err(io::ErrorKind::NotFound.into()),
-        }
-    }
-
     /// How many bytes there are of the whole.
     pub(crate) fn size(&self) -> u64 {
         match self {
@@ -107,22 +106,67 @@ impl Source {
         }
     }
 
-    /// Fills `bytes` from there, on a thread that may block where a disk has to be waited for.
-    pub(crate) async fn read(&self, offset: u64, bytes: &mut Vec<u8>) -> io::Result<()> {
-        if read_cached(self.file(), bytes, offset)? {
+    /// Appends this many bytes, from `offset` on.
+    pub(crate) async fn read(&self, offset: u64, length: usize, bytes: &mut Vec<u8>) -> io::Result<()> {
+        self.read_from(Self::data, offset, length, bytes).await
+    }
+
+    /// Appends this many bytes of the outboard, from `offset` on.
+    pub(crate) async fn read_outboard(
+        &self,
+        offset: u64,
+        length: usize,
+        bytes: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        self.read_from(Self::outboard, offset, length, bytes).await
+    }
+
+    /// Reads on a thread that may block where a disk has to be waited for.
+    async fn read_from(
+        &self,
+        file: fn(&Self) -> io::Result<&fs::File>,
+        offset: u64,
+        length: usize,
+        bytes: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        let before = bytes.len();
+        bytes.resize(before + length, 0);
+        if length == 0 || read_cached(file(self)?, &mut bytes[before..], offset)? {
             return Ok(());
         }
         let (source, mut room) = (self.clone(), std::mem::take(bytes));
-        let reading = spawn_blocking(move || read_ahead(source.file(), &mut room, offset).map(|()| room));
+        let reading = spawn_blocking(move || {
+            read_ahead(file(&source)?, &mut room[before..], offset)?;
+            Ok::<_, io::Error>(room)
+        });
         *bytes = reading.await.map_err(io::Error::other)??;
         Ok(())
     }
 
-    fn file(&self) -> &fs::File {
-        match self {
+    fn data(&self) -> io::Result<&fs::File> {
+        Ok(match self {
             Self::Whole { file, .. } => file,
             Self::Partial(partial) => partial.data(),
             Self::Unproven(unproven) => unproven.data(),
+        })
+    }
+
+    fn outboard(&self) -> io::Result<&fs::File> {
+        match self {
+            Self::Whole { outboard: Some(outboard), .. } => Ok(outboard),
+            Self::Partial(partial) => Ok(partial.outboard()),
+            Self::Whole { outboard: None, .. } | Self::Unproven(_) => Err(io::ErrorKind::NotFound.into()),
         }
+    }
+}
+
+impl BlobStore {
+    /// The file with the outboard of a whole blob, unless it is too small to have one.
+    fn open_outboard(&self, blob: BlobRef) -> Result<Option<fs::File>, StoreError> {
+        if outboard_size(blob.size) == 0 {
+            return Ok(None);
+        }
+        let path = self.outboard_path(blob.hash);
+        fs::File::open(&path).map(Some).map_err(failure("opening", &path))
     }
 }

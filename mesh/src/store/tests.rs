@@ -1,9 +1,10 @@
 //! The store over a real folder: restarts, limits, damage.
 
+use protocol::wire::PART_SIZE;
 use protocol::{BlobRef, PIECE_SIZE};
 
 use super::*;
-use crate::tree::TreeHasher;
+use crate::tree::{TreeHasher, pairs_of, upper_size};
 
 async fn store() -> (tempfile::TempDir, BlobStore) {
     let folder = tempfile::tempdir().expect("a folder");
@@ -58,41 +59,70 @@ async fn blob_whose_disk_lies_is_forgotten_when_it_is_verified() {
     assert!(!path.exists());
 }
 
-/// A blob of which only the outboard is there.
-async fn begun(store: &BlobStore, bytes: &[u8]) -> (BlobRef, Arc<PartialBlob>) {
+/// A blob of which only the upper pairs are there; and the pairs within each of its pieces.
+async fn begun(store: &BlobStore, bytes: &[u8]) -> (BlobRef, Arc<PartialBlob>, Vec<Vec<u8>>) {
     let mut hasher = TreeHasher::default();
     hasher.update(bytes);
     let (blob, outboard) = hasher.finish();
     let partial = store.partial(blob).await.expect("an empty one");
     let mut verifier = crate::tree::OutboardVerifier::new(blob);
-    verifier.update(&outboard).expect("it is the blob's");
-    partial.add_outboard(verifier.finish().expect("it is whole"), &outboard).expect("there is room");
-    (blob, partial)
+    let upper = &outboard[..upper_size(blob.size) as usize];
+    verifier.update(upper).expect("it is the blob's");
+    partial.add_tree(verifier.finish().expect("it is whole"), upper).expect("there is room");
+    let pairs = (0..blob.pieces()).map(|piece| {
+        let (first, length) = pairs_of(blob.size, piece);
+        outboard[first as usize..][..length].to_vec()
+    });
+    (blob, partial, pairs.collect())
 }
 
 #[tokio::test]
 async fn outboard_is_served_to_who_asks_as_its_blob_becomes_whole() {
     let (_folder, store) = store().await;
-    let bytes = vec![5; PIECE_SIZE as usize];
-    let (blob, partial) = begun(&store, &bytes).await;
+    let bytes = vec![5; 2 * PIECE_SIZE as usize];
+    let (blob, partial, pairs) = begun(&store, &bytes).await;
     let source = store.source(blob).await.expect("it can be read").expect("it is begun");
-    let size = || source.open_outboard().and_then(|file| file.metadata()).expect("it is there").len();
-    let expected = crate::tree::outboard_size(blob.size);
-    assert_eq!(size(), expected);
-    assert!(partial.write_part(0, 0, &bytes).expect("there is room"));
+    let piece = &bytes[..PIECE_SIZE as usize];
+    assert!(partial.write_part(0, 0, &pairs[0], piece).expect("there is room"));
+    let first = async |source: &Source| {
+        let mut read = Vec::new();
+        let (first, length) = pairs_of(blob.size, 0);
+        source.read_outboard(0, first as usize + length, &mut read).await.expect("it is there");
+        read.split_off(first as usize)
+    };
+    assert_eq!(first(&source).await, pairs[0]);
+    assert!(partial.write_part(1, 0, &pairs[1], piece).expect("there is room"));
     partial.finish().await.expect("it is whole");
-    assert_eq!(size(), expected);
+    assert_eq!(first(&source).await, pairs[0], "of one who began to ask before");
+    let whole = store.source(blob).await.expect("it can be read").expect("it is whole");
+    assert_eq!(first(&whole).await, pairs[0]);
+}
+
+#[tokio::test]
+async fn piece_that_came_from_another_meanwhile_makes_nobody_a_liar() {
+    let (_folder, store) = store().await;
+    let bytes: Vec<u8> = (0..2 * PIECE_SIZE).map(|index| (index % 251) as u8).collect();
+    let (_, partial, pairs) = begun(&store, &bytes).await;
+    let (first, rest) = bytes[..PIECE_SIZE as usize].split_at(PART_SIZE);
+    let write = |offset, bytes| partial.write_part(0, offset, &pairs[0], bytes).expect("there is room");
+    assert!(write(0, first));
+    assert!(write(0, first), "a slower source begins as well");
+    assert!(write(PART_SIZE, rest));
+    assert!(write(PART_SIZE, rest), "and goes on");
+    assert_eq!(partial.bytes(), PIECE_SIZE);
 }
 
 #[tokio::test]
 async fn marked_piece_that_does_not_verify_is_fetched_again() {
     let (folder, store) = store().await;
     let bytes: Vec<u8> = (0..3 * PIECE_SIZE).map(|index| (index % 251) as u8).collect();
-    let (blob, partial) = begun(&store, &bytes).await;
+    let (blob, partial, pairs) = begun(&store, &bytes).await;
     for (index, piece) in bytes.chunks(PIECE_SIZE as usize).take(2).enumerate() {
-        assert!(partial.write_part(index as u64, 0, piece).expect("there is room"));
+        assert!(partial.write_part(index as u64, 0, &pairs[index], piece).expect("there is room"));
     }
-    assert!(!partial.write_part(2, 0, &bytes[..PIECE_SIZE as usize]).expect("it is only refused"));
+    let wrong = &bytes[..PIECE_SIZE as usize];
+    assert!(!partial.write_part(2, 0, &pairs[2], wrong).expect("it is only refused"));
+    assert!(!partial.write_part(2, 0, &pairs[1], wrong).expect("it is only refused"));
     drop((partial, store));
     let data = folder.path().join(format!("partial/{}.data", blob.hash));
     let file = fs::File::options().write(true).open(data).expect("own file");
@@ -162,7 +192,7 @@ async fn leftovers_are_collected_unless_somebody_fills_them() {
     let filled = store.partial(BlobRef { hash: BlobHash([2; 32]), size: 10 }).await.expect("an empty one");
     let collected = store.collect(None).await.expect("own folder");
     assert_eq!((collected.blobs, collected.partial), (0, 1));
-    assert_eq!(files_in(&folder.path().join("partial")), 2, "data and marks of the one that is filled");
+    assert_eq!(files_in(&folder.path().join("partial")), 3, "data, outboard and marks of the one that is filled");
     drop(filled);
 }
 

@@ -8,6 +8,7 @@ use mesh::gate::{Side, exchange_hellos};
 use mesh::limits::{Caps, Limits};
 use mesh::plane::{Plane, RacingPlane, TlsPlane};
 use mesh::store::{BlobStore, ByteSize};
+use mesh::tree::{pairs_of, upper_size};
 use protocol::wire::{BlobAnswer, BlobRequest, Gained, Have, MAX_BLOB_FRAME, Outboard, PART_SIZE, Piece};
 use protocol::{BlobRef, Fetched, PIECE_SIZE, PeerId, PieceRange};
 use tokio::sync::watch;
@@ -180,18 +181,20 @@ enum Mischief {
     WrongOutboard,
     GainsBeyondTheEnd,
     PieceThatNobodyAskedFor,
+    WrongPairs,
     WrongBytes,
     EndlessNews,
 }
 
-async fn misbehave(mut talk: Talk, mischief: Mischief, outboard: Vec<u8>) {
+async fn misbehave(mut talk: Talk, mischief: Mischief, size: u64, outboard: Vec<u8>) {
     let have = match mischief {
         Mischief::LongBitmap => Have::Pieces(vec![0xff; 60 << 10]),
         _ => Have::Whole,
     };
     let _ = talk.requests.recv().await;
     let mut answers = vec![(BlobAnswer::Have(have), Vec::new())];
-    let length = outboard.len() as u64;
+    let length = upper_size(size);
+    let upper = outboard[..length as usize].to_vec();
     let gained = |first| BlobAnswer::Gained(Gained { ranges: vec![PieceRange { first, count: 2 }] });
     match mischief {
         Mischief::LongBitmap => {}
@@ -199,13 +202,12 @@ async fn misbehave(mut talk: Talk, mischief: Mischief, outboard: Vec<u8>) {
             answers.push((BlobAnswer::Outboard(Outboard { length: u64::MAX }), Vec::new()));
         }
         Mischief::WrongOutboard => {
-            let outboard = vec![7; outboard.len()];
-            answers.push((BlobAnswer::Outboard(Outboard { length }), outboard));
+            answers.push((BlobAnswer::Outboard(Outboard { length }), vec![7; upper.len()]));
         }
         Mischief::GainsBeyondTheEnd => answers.push((gained(u64::MAX - 1), Vec::new())),
         Mischief::EndlessNews => answers.extend((0..1000).map(|_| (gained(0), Vec::new()))),
-        Mischief::PieceThatNobodyAskedFor | Mischief::WrongBytes => {
-            answers.push((BlobAnswer::Outboard(Outboard { length }), outboard));
+        Mischief::PieceThatNobodyAskedFor | Mischief::WrongPairs | Mischief::WrongBytes => {
+            answers.push((BlobAnswer::Outboard(Outboard { length }), upper));
         }
     }
     for (answer, raw) in answers {
@@ -219,7 +221,12 @@ async fn misbehave(mut talk: Talk, mischief: Mischief, outboard: Vec<u8>) {
             Mischief::PieceThatNobodyAskedFor => get.first + 100,
             _ => get.first,
         };
-        let wrong = vec![1; PART_SIZE];
+        let (first, length) = pairs_of(size, get.first);
+        let mut wrong = match mischief {
+            Mischief::WrongPairs => vec![1; length],
+            _ => outboard[first as usize..][..length].to_vec(),
+        };
+        wrong.extend([1; PART_SIZE]);
         if talk.answers.send_with(&BlobAnswer::Piece(Piece { index, offset: 0 }), &wrong).await.is_err() {
             return;
         }
@@ -240,12 +247,14 @@ async fn whoever_breaks_the_wire_is_dropped_and_remembered_and_the_blob_comes_fr
         Mischief::WrongOutboard,
         Mischief::GainsBeyondTheEnd,
         Mischief::PieceThatNobodyAskedFor,
+        Mischief::WrongPairs,
         Mischief::WrongBytes,
         Mischief::EndlessNews,
     ] {
         let outboard = outboard.clone();
         log::listen();
-        let rogue = Rogue::start(&farm, move |talk| misbehave(talk, mischief, outboard.clone())).await;
+        let rogue =
+            Rogue::start(&farm, move |talk| misbehave(talk, mischief, blob.size, outboard.clone())).await;
         let asker = farm.peer().await;
         let alone = asker.exchange.fetch(blob, std::slice::from_ref(&rogue.provider), None);
         let refused = timeout(PATIENCE, alone).await.expect("in time");

@@ -40,7 +40,7 @@ impl Target for FileTarget {
         None
     }
 
-    fn add_outboard(&self, _tree: Tree, _outboard: &[u8]) -> Result<(), StoreError> {
+    fn add_tree(&self, _tree: Tree, _upper: &[u8]) -> Result<(), StoreError> {
         debug_assert!(false, "none is lacking");
         Ok(())
     }

@@ -1,4 +1,5 @@
-//! Whose turn it is to send the outboard: one source sends it, another only where that one takes long.
+//! Whose turn it is to send the upper pairs of the outboard: one source, another only where that one takes
+//! long.
 //!
 //! Not here: how it is sent and verified.
 

@@ -87,8 +87,8 @@ impl Worker {
 
     async fn take_outboard(&mut self, source: &mut dyn Source) -> Result<(), SourceError> {
         let Some(blob) = self.gathering.target.lacks_outboard() else { return Ok(()) };
-        let (tree, outboard) = source.outboard(blob).await?;
-        self.gathering.target.add_outboard(tree, &outboard)?;
+        let (tree, upper) = source.outboard(blob).await?;
+        self.gathering.target.add_tree(tree, &upper)?;
         self.gathering.wake();
         Ok(())
     }
@@ -108,7 +108,7 @@ impl Worker {
     /// the last of its piece.
     fn keep(&mut self, part: Part, bytes: &[u8]) -> Result<bool, SourceError> {
         let (target, piece) = (&self.gathering.target, part.piece);
-        let is_last = part.offset + bytes.len() >= piece_size(target.size(), piece);
+        let is_last = part.offset + bytes.len() - part.pairs >= piece_size(target.size(), piece);
         if is_last && !self.gathering.received(self.id, piece) {
             return Ok(true);
         }

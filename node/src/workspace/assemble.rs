@@ -168,7 +168,8 @@ impl Assembler {
             let progress = |bytes| steps.tell(bytes, 0);
             let fetching = Fetching { policy: &policy, progress: &progress, cancel: &cancel };
             trees.build(&spec, &archives, &fetching).map_err(|error| match error {
-                CodeError::Git(refused @ GitError::Refused { .. }) => {
+                // To try again would bring as much again.
+                CodeError::Git(refused @ (GitError::Refused { .. } | GitError::TooLarge { .. })) => {
                     BuildError::Refused(error_chain(&refused))
                 }
                 error => failed(error),

@@ -44,6 +44,24 @@ const MAX_REPOSITORIES: usize = 256;
 #[derive(Debug, Clone)]
 pub struct GitStore {
     root: PathBuf,
+    bounds: Bounds,
+}
+
+/// How much one commit may have with its submodules: what is laid out can be a thousand times what crossed the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Bounds {
+    /// The most bytes, as they come and as they are laid out. Defaults to 8 GiB.
+    bytes: u64,
+    /// The most bytes of one file, which is in memory as a whole at times. Defaults to 1 GiB.
+    file: u64,
+    /// The most files and folders. Defaults to 200 000.
+    entries: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { bytes: 8 << 30, file: 1 << 30, entries: 200_000 }
+    }
 }
 
 /// A repository that a commit needs: itself, or one of its submodules.
@@ -67,7 +85,7 @@ impl GitStore {
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, GitError> {
         let root = root.into();
         fs::create_dir_all(&root).map_err(|source| GitError::io(&root, source))?;
-        Ok(Self { root })
+        Ok(Self { root, bounds: Bounds::default() })
     }
 
     /// Whether a commit is here with all its files and submodules.
@@ -87,6 +105,7 @@ impl GitStore {
     fn parts(&self, pin: &GitPin) -> Result<(Vec<Held>, Option<Part>), GitError> {
         let whole = Part { path: String::new(), url: pin.url.clone(), commit: oid(&pin.commit) };
         let (mut parts, mut open) = (Vec::new(), vec![(whole, 0)]);
+        let mut entries_left = self.bounds.entries;
         while let Some((part, depth)) = open.pop() {
             let repository = self.repository(&part.url)?;
             if !has(&repository, part.commit) {
@@ -95,7 +114,8 @@ impl GitStore {
             if parts.len() >= MAX_REPOSITORIES || depth > MAX_DEPTH {
                 return Err(GitError::TooManySubmodules { url: pin.url.to_string() });
             }
-            let entries = tree::entries(&repository, &part)?;
+            let entries = tree::entries(&repository, &part, entries_left)?;
+            entries_left -= entries.len();
             let submodules = tree::submodules(&repository, &part, &entries)?;
             open.extend(submodules.into_iter().map(|submodule| (submodule, depth + 1)));
             parts.push(Held { part, repository, entries });
@@ -112,6 +132,44 @@ impl GitStore {
             }
         }
     }
+
+    /// Sees whether every file of a commit is in a store, and marks it if so. What has too much in it is refused.
+    fn mark_whole(&self, repository: &Repository, part: &Part) -> Result<bool, GitError> {
+        let read = |source| GitError::git("read", &part.url, source);
+        let odb = repository.odb().map_err(read)?;
+        if !odb.exists(part.commit) {
+            return Ok(false);
+        }
+        let entries = match tree::entries(repository, part, self.bounds.entries) {
+            Ok(entries) => entries,
+            // A folder that is not there ends the walk.
+            Err(GitError::Git { .. }) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let is_there = |entry: &Entry| entry.kind == Kind::Submodule || odb.exists(entry.id);
+        if !entries.iter().all(is_there) {
+            return Ok(false);
+        }
+        self.weigh(repository, part, &entries)?;
+        let mark = repository.reference(&whole_mark(part.commit), part.commit, true, "whole");
+        mark.map(|_| true).map_err(read)
+    }
+
+    /// How many bytes the files of a commit have, without reading them. Too many are refused.
+    fn weigh(&self, repository: &Repository, part: &Part, entries: &[Entry]) -> Result<u64, GitError> {
+        let read = |source| GitError::git("read", &part.url, source);
+        let odb = repository.odb().map_err(read)?;
+        let mut bytes = 0_u64;
+        for entry in entries.iter().filter(|entry| entry.kind != Kind::Submodule) {
+            let (size, _) = odb.read_header(entry.id).map_err(read)?;
+            bytes = bytes.saturating_add(size as u64);
+            if size as u64 > self.bounds.file {
+                let (url, entry) = (part.url.to_string(), entry.path.clone());
+                return Err(GitError::Entry { url, entry, fault: "is larger than any file that is taken" });
+            }
+        }
+        if bytes > self.bounds.bytes { Err(GitError::too_large(&part.url)) } else { Ok(bytes) }
+    }
 }
 
 /// Whether a commit was seen to be whole in a store.
@@ -122,27 +180,6 @@ fn has(repository: &Repository, commit: Oid) -> bool {
 /// The reference that marks a commit of which every file is there.
 fn whole_mark(commit: Oid) -> String {
     format!("refs/whole/{commit}")
-}
-
-/// Sees whether every file of a commit is in a store, and marks it if so.
-fn mark_whole(repository: &Repository, part: &Part) -> Result<bool, GitError> {
-    let read = |source| GitError::git("read", &part.url, source);
-    let odb = repository.odb().map_err(read)?;
-    if !odb.exists(part.commit) {
-        return Ok(false);
-    }
-    let entries = match tree::entries(repository, part) {
-        Ok(entries) => entries,
-        // A folder that is not there ends the walk.
-        Err(GitError::Git { .. }) => return Ok(false),
-        Err(error) => return Err(error),
-    };
-    let is_there = |entry: &Entry| entry.kind == Kind::Submodule || odb.exists(entry.id);
-    if !entries.iter().all(is_there) {
-        return Ok(false);
-    }
-    let mark = repository.reference(&whole_mark(part.commit), part.commit, true, "whole");
-    mark.map(|_| true).map_err(read)
 }
 
 /// The commit as libgit2 names it; of a repository with SHA-256 names, which it does not read, none that exists.

@@ -31,6 +31,13 @@ impl GitStore {
     pub fn checkout(&self, pin: &GitPin, into: &Path) -> Result<Checkout, GitError> {
         make_folder(into, |folder| {
             let parts = self.whole(pin)?;
+            let mut bytes = 0_u64;
+            for Held { part, repository, entries } in &parts {
+                bytes = bytes.saturating_add(self.weigh(repository, part, entries)?);
+            }
+            if bytes > self.bounds.bytes {
+                return Err(GitError::too_large(&pin.url));
+            }
             let links = links(&parts)?;
             let mut made = Checkout::default();
             for held in &parts {

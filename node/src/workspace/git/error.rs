@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use protocol::{GitUrl, ParseTextError};
 
+use super::fetch::SILENCE;
+
 /// Why something with a repository did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum GitError {
@@ -25,6 +27,27 @@ pub enum GitError {
         url: String,
         /// The commit.
         commit: String,
+    },
+    /// The repository says nothing, from the beginning or in the middle.
+    #[error(
+        "`{url}` was asked for commit `{commit}` and said nothing for {} s, after {received} bytes: see whether this machine reaches it; a node of the farm that has the commit would give it as well",
+        SILENCE.as_secs()
+    )]
+    Silent {
+        /// The repository.
+        url: String,
+        /// The commit.
+        commit: String,
+        /// How much had come.
+        received: u64,
+    },
+    /// The commit has more in it than is taken.
+    #[error(
+        "`{url}` has more files or bytes than a node takes of one commit: leave out what the workflow does not need, such as models, which have a place of their own"
+    )]
+    TooLarge {
+        /// The repository.
+        url: String,
     },
     /// git did not do what it was asked.
     #[error("attempt to {attempt} `{url}` did not succeed")]
@@ -105,6 +128,10 @@ pub enum GitError {
 impl GitError {
     pub(super) fn io(path: &Path, source: io::Error) -> Self {
         Self::Io { path: path.to_owned(), source }
+    }
+
+    pub(super) fn too_large(url: &GitUrl) -> Self {
+        Self::TooLarge { url: url.to_string() }
     }
 
     pub(super) fn git(attempt: &'static str, url: &GitUrl, source: git2::Error) -> Self {

@@ -15,7 +15,7 @@ use git2::{Oid, Repository};
 use protocol::{GitPin, GitUrl};
 use serde::{Deserialize, Serialize};
 
-use super::{GitError, GitStore, Held, MAX_REPOSITORIES, Part, mark_whole};
+use super::{GitError, GitStore, Held, MAX_REPOSITORIES, Part};
 
 const MAGIC: &[u8] = b"farm-git/1\n";
 /// The longest list, in bytes.
@@ -81,13 +81,13 @@ impl GitStore {
         // Beside the stores until it is proven: what is refused must not look fetched later.
         let scratch = tempfile::Builder::new().prefix(".unpack-").tempdir_in(&self.root);
         let scratch = scratch.map_err(|source| GitError::io(&self.root, source))?;
-        let proving = GitStore::open(scratch.path())?;
+        let proving = GitStore { bounds: self.bounds, ..GitStore::open(scratch.path())? };
         for Listed { url, commit, size } in list {
             let commit = Oid::from_str(&commit).map_err(|_| fault("names a commit that is none"))?;
             let repository = proving.repository(&url)?;
             read_pack(&repository, &mut (&mut reader).take(size)).map_err(|_| fault("is damaged"))?;
             let part = Part { path: String::new(), url, commit };
-            if !mark_whole(&repository, &part)? {
+            if !proving.mark_whole(&repository, &part)? {
                 return Err(fault("lacks files of a commit"));
             }
         }
@@ -98,7 +98,7 @@ impl GitStore {
             let to = self.repository(&part.url)?;
             let copied = copy_commit(&repository, &to, part.commit);
             copied.map_err(|source| GitError::git("take in", &part.url, source))?;
-            mark_whole(&to, &part)?;
+            self.mark_whole(&to, &part)?;
         }
         Ok(())
     }

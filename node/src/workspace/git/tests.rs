@@ -1,5 +1,7 @@
 //! Real repositories on this machine, made by git2.
 
+mod hostile;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};

@@ -24,13 +24,24 @@ pub(super) enum Kind {
     Submodule,
 }
 
-/// All entries of a commit, each name checked.
-pub(super) fn entries(repository: &Repository, part: &Part) -> Result<Vec<Entry>, GitError> {
+/// The longest path in a commit, in bytes.
+const LONGEST_PATH: usize = 4096;
+/// The longest list of submodules, in bytes.
+const MAX_MODULES: usize = 1 << 20;
+
+/// All entries of a commit, each name checked; as many files and folders as this at most.
+pub(super) fn entries(repository: &Repository, part: &Part, most: usize) -> Result<Vec<Entry>, GitError> {
     let fail = |source| GitError::git("read", &part.url, source);
     let root = repository.find_commit(part.commit).and_then(|commit| commit.tree()).map_err(fail)?;
     let (mut entries, mut open) = (Vec::new(), vec![(String::new(), root.id())]);
+    let mut seen = 0;
     while let Some((folder, id)) = open.pop() {
         let tree = repository.find_tree(id).map_err(fail)?;
+        // A few small folders that hold each other many times are files without number.
+        seen += tree.len();
+        if seen > most {
+            return Err(GitError::too_large(&part.url));
+        }
         for entry in &tree {
             let name = entry.name().unwrap_or_default();
             let path = if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
@@ -41,6 +52,9 @@ pub(super) fn entries(repository: &Repository, part: &Part) -> Result<Vec<Entry>
                 && !name.contains(['/', '\\', '\0']);
             if !is_plain {
                 return Err(fault("has a name that leads elsewhere, or is not text"));
+            }
+            if path.len() > LONGEST_PATH {
+                return Err(fault("has a longer path than any system takes"));
             }
             let kind = match entry.filemode() {
                 0o040000 => {
@@ -92,6 +106,10 @@ pub(super) fn submodules(
 fn addresses(repository: &Repository, part: &Part, id: Oid) -> Result<BTreeMap<String, String>, GitError> {
     let fail = |source| GitError::git("read the submodules of", &part.url, source);
     let blob = repository.find_blob(id).map_err(fail)?;
+    if blob.size() > MAX_MODULES {
+        let (url, entry) = (part.url.to_string(), ".gitmodules".to_owned());
+        return Err(GitError::Entry { url, entry, fault: "is longer than a list of submodules can be" });
+    }
     // git2 reads settings from files only.
     let mut file =
         tempfile::NamedTempFile::new().map_err(|source| GitError::io(repository.path(), source))?;

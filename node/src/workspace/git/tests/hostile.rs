@@ -1,0 +1,155 @@
+//! Upstreams that mean no good, or are broken: silent, endless, and such that lead elsewhere.
+
+use super::*;
+
+/// A server that says this much to whoever comes, and then nothing.
+fn silent(scheme: &str, says: &'static [u8]) -> GitPin {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("{scheme}://{}/upstream", listener.local_addr().expect("bound"));
+    std::thread::spawn(move || {
+        let mut held = Vec::new();
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.write_all(says);
+            held.push(stream);
+        }
+    });
+    GitPin { url: url.parse().expect("an address"), commit: "1".repeat(40).parse().expect("a commit") }
+}
+
+#[test]
+fn server_that_says_nothing_is_given_up_at_any_point() {
+    const HALF: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-git-upload-pack-advertisement\r\n\
+        Content-Length: 1000\r\n\r\n001e# service=git-upload-pack\n";
+    for (scheme, says) in [("http", &b""[..]), ("http", HALF), ("https", b"")] {
+        let (stores, pin) = (Stores::new(), silent(scheme, says));
+        let error = stores.fetch(&pin).expect_err("it is silent");
+        assert!(matches!(error, GitError::Silent { .. }), "{scheme}: {error:?}");
+        let said = error.to_string();
+        let expected = [pin.url.as_str(), pin.commit.as_str(), "said nothing for 5 s", "node of the farm"];
+        assert!(expected.iter().all(|word| said.contains(word)), "{said}");
+    }
+}
+
+#[test]
+fn address_that_was_judged_is_asked_whatever_the_settings_of_git_put_in_its_place() {
+    let upstream = Upstream::new();
+    let made = upstream.commit(&[("main.py", 0o100644, "x\n")]);
+    let (right, other) = (Served::start(&upstream, true), Served::start(&upstream, true));
+    let pin = right.pin(&made);
+    let beginning = pin.url.as_str().trim_end_matches("upstream");
+    let elsewhere = other.url.trim_end_matches("upstream");
+    for (place, replaced) in [(elsewhere, beginning), (elsewhere, "http://"), (&other.url, pin.url.as_str())]
+    {
+        let stores = Stores::new();
+        let store = stores.store.repository(&pin.url).expect("made");
+        let mut config = store.config().expect("a config");
+        config.set_str(&format!("url.{place}.insteadOf"), replaced).expect("set");
+        let fetched = stores.fetch(&pin);
+        match fetched {
+            Ok(()) => assert_eq!(stores.checkout(&pin).expect("laid out")["main.py"], "x\n"),
+            // The very address; there is no longer beginning.
+            Err(error) => {
+                let error = protocol::error_chain(&error);
+                assert!(replaced == pin.url.as_str() && error.contains("insteadOf"), "{error}");
+            }
+        }
+    }
+    assert_eq!(other.requests.load(Ordering::Relaxed), 0, "nobody else is asked");
+}
+
+#[test]
+fn submodule_of_a_public_repository_leads_to_no_private_one() {
+    let (inner, outer, stores) = (Upstream::new(), Upstream::new(), Stores::new());
+    let pinned = inner.commit(&[("lib.py", 0o100644, "inner\n")]);
+    let modules = format!("[submodule \"lib\"]\n\tpath = lib\n\turl = {}\n", inner.url());
+    let files = [(".gitmodules", 0o100644, modules.as_str()), ("lib", 0o160000, pinned.commit.as_str())];
+    let private = outer.commit(&files);
+    let public = GitPin { url: "https://example.org/outer".parse().expect("an address"), ..private.clone() };
+    // As if it had been fetched from there.
+    let part = Part { path: String::new(), url: public.url.clone(), commit: oid(&public.commit) };
+    let store = stores.store.repository(&public.url).expect("made");
+    pack::copy_commit(&outer.repository, &store, part.commit).expect("copied");
+    assert!(stores.store.mark_whole(&store, &part).expect("read"));
+    let check = |pin: &GitPin, private_origins: bool, expected: Option<&str>| {
+        let policy = Policy { private_origins, ..Policy::default() };
+        match (stores.fetch_by(pin, &policy), expected) {
+            (Ok(()), None) => {}
+            (Err(error @ GitError::Refused { .. }), Some(expected)) => {
+                let error = error.to_string();
+                assert!(error.contains(expected) && error.contains(&inner.url()), "{error}");
+            }
+            (fetched, _) => panic!("{fetched:?}"),
+        }
+    };
+    check(&public, false, Some("--allow-private-origins"));
+    check(&public, true, Some("a submodule of a public one"));
+    check(&private, true, None);
+}
+
+#[test]
+fn commit_with_too_much_in_it_is_refused_before_it_is_laid_out() {
+    let (upstream, served) = (Upstream::new(), |upstream: &Upstream| Served::start(upstream, true));
+    let many: Vec<_> = (0..30).map(|number| format!("file-{number}")).collect();
+    let many: Vec<_> = many.iter().map(|path| (path.as_str(), 0o100644, "the same few bytes")).collect();
+    let pin = upstream.commit(&many);
+    let over_http = served(&upstream).pin(&pin);
+    let check = |bounds: Bounds, expected: fn(&GitError) -> bool| {
+        for pin in [&pin, &over_http] {
+            let mut stores = Stores::new();
+            stores.store.bounds = bounds;
+            let error = stores.fetch(pin).expect_err("it is too much");
+            assert!(expected(&error) && error.to_string().contains(pin.url.as_str()), "{error}");
+            assert!(!stores.store.holds(pin));
+        }
+    };
+    let bounds = Bounds::default();
+    check(Bounds { bytes: 18 * 29, ..bounds }, |error| matches!(error, GitError::TooLarge { .. }));
+    check(Bounds { entries: 29, ..bounds }, |error| matches!(error, GitError::TooLarge { .. }));
+    check(Bounds { file: 17, ..bounds }, |error| matches!(error, GitError::Entry { .. }));
+
+    // What comes over the network ends in its middle.
+    let noise: String =
+        (0..40_000_u32).map(|number| format!("{}\n", number.wrapping_mul(2_654_435_761))).collect();
+    let pin = served(&upstream).pin(&upstream.commit(&[("noise", 0o100644, &noise)]));
+    let mut stores = Stores::new();
+    stores.store.bounds.bytes = 50_000;
+    let error = stores.fetch(&pin).expect_err("it is too much");
+    assert!(matches!(error, GitError::TooLarge { .. }), "{error:?}");
+    assert!(stores.bytes.load(Ordering::Relaxed) < 150_000, "not all of it came");
+
+    // A pack of another node is no way around.
+    let roomy = Stores::new();
+    roomy.fetch(&pin).expect("fetched");
+    let mut packed = tempfile::tempfile().expect("a file");
+    roomy.store.pack(&pin, &mut packed).expect("packed");
+    rewind(&mut packed);
+    let error = stores.store.unpack(&pin, &packed).expect_err("it is too much");
+    assert!(matches!(error, GitError::TooLarge { .. }), "{error:?}");
+    roomy.checkout(&pin).expect("laid out");
+    let small = GitStore { bounds: Bounds { bytes: 1000, ..bounds }, ..roomy.store.clone() };
+    let into = roomy.folder.path().join("small");
+    let error = small.checkout(&pin, &into).expect_err("it is too much");
+    assert!(matches!(error, GitError::TooLarge { .. }) && !into.exists(), "{error:?}");
+}
+
+#[test]
+fn folders_that_hold_each_other_many_times_are_not_counted_to_their_end() {
+    let upstream = Upstream::new();
+    let blob = upstream.repository.blob(b"x").expect("written");
+    let mut tree = blob;
+    for depth in 0..12 {
+        let mut builder = upstream.repository.treebuilder(None).expect("a builder");
+        for number in 0..10 {
+            let mode = if depth == 0 { 0o100644 } else { 0o040000 };
+            builder.insert(format!("{number}"), tree, mode).expect("inserted");
+        }
+        tree = builder.write().expect("written");
+    }
+    let tree = upstream.repository.find_tree(tree).expect("is there");
+    let author = Signature::new("a", "a@example.org", &git2::Time::new(0, 0)).expect("a name");
+    let commit = upstream.repository.commit(Some("HEAD"), &author, &author, "x", &tree, &[]);
+    let commit = commit.expect("committed").to_string().parse().expect("a commit");
+    let pin = GitPin { url: upstream.url().parse().expect("an address"), commit };
+    let error = Stores::new().fetch(&pin).expect_err("it has a million million files");
+    assert!(matches!(error, GitError::TooLarge { .. }), "{error:?}");
+}

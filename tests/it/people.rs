@@ -1,15 +1,33 @@
 //! Bundles as people have them, on one managed node and unattended: each runs, or is refused with its own reason.
 //!
-//! The README has the table. Not here: what `pack` refuses, install scripts, and comfy-pack's older format, which have
-//! tests of their own.
+//! The README has the table. Not here: what `pack` refuses, and install scripts, which have tests of their own.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, ensure};
 use farm_tests::{Farm, FarmOptions, PackageIndex, Studio};
+use protocol::BlobHash;
 use serde_json::{Value, json};
+use zip::ZipWriter;
+use zip::write::SimpleFileOptions;
 
 use crate::workspaces::{Sources, lockfile, managed, picture, wait_for_workspace};
 
 const REMOTE: &str = include_str!("../real/remote.py");
+
+/// What only the custom node of the older bundle has: an op that turns a picture upside down.
+const OLDER: &str = "
+class Older:
+    RETURN_TYPES, FUNCTION, CATEGORY = ('IMAGE',), 'execute', 'test'
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {'required': {'image': ('IMAGE',)}}
+    def execute(self, image):
+        return (image.flip(1),)
+NODE_CLASS_MAPPINGS = {'Older': Older}
+";
 
 /// A picture that passes one op, as comfy-pack's ops declare it; the ids are those of a subgraph.
 fn through(class: &str) -> Value {
@@ -37,6 +55,52 @@ fn model(path: &str, more: &Value) -> Value {
         model[key] = value.clone();
     }
     model
+}
+
+/// A bundle as comfy-pack wrote it before 0.4, with a custom node. What it pins lies at public addresses, which a test
+/// cannot reach: the node that is to rebuild it has these commits already, as from an earlier workflow.
+async fn older(studio: &Studio, folder: &Path, data: &Path) -> anyhow::Result<PathBuf> {
+    let comfyui = studio.comfyui("ComfyUI").await?;
+    let node = studio.custom_node("older", &[("__init__.py", OLDER)]).await?;
+    let address = "https://github.com/someone/older-nodes.git";
+    for (address, pinned) in [("https://github.com/comfyanonymous/ComfyUI.git", &comfyui), (address, &node)] {
+        let text = |key: &str| pinned[key].as_str().unwrap_or_default().to_owned();
+        let name = BlobHash::of(address.trim_end_matches(".git").as_bytes()).to_string();
+        let store = data.join("workspaces/git").join(format!("{}.git", &name[..32]));
+        let git = |arguments: &[&str]| -> anyhow::Result<()> {
+            let status = Command::new("git").arg("--git-dir").arg(&store).args(arguments).status()?;
+            ensure!(status.success(), "git {arguments:?}: {status}");
+            Ok(())
+        };
+        git(&["init", "--quiet", "--bare"])?;
+        git(&["fetch", "--quiet", &text("url"), "HEAD"])?;
+        git(&["update-ref", &format!("refs/whole/{}", text("commit")), &text("commit")])?;
+    }
+    let snapshot = json!({
+        "python": "3.11",
+        "comfyui": comfyui["commit"],
+        "models": [],
+        "custom_nodes": [{ "url": address, "commit_hash": node["commit"], "disabled": false }],
+    });
+    let packages = studio.packages().await?;
+    let line = |package: &Value| {
+        let text = |key: &str| package[key].as_str().unwrap_or_default();
+        format!("{}=={}\n", text("name"), text("version"))
+    };
+    let requirements: String = packages.as_array().into_iter().flatten().map(line).collect();
+    let path = folder.join("older.cpack.zip");
+    let mut zip = ZipWriter::new(std::fs::File::create(&path)?);
+    for (entry, text) in [
+        ("requirements.txt", requirements),
+        ("snapshot.json", snapshot.to_string()),
+        ("workflow_api.json", through("Older").to_string()),
+        ("workflow.json", "{}".to_owned()),
+    ] {
+        zip.start_file(entry, SimpleFileOptions::default())?;
+        zip.write_all(text.as_bytes())?;
+    }
+    zip.finish()?;
+    Ok(path)
 }
 
 #[tokio::test]
@@ -80,11 +144,14 @@ async fn bundles_as_people_have_them_run_or_are_refused_with_the_reason() -> any
         let bundle = studio.bundle(name, workflow, &lockfile(&studio, "ComfyUI", nodes, models).await?)?;
         farm.deploy(&bundle, name, &[]).await.context(*name)?;
     }
+    let older = older(&studio, farm.folder.path(), &farm.nodes[0].data).await?;
+    farm.deploy(&older, "older", &[]).await?;
     for (name, _, _, _, (state, words)) in &bundles {
         let workspace = wait_for_workspace(&farm, &format!("{name}@1"), state).await.context(*name)?;
         let reason = workspace["reason"].as_str().unwrap_or_default();
         ensure!(reason.contains(words), "{name}: {workspace}");
     }
+    wait_for_workspace(&farm, "older@1", "loaded").await?;
 
     let picture = picture(farm.folder.path())?;
     let run = async |name: &str| -> anyhow::Result<Value> {
@@ -94,6 +161,8 @@ async fn bundles_as_people_have_them_run_or_are_refused_with_the_reason() -> any
     };
     let inverted = run("subgraph").await?;
     assert_eq!(image::load_from_memory(&farm.output(&inverted).await?)?.to_rgb8().dimensions(), (24, 16));
+    let upside_down = image::load_from_memory(&farm.output(&run("older").await?).await?)?.to_rgb8();
+    assert_eq!(upside_down, image::imageops::flip_vertical(&image::open(&picture)?.to_rgb8()));
     let film = run("film").await?;
     assert_eq!(film["outputs"][0]["media_type"], "video/mp4", "{film}");
     assert!(farm.output(&film).await?.get(4..8) == Some(b"ftyp"), "a film");

@@ -192,7 +192,11 @@ async fn leftovers_are_collected_unless_somebody_fills_them() {
     let filled = store.partial(BlobRef { hash: BlobHash([2; 32]), size: 10 }).await.expect("an empty one");
     let collected = store.collect(None).await.expect("own folder");
     assert_eq!((collected.blobs, collected.partial), (0, 1));
-    assert_eq!(files_in(&folder.path().join("partial")), 3, "data, outboard and marks of the one that is filled");
+    assert_eq!(
+        files_in(&folder.path().join("partial")),
+        3,
+        "data, outboard and marks of the one that is filled"
+    );
     drop(filled);
 }
 

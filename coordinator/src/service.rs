@@ -6,6 +6,7 @@
 mod commands;
 mod deploy;
 mod driver;
+mod blame;
 mod resolve;
 mod work;
 

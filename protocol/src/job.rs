@@ -172,6 +172,9 @@ pub enum RunErrorKind {
     /// An op wanted to download a file at run time, which the lockfile does not name. It is the bundle's fault: no
     /// retry helps, until the file is added.
     UndeclaredFile,
+    /// The coordinator, which gives what nobody else has, has lost a blob of the job. It says nothing of the node, and a
+    /// retry helps where another one holds the blob. Only the coordinator says so.
+    LostBlob,
 }
 
 impl RunErrorKind {
@@ -201,6 +204,7 @@ impl RunErrorKind {
             Self::NodeFault => "node_fault",
             Self::Canceled => "canceled",
             Self::UndeclaredFile => "undeclared_file",
+            Self::LostBlob => "lost_blob",
         }
     }
 }

@@ -196,13 +196,19 @@ impl Driver {
 
     fn net(&mut self, event: NetEvent) {
         match event {
-            NetEvent::Registered(registered, handle) => {
+            NetEvent::Registered(mut registered, handle) => {
+                registered.register.ended.iter_mut().for_each(|ended| self.blame(ended));
                 self.sessions.insert(registered.node, handle);
                 self.apply(Event::Registered(registered));
             }
-            NetEvent::Said { node, session, message } => match &*message {
+            NetEvent::Said { node, session, mut message } => match &mut *message {
                 NodeMessage::RunPreview(preview) => self.show(node, session, preview),
-                _ => self.apply(Event::Said { node, session, message }),
+                said => {
+                    if let NodeMessage::RunEnded(ended) = said {
+                        self.blame(ended);
+                    }
+                    self.apply(Event::Said { node, session, message });
+                }
             },
             NetEvent::Closed { node, session } => {
                 if self.sessions.get(&node).is_some_and(|handle| handle.number == session) {

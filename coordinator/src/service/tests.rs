@@ -14,7 +14,7 @@ use protocol::message::{
 use protocol::ticket::Ticket;
 use protocol::{
     BlobRef, Bundle, Device, Engine, ExposedInput, Interface, JobId, JobState, Offer, OutputFile, Parameters,
-    SlotId, SlotOffer, WorkflowVersion,
+    RunError, RunErrorKind, SlotId, SlotOffer, WorkflowVersion,
 };
 use tokio::time::timeout;
 
@@ -142,6 +142,14 @@ impl Player {
         }
     }
 
+    /// Tells that a run failed, and hears that this is recorded.
+    async fn fail(&mut self, grant: &Grant, kind: RunErrorKind) {
+        let outcome = Outcome::Failed(RunError::new(kind, "it came from nobody"));
+        let ended = RunEnded { lease: grant.lease, outcome, fetched: vec![], executed: Duration::ZERO };
+        self.session.sender.send(&NodeMessage::RunEnded(ended)).await.expect("sent");
+        let CoordinatorMessage::EndRecorded(_) = self.hear().await else { panic!("not recorded") };
+    }
+
     /// Makes an output, as an engine would.
     async fn made(&self, grant: &Grant) -> RunEnded {
         let blob = self.exchange.store().import_bytes(&vec![7; 3_000_000]).await.expect("stored");
@@ -200,6 +208,35 @@ async fn job_goes_to_a_node_and_its_outputs_come_back_over_the_link_that_the_nod
     assert_eq!((numbers, feed.newest), (vec![Some(1), Some(2), Some(3)], 3));
     let state = JobState::Succeeded;
     assert_eq!(missed[2].kind, FarmEventKind::Ended { job, state });
+    player.stop().await;
+    coordinator.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn blob_that_the_coordinator_lost_is_its_own_fault_and_one_that_it_has_is_not() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let coordinator = start(folder.path()).await;
+    let workflow = deploy(&coordinator).await;
+    let job = submit(&coordinator, &workflow).await;
+    let mut player = Player::join(&ticket(&coordinator).await, vec![]).await;
+    let blobs = coordinator.handle.blobs();
+
+    let grant = player.granted().await;
+    blobs.remove(grant.graph.hash).await.expect("removed");
+    player.fail(&grant, RunErrorKind::MissingBlob).await;
+    let grant = player.granted().await;
+    blobs.import_bytes(GRAPH).await.expect("stored");
+    // Who is to blame is not for a node to say.
+    player.fail(&grant, RunErrorKind::LostBlob).await;
+    let grant = player.granted().await;
+    let failures = coordinator.handle.job(job).await.expect("answers").expect("known").failures;
+    let kinds: Vec<_> = failures.iter().map(|failed| failed.error.kind).collect();
+    assert_eq!(kinds, [RunErrorKind::LostBlob, RunErrorKind::MissingBlob]);
+    let detail = &failures[0].error.detail;
+    assert!(
+        detail.contains(&grant.graph.hash.to_string()) && detail.ends_with("it came from nobody"),
+        "{detail}"
+    );
     player.stop().await;
     coordinator.shutdown().await;
 }

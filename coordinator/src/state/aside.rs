@@ -187,8 +187,8 @@ impl State {
 /// Whether a run or a self-test that failed so says nothing of its node: the job or the bundle is to blame, or those
 /// who were to send a blob, the coordinator among them.
 fn is_nobodys_fault(kind: RunErrorKind) -> bool {
-    use RunErrorKind::{Canceled, InvalidInput, MissingBlob, NodeStopping, UndeclaredFile};
-    matches!(kind, InvalidInput | UndeclaredFile | MissingBlob | Canceled | NodeStopping)
+    use RunErrorKind::{Canceled, InvalidInput, LostBlob, MissingBlob, NodeStopping, UndeclaredFile};
+    matches!(kind, InvalidInput | UndeclaredFile | MissingBlob | LostBlob | Canceled | NodeStopping)
 }
 
 /// Whether a self-test is to be asked for as a workspace comes to this state.
@@ -258,10 +258,6 @@ mod tests {
         };
         check(|farm, lease| farm.end(1, failed(lease, RunErrorKind::NodeFault)), 1);
         check(|farm, lease| farm.end(1, failed(lease, RunErrorKind::MissingBlob)), 0);
-        check(
-            |farm, Lease { id, .. }| farm.apply(Event::GrantFailed { lease: id, reason: "gone".into() }),
-            0,
-        );
         check(
             |farm, lease| {
                 farm.end(1, succeeded(lease));

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use protocol::message::{BlobProviders, Grant};
-use protocol::{BlobHash, Lease, LeaseClock, LeaseId, PeerId, Phase, RunId, SlotId};
+use protocol::{BlobHash, JobId, Lease, LeaseClock, LeaseId, PeerId, Phase, RunId, SlotId};
 use uuid::Builder;
 
 use super::jobs::{Job, Jobs, Place};
@@ -13,7 +13,7 @@ use super::nodes::{Node, Slot};
 use super::runs::Run;
 use super::{Action, GrantOrder, Now, State, Turn};
 use crate::schedule::{Class, FreeSlot, NodePicture, Picture, Placement, Waiting, plan};
-use crate::view::FarmEventKind;
+use crate::view::{DeployedWorkflow, FarmEventKind};
 
 /// How many jobs of a class the planner sees beyond one for each free slot: those that wait for
 /// another node than the free ones must not hide the next.
@@ -78,13 +78,7 @@ impl State {
         let Some(job) = self.jobs.get(id) else { return };
         let Some(workflow) = self.catalog.get(&job.new.workflow).cloned() else { return };
         let parameters = job.new.parameters;
-        let bundled = workflow.inputs.values().map(|blob| blob.hash);
-        let needed: BTreeSet<BlobHash> = [workflow.graph.hash, workflow.interface_blob.hash]
-            .into_iter()
-            .chain(bundled)
-            .chain(job.new.inputs.iter().copied())
-            .collect();
-        let providers = needed.into_iter().map(|hash| self.providers(hash, peer)).collect();
+        let providers = needed(job, &workflow).into_iter().map(|hash| self.providers(hash, peer)).collect();
 
         self.granted += 1;
         let lease_id = LeaseId { epoch: self.epoch, counter: self.granted };
@@ -119,6 +113,13 @@ impl State {
         turn.actions.push(Action::Grant(Box::new(GrantOrder { node: peer, grant, parameters })));
     }
 
+    /// What a node fetches for a job; nothing where the job has ended.
+    pub fn needed(&self, job: JobId) -> BTreeSet<BlobHash> {
+        let job = self.jobs.get(job);
+        let workflow = job.and_then(|job| self.catalog.get(&job.new.workflow));
+        job.zip(workflow).map(|(job, workflow)| needed(job, workflow)).unwrap_or_default()
+    }
+
     /// Who holds a blob: other nodes first, and the coordinator, through which everything came, last.
     pub(super) fn providers(&self, hash: BlobHash, asking: PeerId) -> BlobProviders {
         let blob = self.nodes.blob(hash);
@@ -126,6 +127,12 @@ impl State {
         providers.push(self.settings.provider.clone());
         BlobProviders { hash, providers }
     }
+}
+
+fn needed(job: &Job, workflow: &DeployedWorkflow) -> BTreeSet<BlobHash> {
+    let documents = [workflow.graph.hash, workflow.interface_blob.hash].into_iter();
+    let bundled = workflow.inputs.values().map(|blob| blob.hash);
+    documents.chain(bundled).chain(job.new.inputs.iter().copied()).collect()
 }
 
 fn waiting(job: &Job) -> Waiting<'_> {

@@ -6,7 +6,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
-use protocol::{JobId, LeaseId, PeerId, WorkflowVersion};
+use protocol::{JobId, LeaseId, PeerId, RunErrorKind, WorkflowVersion};
 use time::OffsetDateTime;
 
 use super::record::{KeptJob, KnownLease, NewJob};
@@ -236,9 +236,10 @@ impl Jobs {
         wanted.iter().filter_map(position).collect()
     }
 
-    /// Nodes on which a job failed, each once.
+    /// Nodes on which a job failed, each once; not those that were not given what they need.
     pub(crate) fn failed_on(job: &Job) -> Vec<PeerId> {
-        let nodes: BTreeSet<PeerId> = job.failures().iter().map(|failed| failed.node).collect();
+        let failures = job.failures().iter().filter(|failed| failed.error.kind != RunErrorKind::LostBlob);
+        let nodes: BTreeSet<PeerId> = failures.map(|failed| failed.node).collect();
         nodes.into_iter().collect()
     }
 

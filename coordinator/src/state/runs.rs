@@ -230,7 +230,7 @@ impl State {
         let (node, lease) = (run.node, run.lease);
         self.release_slot(node, lease.id, turn);
         let detail = format!("the job's parameters could not be read by the coordinator: {reason}");
-        self.fail_current(node, lease, RunError::new(RunErrorKind::MissingBlob, detail), turn);
+        self.fail_current(node, lease, RunError::new(RunErrorKind::LostBlob, detail), turn);
     }
 
     /// A run failed. Only the current run of a job can fail it; the node may forget any.

@@ -288,6 +288,23 @@ fn outputs_that_cannot_be_fetched_are_asked_for_again_and_then_the_run_has_faile
 }
 
 #[test]
+fn node_that_the_coordinator_did_not_give_what_it_needs_is_not_avoided() {
+    let check = |fail: fn(&mut Farm, Lease), kind: RunErrorKind, next: u8| {
+        let (mut farm, lease) = running();
+        farm.register(2);
+        fail(&mut farm, lease);
+        assert_eq!(farm.view(1).failures[0].error.kind, kind);
+        assert_eq!(farm.granted().0, node(next), "{kind:?}");
+    };
+    check(|farm, lease| farm.end(1, failed(lease, RunErrorKind::MissingBlob)), RunErrorKind::MissingBlob, 2);
+    check(|farm, lease| farm.end(1, failed(lease, RunErrorKind::LostBlob)), RunErrorKind::LostBlob, 1);
+    let unreadable = |farm: &mut Farm, lease: Lease| {
+        farm.apply(Event::GrantFailed { lease: lease.id, reason: "gone".into() })
+    };
+    check(unreadable, RunErrorKind::LostBlob, 1);
+}
+
+#[test]
 fn success_with_an_output_that_the_workflow_has_not_is_the_nodes_failure() {
     let (mut farm, lease) = running();
     let mut ended = succeeded(lease);

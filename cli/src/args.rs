@@ -222,6 +222,10 @@ pub(crate) struct NodeArguments {
     /// The ComfyUI to attach to, such as http://127.0.0.1:8188.
     #[arg(long, value_name = "URL", env = environment::COMFYUI)]
     pub(crate) comfyui: Option<String>,
+    /// How many runs this machine does at once, from 1 to 32, where it has no graphics card; they share the
+    /// processor. Where it has some, each card is a slot. Defaults to 1.
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) slots: Option<u16>,
     /// How much disk the store of blobs may take, such as 200GB; then the least recently used go. Defaults
     /// to all that is free.
     #[arg(long, value_name = "SIZE")]

@@ -28,6 +28,8 @@ const HTTP_PORT: u16 = 8288;
 const LISTEN_PORT: u16 = 4288;
 /// The port of the coordinator's data plane, TCP and UDP.
 const DATA_PORT: u16 = 4289;
+/// The most runs that a processor does at once.
+const MAX_CPU_SLOTS: u16 = 32;
 
 /// Settings that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -178,6 +180,8 @@ pub(crate) struct NodeSettings {
     pub(crate) mdns: bool,
     /// The engine; `None` where the machine decides.
     pub(crate) engine: Option<EngineSettings>,
+    /// How many runs the processor does at once; `None` where its owner did not say.
+    pub(crate) slots: Option<u16>,
     pub(crate) managed: ManagedSettings,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) quota: Option<ByteSize>,
@@ -249,6 +253,8 @@ impl NodeSettings {
             (Some(EngineChoice::Managed), _) => Some(EngineSettings::Managed),
             (_, comfyui) => comfyui.map(EngineSettings::Attached),
         };
+        let slots = arguments.slots.or(table.slots);
+        check_slots(slots, engine.as_ref())?;
         let mut labels = table.labels;
         for label in arguments.label {
             let Some((key, value)) = label.split_once('=') else {
@@ -263,6 +269,7 @@ impl NodeSettings {
             data_listen: arguments.data_listen.or(table.data_listen),
             mdns: !arguments.no_mdns && table.mdns.unwrap_or(true),
             engine,
+            slots,
             managed,
             labels,
             quota: arguments.quota.or(table.quota),
@@ -276,6 +283,20 @@ impl NodeSettings {
             builtin_pause: Duration::from_millis(arguments.builtin_pause),
         })
     }
+}
+
+fn check_slots(slots: Option<u16>, engine: Option<&EngineSettings>) -> Result<(), SettingsError> {
+    let Some(slots) = slots else { return Ok(()) };
+    let wrong = if !(1..=MAX_CPU_SLOTS).contains(&slots) {
+        format!("`--slots {slots}`: a processor does from 1 to {MAX_CPU_SLOTS} runs at once")
+    } else if matches!(engine, Some(EngineSettings::Attached(_))) {
+        format!(
+            "`--slots {slots}`: a ComfyUI that you run does one run at a time; `--engine managed` starts one for each slot"
+        )
+    } else {
+        return Ok(());
+    };
+    Err(SettingsError::Flag(wrong))
 }
 
 /// The data folder that is meant where a command names none: the node's.

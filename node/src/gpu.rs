@@ -31,6 +31,16 @@ pub fn system_probe() -> impl GpuProbe {
 
 /// The processor, as a device.
 pub fn cpu() -> Device {
+    cpu_part(1)
+}
+
+/// The processor, as so many devices that share its threads.
+pub fn cpu_slots(count: u16) -> Vec<Device> {
+    vec![cpu_part(u32::from(count)); usize::from(count)]
+}
+
+fn cpu_part(of: u32) -> Device {
     let threads = std::thread::available_parallelism().map_or(1, |count| count.get());
-    Device::Cpu { threads: u32::try_from(threads).unwrap_or(u32::MAX) }
+    let threads = u32::try_from(threads).unwrap_or(u32::MAX);
+    Device::Cpu { threads: (threads / of.max(1)).max(1) }
 }

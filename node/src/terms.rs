@@ -15,6 +15,7 @@ use crate::policy::Policy;
 #[derive(Debug, Clone)]
 pub struct Terms {
     gpus: Result<Vec<Device>, String>,
+    slots: usize,
     engine: EngineTerms,
     data: PathBuf,
     free: Option<u64>,
@@ -40,22 +41,26 @@ pub enum EngineTerms {
 }
 
 impl Terms {
-    /// Looks at the machine.
-    pub fn of(probe: &impl GpuProbe, engine: EngineTerms, data: &Path) -> Self {
+    /// Looks at the machine, which would do so many runs at once.
+    pub fn of(probe: &impl GpuProbe, slots: usize, engine: EngineTerms, data: &Path) -> Self {
         let gpus = probe.gpus().map_err(|error| error.to_string());
         // Before the first start the folder is not there yet; the one that it will be made in is.
         let data = std::path::absolute(data).unwrap_or_else(|_| data.to_owned());
         let existing = data.ancestors().find(|folder| folder.exists());
         let free = existing.and_then(|folder| free_bytes(folder).ok());
-        Self { gpus, engine, data, free }
+        Self { gpus, slots, engine, data, free }
     }
 }
 
 impl fmt::Display for Terms {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "This machine would lend to the farm:")?;
+        let on_cpu = match self.slots {
+            1 => "one CPU slot".to_owned(),
+            slots => format!("{slots} CPU slots"),
+        };
         match &self.gpus {
-            Ok(gpus) if gpus.is_empty() => writeln!(f, "  GPUs      none; one CPU slot")?,
+            Ok(gpus) if gpus.is_empty() => writeln!(f, "  GPUs      none; {on_cpu}")?,
             Ok(gpus) => {
                 for gpu in gpus {
                     if let Device::Gpu { name, memory, .. } = gpu {
@@ -63,7 +68,7 @@ impl fmt::Display for Terms {
                     }
                 }
             }
-            Err(reason) => writeln!(f, "  GPUs      none: {reason}; one CPU slot")?,
+            Err(reason) => writeln!(f, "  GPUs      none: {reason}; {on_cpu}")?,
         }
         match &self.engine {
             EngineTerms::Builtin => {
@@ -108,5 +113,35 @@ impl fmt::Display for Terms {
         }
         writeln!(f, "  When      from now until this process ends (Ctrl-C gives everything back)")?;
         writeln!(f, "  Who       anybody with a key of the farm may run its deployed workflows here")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::Accelerator;
+
+    use super::*;
+    use crate::gpu::NoGpu;
+
+    struct NoCards;
+
+    impl GpuProbe for NoCards {
+        fn gpus(&self) -> Result<Vec<Device>, NoGpu> {
+            Ok(vec![])
+        }
+
+        fn accelerator(&self) -> Accelerator {
+            Accelerator::Cpu
+        }
+    }
+
+    #[test]
+    fn machine_without_a_card_is_told_how_many_runs_it_does_at_once() {
+        let check = |slots: usize, expected: &str| {
+            let terms = Terms::of(&NoCards, slots, EngineTerms::Builtin, Path::new("/")).to_string();
+            assert_eq!(terms.lines().nth(1), Some(expected));
+        };
+        check(1, "  GPUs      none; one CPU slot");
+        check(2, "  GPUs      none; 2 CPU slots");
     }
 }

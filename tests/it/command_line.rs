@@ -77,6 +77,10 @@ async fn each_kind_of_failure_has_its_exit_code() -> anyhow::Result<()> {
     check(Some(&farm), &["run", "pixelate", "columns"], 2, "KEY=VALUE").await?;
     check(Some(&farm), &["jobs", "--state", "lost"], 2, "queued").await?;
     check(None, &["node", "--yes", "--comfyui", "nonsense"], 3, "nonsense").await?;
+    check(None, &["node", "--yes", "--slots", "0"], 3, "from 1 to 32").await?;
+    check(None, &["node", "--yes", "--slots", "33"], 3, "from 1 to 32").await?;
+    let attached = ["node", "--yes", "--slots", "2", "--comfyui", "http://127.0.0.1:9"];
+    check(None, &attached, 3, "one run at a time").await?;
     check(None, &["node", "--yes", "--join", "farm1x"], 10, "damaged").await?;
     check(None, &["node"], 12, "--yes").await?;
     check(None, &["node", "--yes"], 10, "ticket").await?;

@@ -10,7 +10,7 @@ use node::engine::builtin::{Builtin, BuiltinOptions};
 use node::engine::comfyui::client::AddressError;
 use node::engine::comfyui::{ComfyUi, ComfyUiOptions};
 use node::engine::managed::{Managed, ManagedConfig};
-use node::gpu::{GpuProbe, cpu, system_probe};
+use node::gpu::{GpuProbe, cpu, cpu_slots, system_probe};
 use node::sandbox::Sandbox;
 use node::terms::{EngineTerms, Terms};
 use node::workspace::python::UvConfig;
@@ -21,7 +21,7 @@ use crate::args::NodeArguments;
 use crate::commands::{asked_to_stop, read_ticket};
 use crate::environment;
 use crate::failure::Failure;
-use crate::settings::{EngineSettings, ManagedSettings, NodeSettings, SettingsFile};
+use crate::settings::{EngineSettings, ManagedSettings, NodeSettings, SettingsError, SettingsFile};
 
 pub(super) async fn node(arguments: NodeArguments, file: SettingsFile) -> anyhow::Result<()> {
     let settings = NodeSettings::resolve(arguments, file)?;
@@ -35,10 +35,10 @@ pub(super) async fn node(arguments: NodeArguments, file: SettingsFile) -> anyhow
     let made = match choice {
         EngineSettings::Builtin => builtin(&settings),
         EngineSettings::Attached(url) => attached(url, gpus)?,
-        EngineSettings::Managed => managed(&settings, &probe, gpus).await,
+        EngineSettings::Managed => managed(&settings, &probe, slots(settings.slots, gpus)?).await,
     };
     let Made { engine, devices, rebuilding, terms } = made;
-    agree(&settings, &Terms::of(&probe, terms, &settings.data))?;
+    agree(&settings, &Terms::of(&probe, devices.len(), terms, &settings.data))?;
 
     let agent = Agent::start(AgentConfig {
         data: settings.data,
@@ -78,7 +78,8 @@ struct Made {
 fn builtin(settings: &NodeSettings) -> Made {
     let options = BuiltinOptions { pause_per_op: settings.builtin_pause, ..BuiltinOptions::default() };
     let engine = Arc::new(Builtin::new(options));
-    Made { engine, devices: vec![cpu()], rebuilding: None, terms: EngineTerms::Builtin }
+    let devices = cpu_slots(settings.slots.unwrap_or(1));
+    Made { engine, devices, rebuilding: None, terms: EngineTerms::Builtin }
 }
 
 fn attached(url: String, gpus: Vec<Device>) -> Result<Made, AddressError> {
@@ -88,8 +89,18 @@ fn attached(url: String, gpus: Vec<Device>) -> Result<Made, AddressError> {
     Ok(Made { engine, devices: vec![device], rebuilding: None, terms: EngineTerms::Attached { url } })
 }
 
-async fn managed(settings: &NodeSettings, probe: &impl GpuProbe, gpus: Vec<Device>) -> Made {
-    let devices = if gpus.is_empty() { vec![cpu()] } else { gpus };
+/// What the slots compute on: each card, or the processor where there is none.
+fn slots(wished: Option<u16>, gpus: Vec<Device>) -> Result<Vec<Device>, SettingsError> {
+    match (wished, gpus.len()) {
+        (wished, 0) => Ok(cpu_slots(wished.unwrap_or(1))),
+        (None, _) => Ok(gpus),
+        (Some(wished), cards) => Err(SettingsError::Flag(format!(
+            "`--slots {wished}` is for machines without a graphics card: this one has {cards}, and each is a slot"
+        ))),
+    }
+}
+
+async fn managed(settings: &NodeSettings, probe: &impl GpuProbe, devices: Vec<Device>) -> Made {
     let ManagedSettings { policy, comfyui_args, comfyui_idle, .. } = &settings.managed;
     let folder = settings.data.join("workspaces");
     let (sandbox, no_walls) = match settings.managed.sandbox {
@@ -137,5 +148,23 @@ fn agree(settings: &NodeSettings, terms: &Terms) -> Result<(), Failure> {
     match (read, answer.trim().to_lowercase().as_str()) {
         (Ok(_), "y" | "yes") => Ok(()),
         _ => Err(Failure::NotAgreed("not joined, as you wish".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_the_cards_or_as_many_as_wished_that_share_the_processor() {
+        let card = Device::Gpu { name: "RTX".to_owned(), uuid: "GPU-1".to_owned(), memory: 1 };
+        assert_eq!(slots(None, vec![card.clone()]).expect("a card"), vec![card.clone()]);
+        let refused = slots(Some(2), vec![card]).expect_err("it has a card").to_string();
+        assert!(refused.contains("`--slots 2`") && refused.contains("each is a slot"), "{refused}");
+        assert_eq!(slots(None, vec![]).expect("the processor"), [cpu()]);
+        let shared = slots(Some(32), vec![]).expect("the processor");
+        let Device::Cpu { threads } = cpu() else { panic!("a processor") };
+        let share = Device::Cpu { threads: (threads / 32).max(1) };
+        assert_eq!((shared.len(), &shared[31]), (32, &share));
     }
 }

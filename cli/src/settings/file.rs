@@ -60,6 +60,7 @@ pub(super) struct NodeTable {
     pub(super) mdns: Option<bool>,
     pub(super) engine: Option<EngineChoice>,
     pub(super) comfyui: Option<String>,
+    pub(super) slots: Option<u16>,
     pub(super) labels: BTreeMap<String, String>,
     pub(super) quota: Option<ByteSize>,
     pub(super) upload_limit: Vec<RateLimit>,
@@ -109,6 +110,7 @@ const KNOWN: [(&str, &[&str]); 3] = [
             "mdns",
             "engine",
             "comfyui",
+            "slots",
             "labels",
             "quota",
             "upload_limit",
@@ -241,6 +243,7 @@ mod tests {
             mdns = false
             engine = "comfyui"
             comfyui = "http://127.0.0.1:8188"
+            slots = 2
             labels = { room = "2.14" }
             quota = "200GB"
             upload_limit = ["20MB/s", "22:00-06:00=none"]

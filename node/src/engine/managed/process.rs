@@ -43,6 +43,8 @@ const BEHIND_RELAY: &str =
 pub(super) struct Launch {
     folders: Folders,
     device: Option<Device>,
+    /// How many threads it takes; `None` where it has the processor for itself, and takes what it likes.
+    threads: Option<u32>,
     arguments: Vec<String>,
     environment: Vec<(String, OsString)>,
     start_within: Duration,
@@ -107,7 +109,12 @@ pub(super) struct Process {
 
 impl Launch {
     pub(super) fn new(config: &ManagedConfig, root: PathBuf, device: Option<&Device>) -> Self {
+        let threads = match device {
+            Some(Device::Cpu { threads }) if config.devices.len() > 1 => Some(*threads),
+            _ => None,
+        };
         Self {
+            threads,
             folders: Folders { root },
             device: device.cloned(),
             arguments: config.arguments.clone(),
@@ -198,6 +205,9 @@ impl Launch {
             if let Some(value) = std::env::var_os(name) {
                 command.env(name, value);
             }
+        }
+        if let Some(threads) = self.threads {
+            command.env("OMP_NUM_THREADS", threads.to_string());
         }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let programs = workspace.python.parent().unwrap_or(Path::new(""));

@@ -21,5 +21,6 @@ mod trace;
 mod people;
 mod previews;
 mod real_comfyui;
+mod slots;
 mod sources;
 mod workspaces;

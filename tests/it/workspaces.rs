@@ -106,7 +106,16 @@ fn has_reached(workspace: &Value, state: &str) -> bool {
 }
 
 pub(crate) async fn wait_for_workspace(farm: &Farm, workflow: &str, state: &str) -> anyhow::Result<Value> {
-    let node = &farm.nodes[0];
+    wait_for_workspace_on(farm, 0, workflow, state).await
+}
+
+pub(crate) async fn wait_for_workspace_on(
+    farm: &Farm,
+    node: usize,
+    workflow: &str,
+    state: &str,
+) -> anyhow::Result<Value> {
+    let node = &farm.nodes[node];
     let ask = || async { Ok(settled(&farm.get("/v1/nodes").await?, &node.peer, workflow, state)) };
     let log = || format!("the node's log:\n{}", node.process.log());
     let workspace = eventually_within(REBUILD, ask).await.with_context(log)?;
@@ -178,20 +187,20 @@ async fn node_rebuilds_what_authors_had_and_shares_what_is_equal_in_it() -> anyh
     watch_on_managed_node(&farm, &studio, &sources, &models).await?;
 
     // A killed node leaves no ComfyUI behind.
-    let data = farm.nodes[0].data.clone();
+    let data = farm.nodes[0].data.join("workspaces");
     assert!(!processes_in(&data).is_empty(), "its ComfyUI is warm");
     farm.nodes[0].process.kill().await;
     eventually(|| async { Ok(processes_in(&data).is_empty().then_some(())) }).await
 }
 
 /// The processes that work in a folder, or were started with something of it.
-fn processes_in(folder: &Path) -> Vec<String> {
+pub(crate) fn processes_in(folder: &Path) -> Vec<String> {
     let folder = text(folder);
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let is_in = |process: &Path| {
         let works_in = std::fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd.starts_with(folder));
         let call = std::fs::read(process.join("cmdline")).unwrap_or_default();
-        works_in || String::from_utf8_lossy(&call).contains(&format!("{folder}/workspaces"))
+        works_in || String::from_utf8_lossy(&call).contains(folder)
     };
     processes
         .map(|entry| entry.path())

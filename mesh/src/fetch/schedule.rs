@@ -4,8 +4,10 @@
 //! one range at a time, so that fast sources take more by themselves. The rules, in their order:
 //! 1. *Fresh before again*: a piece that nobody was asked for; among those the rarest, and among those
 //!    our own part of the blob first, so that many who fetch at once ask one seed for different pieces.
-//! 2. *Again*: once nothing is fresh, a piece that another source was asked for and that this one would
-//!    bring clearly sooner. It takes the ranges of slow and silent sources, and is the end game.
+//! 2. *Again*: a piece that another source was asked for and that this one would bring clearly sooner. It
+//!    takes the ranges of slow and silent sources, and is the end game. As long as anything is fresh, it has
+//!    to be much sooner: a source that has nothing for us now is told of something soon, and what comes
+//!    twice takes its place on our link.
 //!
 //! A near source spares a far one wherever it is no slower. Not here: how a source is asked.
 
@@ -28,10 +30,11 @@ use crate::store::Pieces;
 
 /// How much of a source's time one range is to take.
 const RANGE_TIME: f64 = 0.5;
-/// A further range is asked for while what is open takes less than this.
-const LOOKAHEAD: f64 = 0.25;
-/// How many ranges are open in any case: the next is on its way while one is answered.
-const OPEN_RANGES: usize = 2;
+/// A further range is asked for when what is open takes no longer than this, so that it is on its way by
+/// then. What waits at one source is not asked of another that could bring it now.
+const LOOKAHEAD: f64 = 0.1;
+/// The same for a source that is far, where a request takes longer.
+const FAR_LOOKAHEAD: f64 = 0.5;
 
 /// One of the sources of a schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -105,7 +108,17 @@ impl Source {
 
     /// When everything that is open will have come, in seconds from now.
     fn backlog(&self, now: Duration) -> f64 {
-        self.open_pieces() as f64 / self.pieces_per_second(now)
+        if self.open.is_empty() {
+            return 0.0;
+        }
+        self.first_in(now) + (self.open_pieces() - 1) as f64 / self.pieces_per_second(now)
+    }
+
+    /// When the first open piece will have come, in seconds from now. One that is late is expected to take as
+    /// long again as it has taken.
+    fn first_in(&self, now: Duration) -> f64 {
+        let (each, silent) = (1.0 / self.pieces_per_second(now), self.meter.silence(now));
+        if silent < each { each - silent } else { silent }
     }
 
     fn pieces_per_second(&self, now: Duration) -> f64 {
@@ -114,8 +127,8 @@ impl Source {
     }
 
     fn has_room(&self, now: Duration) -> bool {
-        let is_short = || self.backlog(now) < LOOKAHEAD;
-        self.open.len() < OPEN_RANGES || (self.open.len() < MAX_OPEN_GETS && is_short())
+        let lookahead = if self.reach == Reach::Near { LOOKAHEAD } else { FAR_LOOKAHEAD };
+        self.open.is_empty() || (self.open.len() < MAX_OPEN_GETS && self.backlog(now) < lookahead)
     }
 
     /// Whether it still fetches the blob itself.

@@ -73,8 +73,8 @@ impl Worker {
                 continue;
             }
             if self.gathering.lock().schedule.is_open(self.id) {
-                // In the middle of a piece there is nothing to ask for that was not there at its start.
-                while self.take_event(source.next(&mut buffer).await?, &buffer)? {}
+                let event = source.next(&mut buffer).await?;
+                self.take_event(event, &buffer)?;
                 continue;
             }
             tokio::select! {
@@ -93,24 +93,22 @@ impl Worker {
         Ok(())
     }
 
-    /// Takes note of what came; says whether the rest of a piece comes next.
-    fn take_event(&mut self, event: Event, bytes: &[u8]) -> Result<bool, SourceError> {
+    fn take_event(&mut self, event: Event, bytes: &[u8]) -> Result<(), SourceError> {
         match event {
-            Event::Part(part) => self.keep(part, bytes).map(|is_last| !is_last),
+            Event::Part(part) => self.keep(part, bytes),
             event => {
                 self.gathering.hear(self.id, event);
-                Ok(false)
+                Ok(())
             }
         }
     }
 
-    /// Verifies and writes what came, unless the piece came from another source as well; says whether it was
-    /// the last of its piece.
-    fn keep(&mut self, part: Part, bytes: &[u8]) -> Result<bool, SourceError> {
+    /// Verifies and writes what came, unless the piece came from another source as well.
+    fn keep(&mut self, part: Part, bytes: &[u8]) -> Result<(), SourceError> {
         let (target, piece) = (&self.gathering.target, part.piece);
         let is_last = part.offset + bytes.len() - part.pairs >= piece_size(target.size(), piece);
         if is_last && !self.gathering.received(self.id, piece) {
-            return Ok(true);
+            return Ok(());
         }
         if !target.write_part(part, bytes, &self.name)? {
             return Err(SourceError::Wrong(WrongPart::Piece(piece)));
@@ -118,7 +116,7 @@ impl Worker {
         if is_last {
             self.gathering.arrived(self.id, piece);
         }
-        Ok(is_last)
+        Ok(())
     }
 }
 

@@ -9,6 +9,8 @@ use super::{Held, Reach, Schedule, Source, SourceId};
 /// How much sooner a piece must come from another source to be asked for again, and by how many seconds.
 const SOONER: f64 = 1.25;
 const SOONER_BY: f64 = 0.03;
+/// The same while there are pieces that nobody was asked for.
+const SOONER_BY_WHILE_FRESH: f64 = 0.5;
 /// The most sources that are asked for one piece.
 const MAX_COPIES: u8 = 4;
 /// How many of the last pieces of its part are left to a source that fetches the blob itself.
@@ -120,7 +122,8 @@ impl Schedule {
         }
         let own: Vec<u64> = source.open.iter().cloned().flatten().collect();
         let ours = |pieces: u64| source.backlog(now) + pieces as f64 / source.pieces_per_second(now);
-        let is_sooner = |theirs: f64, pieces| ours(pieces) * SOONER + SOONER_BY < theirs;
+        let by = if self.fresh > 0 { SOONER_BY_WHILE_FRESH } else { SOONER_BY };
+        let is_sooner = |theirs: f64, pieces| ours(pieces) * SOONER + by < theirs;
         let candidates: BTreeMap<u64, f64> = soonest
             .into_iter()
             .filter(|(piece, theirs)| {
@@ -144,12 +147,9 @@ impl Schedule {
 }
 
 impl Source {
-    /// When each open piece will come, in seconds from now. One that is late is expected to take as long
-    /// again as it has taken.
+    /// When each open piece will come, in seconds from now.
     fn arrivals(&self, now: Duration) -> impl Iterator<Item = (u64, f64)> {
-        let each = 1.0 / self.pieces_per_second(now);
-        let silent = self.meter.silence(now);
-        let first = if silent < each { each - silent } else { silent };
+        let (first, each) = (self.first_in(now), 1.0 / self.pieces_per_second(now));
         let open = self.open.iter().cloned().flatten();
         open.enumerate().map(move |(index, piece)| (piece, first + index as f64 * each))
     }

@@ -139,7 +139,8 @@ impl Swarm {
 
     fn ask(&mut self) {
         for (index, talk) in self.conversations.iter_mut().enumerate() {
-            if !talk.joined || self.now < talk.looked_at + LOOK {
+            // One that sends is looked at with each part of a piece.
+            if !talk.joined || (talk.queue.is_empty() && self.now < talk.looked_at + LOOK) {
                 continue;
             }
             talk.looked_at = self.now;
@@ -300,7 +301,7 @@ fn eight_who_fetch_from_one_seed_need_little_more_than_one() {
 }
 
 #[test]
-fn eight_whose_links_are_shared_unfairly_ask_the_seed_for_little_twice() {
+fn eight_whose_links_are_shared_unfairly_ask_for_little_twice() {
     let (pieces, rate) = (256, megabits(200.0));
     let mut chance = 7u64;
     for _ in 0..6 {
@@ -316,7 +317,9 @@ fn eight_whose_links_are_shared_unfairly_ask_the_seed_for_little_twice() {
         }
         let ideal = pieces as f64 / rate;
         let (took, sent) = (swarm.run(), swarm.sent_by(seed) as f64 / pieces as f64);
-        assert!(took < ideal * 1.22, "{took} s of {ideal}");
-        assert!(sent < 1.13, "the seed sent {sent} copies");
+        assert!(took < ideal * 1.14, "{took} s of {ideal}");
+        assert!(sent < 1.1, "the seed sent {sent} copies");
+        let all = swarm.conversations.iter().map(|talk| talk.sent).sum::<u64>() as f64 / pieces as f64;
+        assert!(all < 8.0 * 1.03, "{all} copies were sent to eight");
     }
 }

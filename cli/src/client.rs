@@ -19,7 +19,7 @@ use tokio_util::io::ReaderStream;
 
 use crate::settings::ClientSettings;
 
-/// How long without an event until a followed job is asked why it waits.
+/// How long without an event until a followed job that waits is asked why.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Why the farm gave no answer that can be used.
@@ -83,6 +83,18 @@ pub(crate) struct JobEvent {
     pub(crate) data: Value,
 }
 
+impl JobEvent {
+    /// Whether the job is at work since then; `None` where the event does not tell.
+    fn is_at_work(&self) -> Option<bool> {
+        match self.name.as_str() {
+            "started" | "progress" => Some(true),
+            "requeued" => Some(false),
+            "snapshot" => Some(self.data["jobs"][0]["state"] == "running"),
+            _ => None,
+        }
+    }
+}
+
 impl Client {
     pub(crate) fn new(settings: &ClientSettings) -> Self {
         Self { http: reqwest::Client::new(), url: settings.url.clone(), key: settings.key.clone() }
@@ -142,11 +154,18 @@ impl Client {
             let response = self.send(self.request(Method::GET, &format!("/v1/jobs/{job}/events"))).await?;
             let mut chunks = response.bytes_stream();
             let mut parser = EventParser::default();
+            let mut is_at_work = false;
             loop {
-                // Why a job waits is no event: it changes with each node.
+                // Why a job waits is no event: it changes with each node. All else is one.
                 match timeout(ASK_AGAIN, chunks.next()).await {
-                    Ok(Some(Ok(chunk))) => parser.take(&chunk).iter().for_each(&mut each),
+                    Ok(Some(Ok(chunk))) => {
+                        for event in parser.take(&chunk) {
+                            is_at_work = event.is_at_work().unwrap_or(is_at_work);
+                            each(&event);
+                        }
+                    }
                     Ok(_) => break,
+                    Err(_) if is_at_work => {}
                     Err(_) => {
                         let data = self.get(&format!("/v1/jobs/{job}")).await?;
                         if data["state"] == "queued" {
@@ -281,6 +300,7 @@ mod tests {
             events.extend(parser.take(&stream.as_bytes()[cut..]));
             let names: Vec<_> = events.iter().map(|event| event.name.as_str()).collect();
             assert_eq!(names, ["progress", "ended"], "cut at {cut}");
+            assert_eq!((events[0].is_at_work(), events[1].is_at_work()), (Some(true), None));
             assert_eq!(events[0].data["fraction"], 0.5);
         }
     }

@@ -52,7 +52,16 @@ pub struct Assembler {
 
 /// A cause, in words, for whoever waits for the workspace.
 fn failed(error: impl std::error::Error) -> BuildError {
-    BuildError::Failed(error_chain(&error))
+    const FULL: &str = "the disk is full";
+    let reason = error_chain(&error);
+    // Any step may find it so, and each names what it was about.
+    let is_full = [FULL, "No space left on device", "Disk quota exceeded"];
+    if !is_full.iter().any(|said| reason.contains(said)) {
+        return BuildError::Failed(reason);
+    }
+    let reason = if reason.contains(FULL) { reason } else { format!("{FULL}: {reason}") };
+    let hint = "`comfy-farm workspace rm` and `comfy-farm blob gc` make room; it is tried again later";
+    BuildError::Failed(format!("{reason} ({hint})"))
 }
 
 /// Does what blocks on a thread that may.

@@ -91,7 +91,8 @@ impl Steps {
         self.shelf.set_preparing(self.lockfile, Preparing { step: self.step(), done, total });
     }
 
-    fn step(&self) -> PrepareStep {
+    /// The step that it is at.
+    pub(super) fn step(&self) -> PrepareStep {
         *self.step.borrow()
     }
 }

@@ -130,8 +130,14 @@ impl Files<'_> {
 
     async fn model(&self, model: &LockedModel) -> Result<(BlobRef, BlobHold), BuildError> {
         let named = model.blob.map(|hash| BlobRef { hash, size: model.size });
-        let fail = |error: &dyn std::error::Error| {
-            BuildError::Failed(format!("model `{}` did not come: {}", model.path, error_chain(error)))
+        let fail = |error: &FetchFileError| {
+            let hint = match error {
+                FetchFileError::NoSource { .. } | FetchFileError::WrongSha256 { .. } => {
+                    ": put it into a model folder of any node (`--models`), or record an address that has it"
+                }
+                _ => "",
+            };
+            BuildError::Failed(format!("model `{}` did not come: {}{hint}", model.path, error_chain(error)))
         };
         let store = self.reach.exchange.store();
         if !model.share {

@@ -1,5 +1,7 @@
 //! Two nodes of one farm, real git, real uv, and a package index of the test's own.
 
+mod bad_input;
+
 use std::io::Cursor;
 use std::path::PathBuf;
 use std::sync::Arc;

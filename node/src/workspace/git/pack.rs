@@ -85,7 +85,12 @@ impl GitStore {
         for Listed { url, commit, size } in list {
             let commit = Oid::from_str(&commit).map_err(|_| fault("names a commit that is none"))?;
             let repository = proving.repository(&url)?;
-            read_pack(&repository, &mut (&mut reader).take(size)).map_err(|_| fault("is damaged"))?;
+            read_pack(&repository, &mut (&mut reader).take(size)).map_err(|source| {
+                match super::is_full(&source) {
+                    true => GitError::git("take in a pack of", &url, source),
+                    false => fault("is damaged"),
+                }
+            })?;
             let part = Part { path: String::new(), url, commit };
             if !proving.mark_whole(&repository, &part)? {
                 return Err(fault("lacks files of a commit"));

@@ -222,6 +222,17 @@ fn commit_that_is_not_there_and_one_that_was_rewritten_are_told() {
     let missing = GitPin { commit: "1".repeat(40).parse().expect("a commit"), ..pin.clone() };
     let error = stores.fetch(&missing).expect_err("nobody has it");
     assert!(matches!(error, GitError::NoCommit { .. }) && error.to_string().contains("rewritten"), "{error}");
+    // Another history takes the branch, and the server gives what its branches have.
+    let again = Upstream::new();
+    let earlier = again.commit(&[("a", 0o100644, "a")]);
+    let served = Served::start(&again, false);
+    let branch = again.repository.head().expect("a branch").name().expect("a name").to_owned();
+    again.repository.find_reference(&branch).expect("is there").delete().expect("deleted");
+    again.commit(&[("b", 0o100644, "b")]);
+    let error = stores.fetch(&served.pin(&earlier)).expect_err("nobody has it any more").to_string();
+    for word in [earlier.commit.as_str(), &served.url, "history was rewritten", "record a commit"] {
+        assert!(error.contains(word), "{word}: {error}");
+    }
     let error = stores.store.checkout(&pin, &stores.folder.path().join("x")).expect_err("not fetched");
     assert!(matches!(error, GitError::NotHere { .. }), "{error}");
     assert!(!stores.folder.path().join("x").exists(), "nothing half-made stays");

@@ -116,7 +116,11 @@ pub enum PythonError {
     #[error(transparent)]
     File(#[from] WheelError),
     /// A step took too long and was killed.
-    #[error("{step} took longer than {} s and was stopped; its last lines: {}", limit.as_secs(), last(tail))]
+    #[error(
+        "{step} took longer than {} s and was stopped, and is tried again later: see what it waits for, or pin a version that has a wheel for this platform; its last lines: {}",
+        limit.as_secs(),
+        last(tail)
+    )]
     Hangs {
         /// The step.
         step: String,
@@ -137,7 +141,7 @@ pub enum PythonError {
     #[error("uv's lock cannot be read: {0}")]
     Unreadable(String),
     /// The disk is full.
-    #[error("the disk is full: {step} could not write")]
+    #[error("the disk is full: {step} could not be done")]
     DiskFull {
         /// The step.
         step: String,
@@ -160,7 +164,7 @@ pub enum PythonError {
 #[derive(Debug, thiserror::Error)]
 #[error(
     "package `{name}` {version} has another hash: `{file_name}` at `{index}` is sha256:{found}, \
-     the lockfile has {}",
+     the lockfile has {}: record the index that has the recorded file, or what this one has now",
     list(expected)
 )]
 pub struct WrongHash {

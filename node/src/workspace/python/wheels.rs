@@ -38,7 +38,9 @@ pub enum WheelError {
         tried: Vec<String>,
     },
     /// What came is another file.
-    #[error("`{file_name}` has another hash: sha256:{found} in place of {expected}, from {from}")]
+    #[error(
+        "`{file_name}` has another hash: sha256:{found} in place of {expected}, from {from}: it was exchanged there, and a node of the farm that has the recorded one would give it"
+    )]
     WrongHash {
         /// The file.
         file_name: String,

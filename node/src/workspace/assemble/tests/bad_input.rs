@@ -1,0 +1,183 @@
+//! What bad input gets: a message that names the step, what was tried and what to do. The node goes on.
+
+use mesh::identity::Identity;
+use protocol::LockedFile;
+
+use super::*;
+
+impl Node {
+    /// Why a workspace of this lockfile does not come to be, and at which step.
+    async fn fault(&self, mut lockfile: Lockfile, publisher: &Identity) -> (PrepareStep, String) {
+        lockfile.sign(publisher.signing_key());
+        let document = self.exchange.store().import_bytes(&lockfile.to_canonical_json()).await;
+        let want = wanted(&lockfile, document.expect("there is room"), self);
+        let steps = Steps::new(Shelf::new(self.assembler.root.join("ready")), want.lockfile);
+        let farm = PublisherKey(publisher.peer().0);
+        let assembled = self.assembler.assemble(&want, farm, &steps, &CancellationToken::new()).await;
+        let reason = match assembled.map(|_| "nothing is wrong").expect_err("it is bad") {
+            BuildError::Failed(reason) | BuildError::Refused(reason) => reason,
+            BuildError::Canceled => panic!("nobody cancelled it"),
+        };
+        (steps.step(), reason)
+    }
+}
+
+fn lockfile(of: serde_json::Value) -> Lockfile {
+    Lockfile::parse(of.to_string().as_bytes()).expect("a lockfile")
+}
+
+fn check(found: (PrepareStep, String), step: PrepareStep, words: &[&str]) {
+    assert_eq!(found.0, step, "{}", found.1);
+    let lacking: Vec<_> = words.iter().filter(|word| !found.1.contains(**word)).collect();
+    assert!(lacking.is_empty(), "{lacking:?} is not in: {}", found.1);
+}
+
+#[tokio::test]
+async fn each_fault_has_its_step_its_source_and_a_hint_and_the_node_goes_on() {
+    let comfyui = Upstream::new();
+    let main = comfyui.commit(&[("main.py", 0o100644, "run\n")]);
+    let file = wheel("lib", "1.0", &[]);
+    let good = file.sha256();
+    let index = Index::serve(vec![file]).await;
+    let farm = Farm::new();
+    let Some(mut node) = Node::start(&farm, &index, None).await else { return };
+    let (publisher, zeros, url) = (key(), "0".repeat(64), main.url.to_string());
+    let plain = json!({ "format": 1, "python": "3.11", "comfyui": main });
+    let with = |name: &str, value: serde_json::Value| {
+        let mut changed = plain.clone();
+        changed[name] = value;
+        lockfile(changed)
+    };
+
+    let gone = json!({ "url": main.url, "commit": "1".repeat(40) });
+    let found = node.fault(with("comfyui", gone), &publisher).await;
+    let hint = "record a commit that is there";
+    check(found, PrepareStep::Code, &["commit `111", &url, "the history was rewritten", hint]);
+
+    let pin = json!([{ "name": "lib", "version": "1.0", "hashes": [zeros] }]);
+    let found = node.fault(with("packages", pin), &publisher).await;
+    let words = ["package `lib` 1.0", &index.url(), &good.to_string(), &zeros, "record the index"];
+    check(found, PrepareStep::Python, &words);
+
+    let found = node.fault(with("python", json!("3.2")), &publisher).await;
+    let tried = ["no Python 3.2", "no 3.2 on the PATH", "downloading one is not allowed"];
+    check(found, PrepareStep::Python, &[&tried[..], &["install it, or let uv download it"]].concat());
+
+    let model =
+        json!([{ "path": "models/vae/a.safetensors", "size": 3, "sha256": zeros, "disabled": false }]);
+    let found = node.fault(with("models", model), &publisher).await;
+    let words = ["model `models/vae/a.safetensors` did not come", &zeros, "`--models`"];
+    check(found, PrepareStep::Models, &words);
+
+    // A lock names another file than its address has.
+    let cancel = CancellationToken::new();
+    let files = Files::new(&node.assembler.reach, &[], &cancel);
+    let address = index.url().replace("/simple", "/files/lib-1.0-py3-none-any.whl");
+    let exchanged = LockedFile {
+        file_name: "lib-1.0-py3-none-any.whl".parse().expect("a name"),
+        sha256: protocol::Sha256([0; 32]),
+        size: reqwest::get(&address).await.expect("it answers").bytes().await.expect("whole").len() as u64,
+        blob: None,
+        urls: vec![address.parse().expect("an address")],
+    };
+    let found = crate::workspace::python::WheelSource::file(&files, &exchanged).await;
+    let found = found.expect_err("another file").to_string();
+    for word in ["`lib-1.0-py3-none-any.whl`", &good.to_string(), &zeros, &address, "was exchanged there"] {
+        assert!(found.contains(word), "{word}: {found}");
+    }
+
+    for url in ["ssh://git@forge.example/a/b", "git://forge.example/a/b", "file:///a/../b"] {
+        let refused = json!({ "format": 1, "comfyui": { "url": url, "commit": main.commit } }).to_string();
+        let refused = Lockfile::parse(refused.as_bytes()).expect_err("nobody follows it");
+        let refused = error_chain(&refused);
+        assert!(
+            refused.contains("record the https address") || refused.contains("without `..`"),
+            "{refused}"
+        );
+    }
+    node.assembler.policy.private_origins = false;
+    let local = json!({ "url": "file:///srv/elsewhere", "commit": main.commit });
+    let found = node.fault(with("comfyui", local), &publisher).await;
+    let words =
+        ["`file:///srv/elsewhere`", "only https addresses of public hosts", "--allow-private-origins"];
+    check(found, PrepareStep::Code, &words);
+
+    node.assembler.policy.private_origins = true;
+    let mut good = with("packages", json!([{ "name": "lib", "version": "1.0" }]));
+    good.sign(publisher.signing_key());
+    let document =
+        node.exchange.store().import_bytes(&good.to_canonical_json()).await.expect("there is room");
+    let made = node.assemble(&wanted(&good, document, &node), PublisherKey(publisher.peer().0)).await;
+    assert!(made.expect("the node is sound").comfyui.join("main.py").is_file());
+}
+
+/// A file system of 8 MiB.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: PathBuf) -> Option<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: a file system of 8 MiB is mounted by root only");
+            return None;
+        }
+        std::fs::create_dir_all(&at).expect("a folder");
+        let mount = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"])
+            .arg(&at)
+            .status();
+        assert!(mount.expect("there is a mount").success());
+        Some(Self(at))
+    }
+
+    /// Leaves nothing free, until what is returned is dropped.
+    fn fill(&self) -> tempfile::NamedTempFile {
+        let mut filler = tempfile::NamedTempFile::new_in(&self.0).expect("a file");
+        for size in [1 << 16, 1] {
+            while std::io::Write::write_all(filler.as_file_mut(), &vec![1; size]).is_ok() {}
+        }
+        filler
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+#[tokio::test]
+async fn full_disk_is_told_at_each_step_and_room_is_all_that_is_needed() {
+    let (comfyui, nodes) = (Upstream::new(), Upstream::new());
+    let main = comfyui.commit(&[("main.py", 0o100644, "run\n")]);
+    let noise: String = (0..3_000_000_u32)
+        .map(|number| char::from(32 + (number.wrapping_mul(2_654_435_761) >> 16) as u8 % 90))
+        .collect();
+    let large = nodes.commit(&[("__init__.py", 0o100644, "\n"), ("noise", 0o100644, &noise.repeat(4))]);
+    let index = Index::serve(vec![wheel("lib", "1.0", &[])]).await;
+    let farm = Farm::new();
+    let Some(node) = Node::start(&farm, &index, None).await else { return };
+    let Some(disk) = SmallDisk::mount(node.assembler.root.clone()) else { return };
+    let publisher = key();
+    let hint = ["the disk is full", "`comfy-farm workspace rm`", "tried again later"];
+
+    // What is laid out is four times what came.
+    let custom = json!([{ "from": "git", "url": large.url, "commit": large.commit, "disabled": false }]);
+    let too_large =
+        lockfile(json!({ "format": 1, "python": "3.11", "comfyui": main, "custom_nodes": custom }));
+    check(node.fault(too_large, &publisher).await, PrepareStep::Code, &hint);
+    let left = std::fs::read_dir(disk.0.join("code")).into_iter().flatten().count();
+    assert_eq!(left, 0, "nothing half-made stays");
+
+    let mut small = lockfile(json!({
+        "format": 1, "python": "3.11", "comfyui": main, "packages": [{ "name": "lib", "version": "1.0" }],
+    }));
+    let filler = disk.fill();
+    let (_, reason) = node.fault(small.clone(), &publisher).await;
+    assert!(hint.iter().all(|word| reason.contains(word)), "{reason}");
+    drop(filler);
+    small.sign(publisher.signing_key());
+    let document =
+        node.exchange.store().import_bytes(&small.to_canonical_json()).await.expect("there is room");
+    let made = node.assemble(&wanted(&small, document, &node), PublisherKey(publisher.peer().0)).await;
+    assert!(made.expect("there is room now").python.is_file());
+}

@@ -172,6 +172,21 @@ impl GitStore {
     }
 }
 
+/// Removes what fetches that were killed left in the stores of this folder.
+pub(super) fn clear_leftovers(root: &Path) -> io::Result<()> {
+    for store in fs::read_dir(root)? {
+        let Ok(packs) = fs::read_dir(store?.path().join("objects/pack")) else { continue };
+        for file in packs {
+            let file = file?;
+            // As libgit2 calls what it has not named yet.
+            if file.file_name().to_string_lossy().contains("_git2_") {
+                fs::remove_file(file.path())?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Whether a commit was seen to be whole in a store.
 fn has(repository: &Repository, commit: Oid) -> bool {
     repository.find_reference(&whole_mark(commit)).is_ok()

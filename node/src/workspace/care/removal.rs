@@ -12,6 +12,7 @@ use tracing::{info, warn};
 
 use super::inventory::{Kept, bytes, names};
 use super::{CareError, Caretaker, Removed};
+use crate::workspace::git::clear_leftovers;
 
 /// The folders with parts that workspaces share.
 const SHARED: [&str; 3] = ["code", "environments", "slots/byte-code"];
@@ -149,6 +150,9 @@ pub(crate) fn clear_drafts(root: &Path) -> io::Result<()> {
                 false if is_left => std::fs::remove_file(entry.path())?,
                 _ => {}
             }
+        }
+        if name == "git" {
+            clear_leftovers(&folder)?;
         }
     }
     Ok(())

@@ -229,9 +229,13 @@ async fn drafts_of_a_killed_build_are_cleared_and_nothing_else() {
         kept.write(path, b"half");
     }
     kept.write("uv/temporary/build/x", b"half");
+    kept.write("git/a.git/objects/pack/pack_git2_q5dAcr", b"half");
+    kept.write("git/a.git/objects/pack/pack-1.pack", b"whole");
     clear_drafts(&kept.at("")).expect("cleared");
-    for path in ["code/.draft", "environments/.x-1", "git/.y", "uv/temporary/build"] {
+    let fetched = "git/a.git/objects/pack/pack_git2_q5dAcr";
+    for path in ["code/.draft", "environments/.x-1", "git/.y", "uv/temporary/build", fetched] {
         assert!(!kept.at(path).exists(), "{path}");
     }
+    assert!(kept.at("git/a.git/objects/pack/pack-1.pack").exists());
     assert_eq!(kept.care.list().expect("listed")[0].state, "whole", "{lockfile}");
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use git2::{AutotagOption, FetchOptions, FetchPrune, Oid, RemoteCallbacks, RemoteRedirect, Repository};
 use protocol::{GitPin, GitUrl};
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::pack::copy_commit;
 use super::{GitError, GitStore, MAX_REPOSITORIES, Part, tree};
@@ -39,9 +39,23 @@ impl GitStore {
             let (_, missing) = self.parts(pin)?;
             let Some(missing) = missing else { return Ok(()) };
             check(fetching.policy, pin, &missing.url)?;
-            before += self.fetch_one(&missing, fetching, before)?;
+            before += self.fetch_one(&missing, fetching, before).inspect_err(|error| {
+                if matches!(error, GitError::TooLarge { .. } | GitError::Entry { .. }) {
+                    self.forget(&missing.url);
+                }
+            })?;
         }
         Err(GitError::TooManySubmodules { url: pin.url.to_string() })
+    }
+
+    /// Removes the store of an upstream of which nothing was ever taken: what was refused is there for nothing.
+    fn forget(&self, url: &GitUrl) {
+        let Ok(repository) = self.repository(url) else { return };
+        let has_whole =
+            repository.references_glob("refs/whole/*").is_ok_and(|mut whole| whole.next().is_some());
+        if !has_whole && let Err(error) = std::fs::remove_dir_all(repository.path()) {
+            warn!(%url, %error, "what was refused stays");
+        }
     }
 
     /// Fetches one commit, and says how many bytes that took.

@@ -99,6 +99,8 @@ fn commit_with_too_much_in_it_is_refused_before_it_is_laid_out() {
             stores.store.bounds = bounds;
             let error = stores.fetch(pin).expect_err("it is too much");
             assert!(expected(&error) && error.to_string().contains(pin.url.as_str()), "{error}");
+            let left: Vec<_> = fs::read_dir(stores.folder.path().join("git")).expect("a folder").collect();
+            assert!(left.is_empty(), "{left:?}");
             assert!(!stores.store.holds(pin));
         }
     };

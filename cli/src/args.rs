@@ -82,7 +82,7 @@ impl Command {
 #[derive(Debug, Args)]
 pub(crate) struct ToolArguments {
     /// The farm's address. Defaults to http://127.0.0.1:8288.
-    #[arg(long, env = environment::URL)]
+    #[arg(long, visible_alias = "farm", env = environment::URL)]
     pub(crate) url: Option<String>,
     /// A key of the farm. Defaults to the admin key in the coordinator's data folder on this machine.
     #[arg(long, env = environment::KEY, hide_env_values = true)]

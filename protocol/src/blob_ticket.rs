@@ -22,7 +22,8 @@ use crate::word::{self, ParseTicketError};
 pub const MAX_ADDRESSES: usize = 16;
 /// The longest file name that a blob's ticket carries, in bytes.
 const MAX_NAME: usize = 255;
-const PREFIX: &str = "blob1";
+/// How each begins.
+pub const PREFIX: &str = "blob1";
 
 /// Where one file is, and the right to fetch it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]

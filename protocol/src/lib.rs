@@ -32,6 +32,7 @@ pub mod contact;
 pub mod wire;
 pub mod codec;
 mod error_chain;
+mod nearest;
 #[cfg(test)]
 mod facts;
 
@@ -58,6 +59,7 @@ pub use lockfile::{
     LockfileHash, MAX_LOCKFILE, ModelPath, PackagePin, ParseTextError, Pin, PublisherKey, PublisherSignature,
     RegistryPin, Sha256, SignatureError, Source, Token, WebUrl,
 };
+pub use nearest::nearest;
 pub use offer::{Device, Engine, Offer, SlotOffer, lacking};
 pub use origin::{Alias, BlobName, FileRef, ParseBlobNameError, PieceRange};
 pub use parameters::{Argument, MAX_FILE_NAME, Parameters, ParametersError};

@@ -70,7 +70,9 @@ async fn each_kind_of_failure_has_its_exit_code() -> anyhow::Result<()> {
     check(None, &["frobnicate"], 2, "frobnicate").await?;
     check(None, &["--config", "no-such-file.toml", "jobs"], 3, "no-such-file.toml").await?;
     check(None, &["jobs", "--url", "http://127.0.0.1:9"], 4, "no farm answers").await?;
-    check(None, &["jobs", "--url", farm_url, "--key", "cfk_wrong"], 5, "key").await?;
+    check(None, &["jobs", "--farm", farm_url, "--key", "cfk_wrong"], 5, "key").await?;
+    check(None, &["blob", "get", "zzz", "-o", "nowhere"], 10, "`zzz` is neither a ticket").await?;
+    check(Some(&farm), &["run", "pixelat"], 6, "did you mean `pixelate`?").await?;
     check(Some(&farm), &["run", "nothing"], 6, "nothing").await?;
     check(Some(&farm), &["drain", "nobody"], 6, "nobody").await?;
     check(Some(&farm), &["run", "pixelate", "columns=many"], 7, "columns").await?;

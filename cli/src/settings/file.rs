@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use mesh::store::ByteSize;
+use protocol::nearest;
 use serde::Deserialize;
 
 use super::SettingsError;
@@ -136,8 +137,8 @@ const KNOWN: [(&str, &[&str]); 3] = [
 pub(crate) fn check_environment() -> Result<(), SettingsError> {
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     let Some(name) = environment::unknown(names) else { return Ok(()) };
-    let nearest = nearest(&name, environment::ALL.iter().map(|known| (*known, ())));
-    Err(SettingsError::UnknownVariable { nearest: nearest.map(|(known, ())| known.to_owned()), name })
+    let nearest = nearest(&name, environment::ALL.iter().copied()).map(str::to_owned);
+    Err(SettingsError::UnknownVariable { nearest, name })
 }
 
 impl SettingsFile {
@@ -172,27 +173,21 @@ fn unknown_key(file: &toml::Table) -> Option<(String, Option<String>)> {
             // A key of some table may stand where only tables do.
             let inside = KNOWN.iter().flat_map(|(table, keys)| keys.iter().map(move |key| (*key, *table)));
             let tables = KNOWN.iter().map(|(table, _)| (*table, ""));
-            let nearest = nearest(name, tables.chain(inside)).map(|(known, table)| match table {
-                "" => known.to_owned(),
-                table => format!("{table}.{known}"),
+            let known: Vec<(&str, &str)> = tables.chain(inside).collect();
+            let meant = nearest(name, known.iter().map(|(word, _)| *word));
+            let nearest = known.iter().find(|(word, _)| Some(*word) == meant).map(|found| match found {
+                (table, "") => (*table).to_owned(),
+                (key, table) => format!("{table}.{key}"),
             });
             return Some((name.clone(), nearest));
         };
         let Some(table) = value.as_table() else { continue };
         if let Some(key) = table.keys().find(|key| !keys.contains(&key.as_str())) {
-            let nearest = nearest(key, keys.iter().map(|known| (*known, "")));
-            let nearest = nearest.map(|(known, _)| format!("{name}.{known}"));
+            let nearest = nearest(key, keys.iter().copied()).map(|known| format!("{name}.{known}"));
             return Some((format!("{name}.{key}"), nearest));
         }
     }
     None
-}
-
-/// The known word that looks most like this one, with what belongs to it.
-fn nearest<'a, T>(word: &str, known: impl Iterator<Item = (&'a str, T)>) -> Option<(&'a str, T)> {
-    let scored = known.map(|(known, belonging)| (strsim::jaro_winkler(word, known), known, belonging));
-    let best = scored.max_by(|a, b| a.0.total_cmp(&b.0))?;
-    (best.0 > 0.6).then_some((best.1, best.2))
 }
 
 #[cfg(test)]

@@ -7,11 +7,10 @@ use serde::Serialize;
 use serde_json::{Number, Value};
 
 use super::{Input, InputKind, Interface, Range};
+use crate::nearest::nearest;
 use crate::parameters::{Argument, Parameters};
 use crate::workflow::kind_of;
 
-/// How alike an unknown name must be to a known one to be suggested.
-const ALIKE: f64 = 0.7;
 /// The most values of a choice that a message lists.
 const LISTED: usize = 12;
 
@@ -74,14 +73,8 @@ impl Interface {
     }
 
     fn unknown(&self, name: &str, argument: &Argument) -> FieldError {
-        let nearest = self
-            .inputs
-            .iter()
-            .map(|input| (strsim::jaro_winkler(name, &input.name), &input.name))
-            .filter(|(likeness, _)| *likeness >= ALIKE)
-            .max_by(|left, right| left.0.total_cmp(&right.0));
-        let message = match nearest {
-            Some((_, nearest)) => format!("the workflow has no such input; did you mean `{nearest}`?"),
+        let message = match nearest(name, self.inputs.iter().map(|input| input.name.as_str())) {
+            Some(nearest) => format!("the workflow has no such input; did you mean `{nearest}`?"),
             None => "the workflow has no such input".to_owned(),
         };
         let field = name.chars().take(128).collect();

@@ -15,7 +15,7 @@ use clap::Args;
 use mesh::fetch::{Exchange, FetchError, Progress};
 use mesh::folder::DataFolder;
 use mesh::store::BlobStore;
-use protocol::blob_ticket::BlobTicket;
+use protocol::blob_ticket::{BlobTicket, PREFIX};
 use protocol::message::Provider;
 use protocol::{Fetched, PeerId};
 use serde_json::json;
@@ -67,6 +67,13 @@ pub(crate) struct GetArguments {
 pub(super) async fn get(arguments: &GetArguments) -> anyhow::Result<()> {
     if let Ok(name) = arguments.source.parse() {
         return named::get(arguments, name).await;
+    }
+    if !arguments.source.starts_with('@') && !arguments.source.starts_with(PREFIX) {
+        let source = &arguments.source;
+        let expected = format!(
+            "a ticket (`{PREFIX}…`, or @FILE) nor a hash (64 hexadecimal digits, or `sha256:` and 64)"
+        );
+        return Err(Failure::Ticket(format!("`{source}` is neither {expected}")).into());
     }
     let ticket: BlobTicket = read_ticket(&arguments.source)?;
     let output = &arguments.output;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use protocol::{ParseIdError, WorkflowSelector, WorkflowVersion};
+use protocol::{ParseIdError, WorkflowSelector, WorkflowVersion, nearest};
 use serde_json::Value;
 
 use crate::api::Api;
@@ -121,11 +121,26 @@ pub(super) fn parse_selector(text: &str) -> Result<WorkflowSelector, ApiError> {
 
 /// The version that is meant.
 pub(super) async fn find(api: &Api, selector: &WorkflowSelector) -> Result<Arc<DeployedWorkflow>, ApiError> {
-    let deployed = api.coordinator.workflow(selector.clone()).await?;
-    deployed.ok_or_else(|| match selector.version {
-        None => ApiError::NotFound(format!("no workflow `{}` is deployed", selector.name)),
-        Some(version) => ApiError::NotFound(format!("no workflow `{}@{version}` is deployed", selector.name)),
-    })
+    match api.coordinator.workflow(selector.clone()).await? {
+        Some(deployed) => Ok(deployed),
+        None => Err(ApiError::NotFound(unknown(selector, &api.coordinator.workflows().await?))),
+    }
+}
+
+/// Says that none of these is the one that is meant, and which may be.
+fn unknown(selector: &WorkflowSelector, deployed: &[Arc<DeployedWorkflow>]) -> String {
+    let WorkflowSelector { name, version } = selector;
+    let of_name = deployed.iter().map(|one| &one.id).filter(|id| id.name == *name);
+    if let (Some(version), Some(latest)) = (version, of_name.map(|id| id.version).max()) {
+        return format!(
+            "no workflow `{name}@{version}` is deployed; the latest version is `{name}@{latest}`"
+        );
+    }
+    let absent = format!("no workflow `{name}` is deployed");
+    match nearest(name.as_str(), deployed.iter().map(|one| one.id.name.as_str())) {
+        Some(meant) => format!("{absent}; did you mean `{meant}`?"),
+        None => absent,
+    }
 }
 
 async fn detail(api: &Api, selector: &WorkflowSelector) -> Result<WorkflowDetail, ApiError> {
@@ -182,6 +197,14 @@ mod tests {
             "/v1/workflows/paint@x",
         ] {
             assert_eq!(farm.get(path).await.0, StatusCode::NOT_FOUND, "{path}");
+        }
+        for (name, detail) in [
+            ("paint@9", "no workflow `paint@9` is deployed; the latest version is `paint@1`"),
+            ("pain", "no workflow `pain` is deployed; did you mean `paint`?"),
+            ("zzz", "no workflow `zzz` is deployed"),
+        ] {
+            let (_, problem) = farm.get(&format!("/v1/workflows/{name}")).await;
+            assert_eq!(problem["detail"], detail);
         }
         let restore = async |body| farm.post("/v1/workflows/paint/restore", body).await.0;
         assert_eq!(restore(json!({ "version": 9 })).await, StatusCode::NOT_FOUND);

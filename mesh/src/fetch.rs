@@ -206,7 +206,7 @@ impl Exchange {
         providers: &[Provider],
         progress: Option<&watch::Sender<Progress>>,
     ) -> Result<Vec<Fetched>, FetchError> {
-        let fetching = self.fetch_once(blob, providers, progress);
+        let fetching = self.fetch_once(blob, providers, false, progress);
         let span = debug_span!("fetch", blob = %blob.hash.fmt_short());
         let fetched = self.inner.stop.run_until_cancelled(fetching.instrument(span)).await;
         fetched.unwrap_or(Err(FetchError::Stopped))
@@ -216,6 +216,7 @@ impl Exchange {
         &self,
         blob: BlobRef,
         providers: &[Provider],
+        in_order: bool,
         progress: Option<&watch::Sender<Progress>>,
     ) -> Result<Vec<Fetched>, FetchError> {
         let is_wrong_empty = blob.size == 0 && blob.hash != BlobHash::of(b"");
@@ -232,7 +233,8 @@ impl Exchange {
         let ourselves = self.inner.config.credentials.peer();
         let others = providers.iter().filter(|provider| provider.peer != ourselves).cloned();
         let suppliers = others.map(|provider| Arc::new(PeerSupplier(provider)) as Arc<dyn Supplier>);
-        let gathering = Gathering::new(Arc::clone(&self.inner), Arc::clone(&partial) as _, progress.cloned());
+        let target = Arc::clone(&partial) as _;
+        let gathering = Gathering::new(Arc::clone(&self.inner), target, in_order, progress.cloned());
         self.show(&gathering);
         let gathered = gathering.run(suppliers.collect()).await;
         gathered.map_err(|error| match error {

@@ -26,6 +26,7 @@ mod index;
 mod draft;
 mod files;
 mod followed;
+mod growing;
 mod hash;
 mod hand_over;
 mod hand_over_folder;
@@ -44,6 +45,7 @@ pub use byte_size::{ByteSize, ParseByteSizeError};
 pub use draft::BlobWriter;
 pub use error::StoreError;
 pub(crate) use files::hash_model;
+pub use growing::GrowingFile;
 pub(crate) use in_place::{InPlaceFile, InPlaceIndex};
 pub use list::BlobEntry;
 pub use partial::PartialBlob;
@@ -91,6 +93,8 @@ struct Inner {
     room: Mutex<()>,
     /// Counts what went away, what came in place or is large, and pins: small blobs are heard of otherwise.
     changes: watch::Sender<u64>,
+    /// Changes whenever a blob or a file begins to come, or is whole.
+    begun: watch::Sender<()>,
     /// Folders whose files are blobs in place, as long as they are there.
     followed: watch::Sender<BTreeSet<PathBuf>>,
 }
@@ -126,7 +130,8 @@ impl BlobStore {
         }
         let followed = watch::Sender::new(read_json(&directory, followed::NAME)?);
         let (index, room, changes) = (Mutex::new(index), Mutex::default(), watch::Sender::new(0));
-        Ok(Self { inner: Arc::new(Inner { directory, index, room, changes, followed }) })
+        let begun = watch::Sender::new(());
+        Ok(Self { inner: Arc::new(Inner { directory, index, room, changes, begun, followed }) })
     }
 
     /// The blob's reference, if it is whole here.
@@ -223,6 +228,7 @@ impl BlobStore {
             let mut index = store.index();
             index.partial.retain(|_, partial| partial.strong_count() > 0);
             index.partial.insert(blob.hash, Arc::downgrade(&partial));
+            store.inner.begun.send_replace(());
             Ok(partial)
         })
         .await
@@ -307,6 +313,7 @@ impl BlobStore {
 
     fn add_whole(&self, blob: BlobRef) {
         self.index().add_own(blob, SystemTime::now());
+        self.inner.begun.send_replace(());
         if blob.size >= PIECE_SIZE {
             self.tell_change();
         }

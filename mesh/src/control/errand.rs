@@ -173,7 +173,14 @@ impl Reach {
                     };
                     let file = FileRef { sha256: *sha256, size };
                     let urls = urls.clone();
-                    let wanted = OriginFile { file, blob: None, trusted_blake3: false, urls, share: true };
+                    let wanted = OriginFile {
+                        file,
+                        blob: None,
+                        trusted_blake3: false,
+                        urls,
+                        share: true,
+                        in_order: false,
+                    };
                     let file = self.exchange.fetch_file(&wanted, &providers, Some(&sender)).await?;
                     let FetchedFile { blob, fetched, origin_bytes } = file;
                     Ok(Got { blob, fetched, origin_bytes })

@@ -53,6 +53,8 @@ pub struct OriginFile {
     /// Whether peers may have it. One that is not shared is read from the internet by us alone, and never
     /// served to anybody from then on.
     pub share: bool,
+    /// Whether somebody reads it while it comes: it is asked for from its beginning where that costs others nothing.
+    pub in_order: bool,
 }
 
 /// A file that is here and proven.
@@ -184,7 +186,7 @@ impl Exchange {
         let mut tried = Vec::new();
         let hint = found.blob.filter(|blob| blob.size == file.size);
         if let Some(blob) = known.or(hint).filter(|_| !peers.is_empty()) {
-            match self.fetch(blob, &peers, progress).await {
+            match self.fetch_once(blob, &peers, wanted.in_order, progress).await {
                 Ok(fetched) => {
                     let from = fetched.iter().map(|fetched| fetched.from.to_string()).collect();
                     match self.prove(wanted, blob, from).await {
@@ -230,7 +232,7 @@ impl Exchange {
         let mut supplier = OriginSupplier::new(origin.clone(), Arc::clone(unproven), finder);
         let mut gave = BTreeMap::new();
         let proof = loop {
-            let gathered = self.gather(unproven, &supplier, &peers, progress, &mut gave).await;
+            let gathered = self.gather(wanted, unproven, &supplier, &peers, progress, &mut gave).await;
             if let Some(mirrors) = supplier.take_changed() {
                 debug!("origin changed the file, what it gave before is read again");
                 supplier.take_back(&mirrors).await?;
@@ -287,6 +289,7 @@ impl Exchange {
     /// Takes all that is missing from peers and the origin; counts who gave how much.
     async fn gather(
         &self,
+        wanted: &OriginFile,
         unproven: &Arc<UnprovenFile>,
         supplier: &OriginSupplier,
         peers: &[Provider],
@@ -294,7 +297,7 @@ impl Exchange {
         gave: &mut BTreeMap<SourceName, u64>,
     ) -> Result<(), GatherError> {
         let target = Arc::new(FileTarget(Arc::clone(unproven)));
-        let gathering = Gathering::new(Arc::clone(&self.inner), target, progress.cloned());
+        let gathering = Gathering::new(Arc::clone(&self.inner), target, wanted.in_order, progress.cloned());
         self.show(&gathering);
         let us: PeerId = self.inner.config.credentials.peer();
         let others = peers.iter().filter(|provider| provider.peer != us).cloned();

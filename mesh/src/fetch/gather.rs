@@ -87,14 +87,15 @@ struct Seat {
 }
 
 impl Gathering {
-    /// Ready to fill this target.
+    /// Ready to fill this target, `in_order` for whoever reads it while it comes.
     pub(crate) fn new(
         exchange: Arc<Inner>,
         target: Arc<dyn Target>,
+        in_order: bool,
         progress: Option<watch::Sender<Progress>>,
     ) -> Arc<Self> {
         let us = exchange.config.credentials.peer();
-        let schedule = Schedule::new(target.pieces(), key_of(&SourceName::Peer(us)));
+        let schedule = Schedule::new(target.pieces(), key_of(&SourceName::Peer(us)), in_order);
         let now = Instant::now();
         let state = State {
             schedule,

@@ -4,6 +4,8 @@
 //! one range at a time, so that fast sources take more by themselves. The rules, in their order:
 //! 1. *Fresh before again*: a piece that nobody was asked for; among those the rarest, and among those
 //!    our own part of the blob first, so that many who fetch at once ask one seed for different pieces.
+//!    Before others are known that is all of it, begun anywhere, or at its beginning for whoever reads it
+//!    while it comes.
 //! 2. *Again*: a piece that another source was asked for and that this one would bring clearly sooner. It
 //!    takes the ranges of slow and silent sources, and is the end game. As long as anything is fresh, it has
 //!    to be much sooner: a source that has nothing for us now is told of something soon, and what comes
@@ -82,6 +84,8 @@ pub(crate) struct Schedule {
     fresh: u64,
     /// Our own name among those who fetch the blob.
     us: u64,
+    /// Whether it begins at the beginning.
+    in_order: bool,
     sources: BTreeMap<SourceId, Source>,
 }
 
@@ -138,8 +142,9 @@ impl Source {
 }
 
 impl Schedule {
-    /// A schedule for what is not among `here`. `us` tells us from others who fetch the blob.
-    pub(crate) fn new(here: Pieces, us: u64) -> Self {
+    /// A schedule for what is not among `here`. `us` tells us from others who fetch the blob. `in_order`, it begins
+    /// at the beginning as long as there are none.
+    pub(crate) fn new(here: Pieces, us: u64, in_order: bool) -> Self {
         let count = here.count();
         let missing = count - here.len();
         Self {
@@ -148,6 +153,7 @@ impl Schedule {
             holders: vec![0; count as usize],
             fresh: missing,
             us,
+            in_order,
             sources: BTreeMap::new(),
             here,
         }

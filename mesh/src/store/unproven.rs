@@ -87,6 +87,7 @@ impl BlobStore {
             let mut index = store.index();
             index.unproven.retain(|_, unproven| unproven.strong_count() > 0);
             index.unproven.insert(file.sha256, Arc::downgrade(&unproven));
+            store.inner.begun.send_replace(());
             Ok(unproven)
         })
         .await

@@ -24,7 +24,8 @@ const MIB: usize = PIECE_SIZE as usize;
 pub(crate) fn file_of(bytes: &[u8], urls: &[String]) -> OriginFile {
     let sha256 = Sha256(sha2::Sha256::digest(bytes).into());
     let file = FileRef { sha256, size: bytes.len() as u64 };
-    OriginFile { file, blob: None, trusted_blake3: false, urls: urls.to_vec(), share: true }
+    let urls = urls.to_vec();
+    OriginFile { file, blob: None, trusted_blake3: false, urls, share: true, in_order: false }
 }
 
 /// A peer that may ask the servers of a test.
@@ -139,8 +140,7 @@ async fn known_blob_comes_from_peers_and_its_sha256_is_proven_unless_somebody_vo
         file: FileRef { sha256: Sha256([1; 32]), size: wrong.size },
         blob: Some(wrong.hash),
         trusted_blake3: true,
-        urls: vec![],
-        share: true,
+        ..file_of(&[], &[])
     };
     let third = self::peer(&farm).await;
     third.exchange.set_finder(table.finder(third.provider()));

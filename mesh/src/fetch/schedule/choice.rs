@@ -159,6 +159,7 @@ impl Source {
 struct Parts {
     pieces: u64,
     us: u64,
+    in_order: bool,
     /// In the order of their names, we among them.
     fetchers: Vec<Fetcher>,
 }
@@ -195,7 +196,7 @@ impl Parts {
             .collect();
         fetchers.push(Fetcher { key: us, is_us: true, is_free: true, helps: true });
         fetchers.sort_by_key(|fetcher| (fetcher.key, fetcher.is_us));
-        let mut parts = Self { pieces, us, fetchers };
+        let mut parts = Self { pieces, us, in_order: schedule.in_order, fetchers };
         let mut left = vec![0; parts.fetchers.len()];
         let is_rare = |piece: &u64| schedule.holders[*piece as usize] == 0 && !schedule.here.contains(*piece);
         (0..pieces).filter(is_rare).for_each(|piece| left[parts.index_of(piece)] += 1);
@@ -222,7 +223,7 @@ impl Parts {
         let fetcher = &self.fetchers[index];
         match fetcher.is_us {
             // Before we know of others we begin anywhere, so that we do not all begin with the same.
-            true if self.fetchers.len() == 1 => {
+            true if self.fetchers.len() == 1 && !self.in_order => {
                 let start = self.us % self.pieces;
                 Owner::Us { place: (piece + self.pieces - start) % self.pieces }
             }

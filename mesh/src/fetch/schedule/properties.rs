@@ -47,7 +47,7 @@ struct Model {
 
 impl Model {
     fn new(pieces: u64, us: u64) -> Self {
-        let schedule = Schedule::new(Pieces::none(pieces), us);
+        let schedule = Schedule::new(Pieces::none(pieces), us, us.is_multiple_of(2));
         let (held, open) = (BTreeMap::new(), BTreeMap::new());
         Self { schedule, pieces, held, open, next: 0, now: Duration::ZERO }
     }
@@ -169,5 +169,15 @@ proptest! {
             model.check();
         }
         assert!(!model.schedule.has_missing(SourceId(id)));
+    }
+}
+
+#[test]
+fn whoever_reads_a_blob_while_it_comes_begins_at_its_beginning() {
+    for (in_order, first) in [(false, 7), (true, 0)] {
+        let mut schedule = Schedule::new(Pieces::none(10), 7, in_order);
+        schedule.join(SourceId(0), 1, Held::Whole, Reach::Near, Duration::ZERO);
+        let range = schedule.next(SourceId(0), Duration::ZERO).expect("nothing is here");
+        assert_eq!(range.start, first);
     }
 }

@@ -61,7 +61,7 @@ impl Swarm {
     fn fetcher(&mut self, up: f64, down: f64, begins: Duration) -> usize {
         let none = Pieces::none(self.pieces);
         let peer = self.add(up, down, none.clone(), begins);
-        self.peers[peer].schedule = Some(Schedule::new(none, Self::key(peer)));
+        self.peers[peer].schedule = Some(Schedule::new(none, Self::key(peer), false));
         peer
     }
 

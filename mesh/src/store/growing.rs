@@ -1,0 +1,121 @@
+//! A file that is read from its beginning while it still comes.
+//!
+//! Not here: having it come, and proving what only its SHA-256 names: whoever reads that ahead proves the whole.
+
+use protocol::{BlobRef, FileRef, PIECE_SIZE};
+use tokio::sync::watch;
+
+use super::{BlobStore, Source, StoreError, failure};
+use crate::tree::piece_size;
+
+/// A file that may not be whole yet, and the next piece to be read of it.
+pub struct GrowingFile {
+    store: BlobStore,
+    file: FileRef,
+    blob: Option<BlobRef>,
+    source: Option<Source>,
+    piece: u64,
+}
+
+impl BlobStore {
+    /// Reads a file, as the blob that it is said to be or under its SHA-256, also before anything of it is here.
+    pub fn read_growing(&self, file: FileRef, blob: Option<BlobRef>) -> GrowingFile {
+        GrowingFile { store: self.clone(), file, blob, source: None, piece: 0 }
+    }
+}
+
+impl GrowingFile {
+    /// The next piece, `None` after the last one. It waits until that is here: for ever, where nobody fetches it.
+    pub async fn next(&mut self) -> Result<Option<Vec<u8>>, StoreError> {
+        if self.piece * PIECE_SIZE >= self.file.size {
+            return Ok(None);
+        }
+        let source = self.holder().await?;
+        let mut bytes = Vec::new();
+        let length = piece_size(self.file.size, self.piece);
+        let read = source.read(self.piece * PIECE_SIZE, length, &mut bytes).await;
+        let path = || self.store.partial_path(self.file.sha256, "data");
+        read.map_err(|error| failure("reading", &path())(error))?;
+        self.source = Some(source);
+        self.piece += 1;
+        Ok(Some(bytes))
+    }
+
+    /// Where the next piece is, once it is anywhere.
+    async fn holder(&mut self) -> Result<Source, StoreError> {
+        let has = |source: &Source| source.has(self.piece);
+        if let Some(source) = self.source.take().filter(has) {
+            return Ok(source);
+        }
+        loop {
+            let mut begun = self.store.inner.begun.subscribe();
+            let by_hash = match self.blob {
+                Some(blob) => self.store.source(blob).await?,
+                None => None,
+            };
+            let by_file = self.store.file_source(self.file).await?;
+            let growth = |source: &Option<Source>| source.as_ref().and_then(Source::growth);
+            let (hash_growth, file_growth) = (growth(&by_hash), growth(&by_file));
+            if let Some(source) = [&by_hash, &by_file].into_iter().flatten().find(|source| has(source)) {
+                return Ok(source.clone());
+            }
+            tokio::select! {
+                _ = begun.changed() => {}
+                () = changed(hash_growth) => {}
+                () = changed(file_growth) => {}
+            }
+        }
+    }
+}
+
+async fn changed(growth: Option<watch::Receiver<()>>) {
+    match growth {
+        // It ends with its file, of which there is nothing new then.
+        Some(mut growth) => drop(growth.changed().await),
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::{BlobHash, Sha256};
+    use sha2::Digest;
+
+    use super::*;
+    use crate::store::Giver;
+
+    #[tokio::test]
+    async fn file_is_read_as_it_comes_and_also_once_it_is_whole() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = BlobStore::open(folder.path()).await.expect("a store");
+        let bytes: Vec<u8> = (0..2 * PIECE_SIZE + 5).map(|index| (index * 31 % 251) as u8).collect();
+        let sha256 = Sha256(sha2::Sha256::digest(&bytes).into());
+        let file = FileRef { sha256, size: bytes.len() as u64 };
+        let blob = BlobRef { hash: BlobHash::of(&bytes), size: file.size };
+        let reader = store.read_growing(file, Some(blob));
+        let reading = tokio::spawn(read_all(reader));
+        tokio::task::yield_now().await;
+        let unproven = store.unproven(file).await.expect("there is room");
+        unproven.hash_beside();
+        // The last piece first: it has to wait for its turn.
+        for piece in [2, 0, 1] {
+            let from = (piece * PIECE_SIZE) as usize;
+            let part = &bytes[from..bytes.len().min(from + PIECE_SIZE as usize)];
+            assert!(unproven.write_piece(piece, part, Giver::Origin).expect("there is room"));
+        }
+        assert!(reading.await.expect("it ends") == bytes, "other bytes were read");
+        let proof = unproven.prove().await.expect("all pieces are there");
+        unproven.keep(proof).await.expect("there is room");
+        for blob in [Some(blob), None] {
+            assert!(read_all(store.read_growing(file, blob)).await == bytes, "other bytes were read");
+        }
+    }
+
+    async fn read_all(mut reader: GrowingFile) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while let Some(piece) = reader.next().await.expect("it can be read") {
+            bytes.extend(piece);
+        }
+        bytes
+    }
+}

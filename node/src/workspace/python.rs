@@ -3,7 +3,7 @@
 //! ```text
 //! Uv            the program: found, given or installed; its folders, and what it may see of ours
 //! Resolver      pins and asks -> EnvironmentLock; asks the package indexes
-//! WheelSource   a file of the lock -> a path; peers and internet are behind it
+//! WheelSource   a file of the lock -> a path, or its parts as they come; peers and internet are behind it
 //! Environments  EnvironmentLock -> a folder with bin/python; asks no index
 //! ```
 //!
@@ -20,6 +20,8 @@ mod project;
 mod pylock;
 mod resolve;
 mod wheels;
+mod counter;
+mod install;
 mod build;
 mod source;
 mod script;

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt, stream};
 use mesh::control::Reach;
 use mesh::fetch::{FetchFileError, OriginFile, OriginSizeError};
-use mesh::store::BlobHold;
+use mesh::store::{BlobHold, GrowingFile, StoreError};
 use protocol::message::Provider;
 use protocol::{
     BlobHash, BlobName, BlobRef, CodeSpec, FileRef, LockedFile, LockedModel, Lockfile, MAX_CARRIED, WebUrl,
@@ -169,6 +171,7 @@ impl Files<'_> {
             trusted_blake3: model.blob.is_some(),
             urls: model.sources.iter().map(|source| source.url.to_string()).collect(),
             share: model.share,
+            in_order: false,
         };
         let exchange = &self.reach.exchange;
         // Under this name until the other one is known.
@@ -204,6 +207,7 @@ impl WheelSource for Files<'_> {
             trusted_blake3: false,
             urls: file.urls.iter().map(ToString::to_string).collect(),
             share: true,
+            in_order: true,
         };
         let store = self.reach.exchange.store();
         let _held = store.hold(file.sha256);
@@ -224,6 +228,18 @@ impl WheelSource for Files<'_> {
         let gone = || io::Error::from(io::ErrorKind::NotFound);
         let path = store.path_of(blob.hash);
         path.ok_or_else(|| WheelError::Store { file_name, source: Box::new(gone()) })
+    }
+
+    fn read<'a>(&'a self, file: &'a LockedFile) -> BoxStream<'a, Result<Vec<u8>, WheelError>> {
+        let blob = file.blob.map(|hash| BlobRef { hash, size: file.size });
+        let named = FileRef { sha256: file.sha256, size: file.size };
+        let reader = self.reach.exchange.store().read_growing(named, blob);
+        let read = |mut reader: GrowingFile| async { Ok(reader.next().await?.map(|part| (part, reader))) };
+        let failed = |source: StoreError| WheelError::Store {
+            file_name: file.file_name.to_string(),
+            source: Box::new(source),
+        };
+        stream::try_unfold(reader, read).map_err(failed).boxed()
     }
 
     async fn size(&self, urls: &[WebUrl]) -> Result<u64, WheelError> {

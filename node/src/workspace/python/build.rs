@@ -11,13 +11,13 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use protocol::{EnvironmentKey, EnvironmentLock, LockfileHash};
+use protocol::{EnvironmentKey, EnvironmentLock, LockedWheel, LockfileHash};
 use tokio_util::sync::CancellationToken;
 
-use super::process::Step;
+use super::install::Installing;
 use super::script::{INSTALL_SCRIPT, run_install_script};
 use super::source::build_source;
-use super::wheels::gather;
+use super::wheels::{Wheel, get};
 use super::{Interpreter, Limits, PythonError, Uv, WheelSource};
 use crate::os::file::{copy_tree, replace};
 use crate::workspace::log::PrepareLog;
@@ -28,8 +28,6 @@ const LOCK: &str = "environment.json";
 const PYTHON: &str = "bin/python";
 /// The code tree in an environment of one lockfile's own.
 const CODE: &str = "ComfyUI";
-/// How long it may take to make an empty environment.
-const EMPTY_LIMIT: std::time::Duration = std::time::Duration::from_secs(120);
 
 /// The environments of a node.
 #[derive(Clone, Debug)]
@@ -118,7 +116,8 @@ impl Environments {
         let temporary =
             tempfile::Builder::new().prefix(&format!(".{key}-")).tempdir_in(&self.folder).map_err(making)?;
         let folder = temporary.path().join("environment");
-        self.install(&folder, &python, &wheels, private.is_some(), log, cancel).await?;
+        let installing = Installing { uv: &self.uv, limits: &self.limits, folder: &folder, wheels: &wheels };
+        installing.run(&python, files, private.is_some(), log, cancel).await?;
         if let Some(private) = private {
             self.run_scripts(&folder, private, log, cancel).await?;
         }
@@ -171,7 +170,7 @@ impl Environments {
         Ok(())
     }
 
-    /// The wheels of a lock as files; what is built here is named in the lock that is returned.
+    /// What is installed of a lock; what is built here is named in the lock that is returned.
     async fn wheels(
         &self,
         lock: &EnvironmentLock,
@@ -179,57 +178,32 @@ impl Environments {
         files: &dyn WheelSource,
         log: &PrepareLog,
         cancel: &CancellationToken,
-    ) -> Result<(EnvironmentLock, Vec<PathBuf>), PythonError> {
+    ) -> Result<(EnvironmentLock, Vec<Wheel>), PythonError> {
         let kept = self.uv.folder("wheels");
-        log.line(&format!("== fetching {} files", lock.files().count()));
-        let plain = lock.wheels.iter().map(|wheel| wheel.file.clone()).collect();
-        let mut paths = gather(plain, files, &kept, cancel).await?;
+        let mut wheels: Vec<Wheel> =
+            lock.wheels.iter().map(|wheel| Wheel { locked: wheel.clone(), path: None }).collect();
         let mut lock = lock.clone();
         for built in &mut lock.built {
+            let mut path = None;
             if let Some(wheel) = &built.wheel {
-                match gather(vec![wheel.clone()], files, &kept, cancel).await {
-                    Ok(path) => {
-                        paths.extend(path);
-                        continue;
-                    }
+                match get(wheel, files, &kept, cancel).await {
+                    Ok(got) => path = Some(got),
                     Err(PythonError::Canceled) => return Err(PythonError::Canceled),
                     Err(error) => log.line(&format!("{error}; it is built here")),
                 }
             }
-            let source = gather(vec![built.source.clone()], files, &kept, cancel).await?;
-            for source in source {
+            if path.is_none() {
+                let source = get(&built.source, files, &kept, cancel).await?;
                 let limit = self.limits.build;
-                let (path, wheel) = build_source(&self.uv, python, &source, limit, log, cancel).await?;
-                built.wheel = Some(wheel);
-                paths.push(path);
+                let (made, wheel) = build_source(&self.uv, python, &source, limit, log, cancel).await?;
+                (path, built.wheel) = (Some(made), Some(wheel));
+            }
+            if let Some(file) = built.wheel.clone() {
+                let locked = LockedWheel { name: built.name.clone(), version: built.version.clone(), file };
+                wheels.push(Wheel { locked, path });
             }
         }
-        Ok((lock, paths))
-    }
-
-    async fn install(
-        &self,
-        folder: &Path,
-        python: &Interpreter,
-        wheels: &[PathBuf],
-        private: bool,
-        log: &PrepareLog,
-        cancel: &CancellationToken,
-    ) -> Result<(), PythonError> {
-        let mut command = self.uv.offline(&["venv", "--relocatable", "--no-project", "--python"]);
-        command.arg(&python.program).arg(folder);
-        let what = "making an empty environment";
-        Step { what, command, limit: EMPTY_LIMIT }.succeed(log, cancel).await?;
-        if wheels.is_empty() {
-            return Ok(());
-        }
-        let mut command = self.uv.offline(&["pip", "install", "--no-deps", "--no-index", "--no-sources"]);
-        command.args(["--no-compile-bytecode", "--python"]).arg(folder.join(PYTHON));
-        // Files that environments share must not be open to scripts.
-        command.args(["--link-mode", if private { "copy" } else { "hardlink" }]);
-        command.args(wheels);
-        let what = "installing the wheels";
-        Step { what, command, limit: self.limits.install }.succeed(log, cancel).await.map(|_| ())
+        Ok((lock, wheels))
     }
 }
 

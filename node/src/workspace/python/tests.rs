@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use protocol::{Accelerator, EnvironmentLock, EnvironmentSpec, Lockfile, LockfileHash};
 use tokio_util::sync::CancellationToken;
 
@@ -306,6 +307,74 @@ async fn damage_is_found_and_a_wheel_of_another_hash_is_refused() {
     other.wheels[0].file.sha256 = protocol::Sha256([7; 32]);
     let error = setting.build(&other).await.expect_err("another file");
     assert!(matches!(error, PythonError::File(WheelError::WrongHash { .. })), "{error:?}");
+}
+
+/// Gives other bytes when a file is read for the first time, as a peer that lies.
+struct Liar<'a> {
+    downloads: &'a Downloads,
+    lied: std::sync::Mutex<std::collections::BTreeSet<protocol::Sha256>>,
+}
+
+#[async_trait::async_trait]
+impl WheelSource for Liar<'_> {
+    async fn file(&self, file: &protocol::LockedFile) -> Result<PathBuf, WheelError> {
+        self.downloads.file(file).await
+    }
+
+    fn read<'a>(
+        &'a self,
+        file: &'a protocol::LockedFile,
+    ) -> futures::stream::BoxStream<'a, Result<Vec<u8>, WheelError>> {
+        let lies = self.lied.lock().expect("no panic").insert(file.sha256);
+        let parts = self.downloads.read(file);
+        parts.map(move |part| part.map(|bytes| if lies { vec![0; bytes.len()] } else { bytes })).boxed()
+    }
+
+    async fn size(&self, urls: &[protocol::WebUrl]) -> Result<u64, WheelError> {
+        self.downloads.size(urls).await
+    }
+}
+
+#[tokio::test]
+async fn wrong_bytes_that_come_ahead_of_the_proof_are_not_installed() {
+    let Some(setting) = Setting::new(vec![wheel("app", "1.0", &["lib"]), wheel("lib", "1.0", &[])]).await
+    else {
+        return;
+    };
+    let lock = setting.resolve(r#"[{"name":"app","version":"1.0"}]"#, "").await.expect("two");
+    let liar = Liar { downloads: &setting.downloads, lied: std::sync::Mutex::default() };
+    let environments = setting.environments();
+    let built = environments.build(&lock, None, &liar, &setting.log, &setting.cancel).await;
+    let built = built.expect("the proven files are as good");
+    assert_eq!(python(&built, "import app, lib; print(lib.VERSION)"), "1.0");
+    assert_eq!(verify(&built.folder).expect("it is read"), []);
+    assert!(setting.log.tail().iter().any(|line| line.ends_with("once more")), "{:?}", setting.log.tail());
+}
+
+#[tokio::test]
+async fn wheels_are_given_to_our_own_uv_alone() {
+    let Some(setting) = Setting::new(vec![wheel("app", "1.0", &[])]).await else { return };
+    let lock = setting.resolve(r#"[{"name":"app","version":"1.0"}]"#, "").await.expect("one");
+    let wheels = [wheels::Wheel { locked: lock.wheels[0].clone(), path: None }];
+    let counter = counter::Counter::open(&wheels, &*setting.downloads).await.expect("a port");
+    let mut command = tokio::process::Command::new("true");
+    counter.lead(&mut command);
+    let proxy = command.as_std().get_envs().find(|(name, _)| *name == "http_proxy");
+    let proxy = proxy.and_then(|(_, proxy)| proxy?.to_str()).expect("it is led").to_owned();
+    let pylock = counter.pylock();
+    let url = pylock.split('"').find(|part| part.starts_with("http")).expect("a file").to_owned();
+    let status = async |proxy: &str| {
+        let proxy = reqwest::Proxy::http(proxy).expect("an address");
+        let client = reqwest::Client::builder().proxy(proxy).build().expect("a client");
+        client.get(&url).send().await.expect("an answer").status().as_u16()
+    };
+    let stranger = format!("http://{}", proxy.rsplit('@').next().unwrap_or_default());
+    let asking = async { (status(&proxy).await, status(&stranger).await) };
+    let asked = tokio::select! {
+        asked = asking => asked,
+        never = counter.serve(&setting.log) => match never {},
+    };
+    assert_eq!(asked, (200, 404));
 }
 
 #[tokio::test]

@@ -2,18 +2,26 @@
 //!
 //! Not here: how they cross the network; whoever implements [`WheelSource`] knows.
 
+use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
+use futures::stream::{BoxStream, FuturesUnordered};
 use futures::{StreamExt, TryStreamExt, stream};
-use protocol::{LockedFile, Sha256, WebUrl};
+use protocol::{LockedFile, LockedWheel, Sha256, WebUrl};
+use tokio::io::AsyncReadExt;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::PythonError;
 use crate::os;
 
-/// How many files are asked for at once.
-const AT_ONCE: usize = 8;
+/// How many files are fetched at once. Each of so many bytes counts for one more: a large one has the way to itself, so
+/// that it is unpacked while the small ones come.
+const AT_ONCE: u32 = 8;
+const LARGE: u64 = 8 << 20;
+/// How much of a file on the disk is read at a time.
+const PART: usize = 256 << 10;
 
 /// Where the files of a lock come from: blobs of this node, peers, the internet.
 #[async_trait]
@@ -21,6 +29,10 @@ pub trait WheelSource: Send + Sync {
     /// A file that was proven to have this SHA-256, under any name. It stays where it is until the environment
     /// is built.
     async fn file(&self, file: &LockedFile) -> Result<PathBuf, WheelError>;
+
+    /// The parts of a file in their order, those that are not here yet as they come by [`file`](Self::file). Nothing
+    /// has proven them.
+    fn read<'a>(&'a self, file: &'a LockedFile) -> BoxStream<'a, Result<Vec<u8>, WheelError>>;
 
     /// How many bytes the file at the first of these URLs that answers has, for an index that does not say.
     async fn size(&self, urls: &[WebUrl]) -> Result<u64, WheelError>;
@@ -62,22 +74,75 @@ pub enum WheelError {
     },
 }
 
-/// Gets these files, several at once, and returns their paths in order: links with the right names in a
-/// folder that is named after their hash, so that uv knows them again.
+/// A package that is installed.
+pub(super) struct Wheel {
+    pub(super) locked: LockedWheel,
+    /// Where it lies, if it was made here.
+    pub(super) path: Option<PathBuf>,
+}
+
+impl Wheel {
+    /// Its parts in their order.
+    pub(super) fn read<'a>(
+        &'a self,
+        source: &'a dyn WheelSource,
+    ) -> BoxStream<'a, Result<Vec<u8>, WheelError>> {
+        match &self.path {
+            Some(path) => read_file(path, self.locked.file.file_name.as_str()),
+            None => source.read(&self.locked.file),
+        }
+    }
+}
+
+/// The parts of a file on the disk.
+pub(super) fn read_file<'a>(path: &'a Path, name: &'a str) -> BoxStream<'a, Result<Vec<u8>, WheelError>> {
+    let failed =
+        |source: std::io::Error| WheelError::Store { file_name: name.to_owned(), source: Box::new(source) };
+    let read = move |file: Option<tokio::fs::File>| async move {
+        let mut file = match file {
+            Some(file) => file,
+            None => tokio::fs::File::open(path).await?,
+        };
+        let mut part = Vec::with_capacity(PART);
+        let count = file.read_buf(&mut part).await?;
+        Ok((count > 0).then_some((part, Some(file))))
+    };
+    stream::try_unfold(None, read).map_err(failed).boxed()
+}
+
+/// Has all of these come that were not made here, the largest first.
 pub(super) async fn gather(
-    files: Vec<LockedFile>,
+    wheels: &[Wheel],
+    source: &dyn WheelSource,
+    cancel: &CancellationToken,
+) -> Result<(), PythonError> {
+    let mut files: Vec<_> = wheels.iter().filter(|wheel| wheel.path.is_none()).collect();
+    files.sort_by_key(|wheel| Reverse(wheel.locked.file.size));
+    let turns = Semaphore::new(AT_ONCE as usize);
+    let get = async |file: &LockedFile| {
+        let share = u32::try_from(file.size / LARGE).unwrap_or(AT_ONCE).saturating_add(1).min(AT_ONCE);
+        let _turn = turns.acquire_many(share).await;
+        source.file(file).await.map(drop)
+    };
+    let mut gathering: FuturesUnordered<_> = files.into_iter().map(|wheel| get(&wheel.locked.file)).collect();
+    let all = async {
+        while let Some(got) = gathering.next().await {
+            got?;
+        }
+        Ok(())
+    };
+    cancel.run_until_cancelled(all).await.unwrap_or(Err(PythonError::Canceled))
+}
+
+/// Gets a file, and returns its path: a link with the right name in a folder that is named after its hash.
+pub(super) async fn get(
+    file: &LockedFile,
     source: &dyn WheelSource,
     folder: &Path,
     cancel: &CancellationToken,
-) -> Result<Vec<PathBuf>, PythonError> {
-    let gathering = stream::iter(files)
-        .map(|file| async move {
-            let path = source.file(&file).await?;
-            link(&path, folder, &file)
-        })
-        .buffered(AT_ONCE)
-        .try_collect();
-    cancel.run_until_cancelled(gathering).await.unwrap_or(Err(PythonError::Canceled))
+) -> Result<PathBuf, PythonError> {
+    let got = cancel.run_until_cancelled(source.file(file)).await.ok_or(PythonError::Canceled)?;
+    link(&got?, folder, file)
 }
 
 /// Names a file as its lock does.

@@ -1,37 +1,36 @@
-//! From a signed lockfile to a workspace on disk: checked, then code, Python and models, in this order.
+//! From a signed lockfile to a workspace on disk: checked, then code and Python, then models.
 //!
 //! Each part is found where it is here already, so an assembly that was broken off goes on where it stopped. Not
 //! here: whether ComfyUI comes up in it, and how each part is made.
 
+mod environment;
 mod files;
 mod resolution;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use mesh::control::Reach;
 use mesh::store::BlobHold;
 use protocol::{
-    Accelerator, BlobHash, CodeSpec, EnvironmentLock, EnvironmentSpec, Lockfile, MAX_LOCKFILE, PrepareStep,
-    PublisherKey, Resolution, WantedWorkspace, error_chain,
+    Accelerator, CodeSpec, Lockfile, MAX_LOCKFILE, PrepareStep, PublisherKey, Resolution, WantedWorkspace,
+    error_chain,
 };
 use tokio_util::sync::CancellationToken;
 
+use self::environment::Parts;
 use self::files::Files;
 use super::Workspace;
 use super::code::{CodeError, CodeTree, CodeTrees};
 use super::git::{Fetching, GitError, GitStore};
 use super::log::PrepareLog;
 use super::prepare::{BuildError, Steps};
-use super::python::{
-    Ask, Environment, Environments, INSTALL_SCRIPT, Limits, Private, PythonError, Resolver, Uv, UvConfig,
-};
+use super::python::UvConfig;
 use super::record::WorkspaceRecord;
 use super::shelf::Whole;
-use crate::os::file::replace;
 use crate::policy::{Policy, TrustedPublishers};
 
 /// Makes workspaces on this machine.
@@ -108,11 +107,12 @@ impl Assembler {
         let known = self.resolution(wanted, farm, &files, log).await;
         let folder = self.root.join("ready").join(wanted.lockfile.to_string());
         let mut record = WorkspaceRecord::begin(&folder, &lockfile, &wanted.workflow).map_err(failed)?;
-        steps.enter(PrepareStep::Code);
         let mut holds = Vec::new();
-        let tree = self.code(&lockfile, &known, &files, steps, log, &mut holds).await?;
-        steps.enter(PrepareStep::Python);
-        let environment = self.python(&lockfile, &known, &tree, &files, log, cancel).await?;
+        let (tree, environment) = {
+            let code = self.code(&lockfile, &known, &files, steps, log, &mut holds);
+            let parts = Parts { lockfile: &lockfile, known: &known, files: &files, log, cancel };
+            self.code_and_python(code, &parts, steps).await?
+        };
         record.environment = Some(environment.key);
         record.save(&folder).map_err(failed)?;
         steps.enter(PrepareStep::Models);
@@ -186,75 +186,4 @@ impl Assembler {
         })
         .await
     }
-
-    async fn python(
-        &self,
-        lockfile: &Lockfile,
-        known: &Resolution,
-        tree: &CodeTree,
-        files: &Files<'_>,
-        log: &PrepareLog,
-        cancel: &CancellationToken,
-    ) -> Result<Environment, BuildError> {
-        let uv = Uv::find(self.uv.clone(), log, cancel).await.map_err(failed)?;
-        let spec = EnvironmentSpec::of(lockfile, &crate::platform(), self.accelerator);
-        let scripts = tree.custom_nodes.iter().filter(|node| node.join(INSTALL_SCRIPT).is_file());
-        let scripts: Vec<PathBuf> = scripts.filter(|_| self.policy.install_scripts).cloned().collect();
-        let comfyui = tree.comfyui.clone();
-        let private = (!scripts.is_empty()).then(|| Private { lockfile: lockfile.hash(), comfyui, scripts });
-        let folder = self.root.join("environments");
-        let environments = Environments { uv: uv.clone(), folder, limits: Limits::default() };
-        if let Some(lock) = known.environment(&spec) {
-            match environments.build(lock, private.as_ref(), files, log, cancel).await {
-                // Another system of the same platform can be older.
-                Err(PythonError::OtherMachine { wanted, here }) => {
-                    log.line(&format!("the lock of the farm is for {wanted}, and this is {here}"));
-                }
-                built => return built.map_err(failed),
-            }
-        }
-        let asks = asks(tree).map_err(failed)?;
-        let kept = self.root.join("locks").join(format!("{}.json", lock_name(&spec, &asks)));
-        let lock = match read_lock(&kept) {
-            Some(lock) => lock,
-            None => {
-                // Building a source runs its code, as an install script does.
-                let build_sources = self.policy.install_scripts;
-                let resolver = Resolver { uv, limits: Limits::default(), build_sources };
-                let lock = resolver.resolve(&spec, &asks, files, log, cancel).await.map_err(failed)?;
-                keep_lock(&kept, &lock).map_err(failed)?;
-                lock
-            }
-        };
-        environments.build(&lock, private.as_ref(), files, log, cancel).await.map_err(failed)
-    }
-}
-
-/// What the parts of a code tree ask of Python.
-fn asks(tree: &CodeTree) -> std::io::Result<Vec<Ask>> {
-    let parent = tree.comfyui.parent().unwrap_or(&tree.comfyui);
-    let ask = |path: PathBuf| {
-        let from = path.strip_prefix(parent).unwrap_or(&path).display().to_string();
-        let text = String::from_utf8_lossy(&std::fs::read(&path)?).into_owned();
-        Ok(Ask { from, text })
-    };
-    tree.requirements().into_iter().map(ask).collect()
-}
-
-/// Names what was asked for beyond the pins, so that it is resolved once.
-fn lock_name(spec: &EnvironmentSpec, asks: &[Ask]) -> BlobHash {
-    let mut named = spec.hash().to_string();
-    for ask in asks.iter().filter(|ask| !ask.is_pinned_by(spec)) {
-        named.push_str(&BlobHash::of(ask.text.as_bytes()).to_string());
-    }
-    BlobHash::of(named.as_bytes())
-}
-
-fn read_lock(path: &Path) -> Option<EnvironmentLock> {
-    EnvironmentLock::parse(&std::fs::read(path).ok()?).ok()
-}
-
-fn keep_lock(path: &Path, lock: &EnvironmentLock) -> std::io::Result<()> {
-    std::fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
-    replace(path, &lock.to_canonical_json())
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use farm_tests::{
-    Farm, FarmOptions, Namespaces, PackageIndex, Process, Studio, comfyui_folder, eventually,
-    eventually_within, is_root, skipped, uv,
+    Farm, FarmOptions, Machines, PackageIndex, Studio, comfyui_folder, eventually, eventually_within,
+    is_root, skipped, uv,
 };
 use image::{Rgb, RgbImage, RgbaImage};
 use serde_json::{Value, json};
@@ -209,68 +209,19 @@ pub(crate) fn processes_in(folder: &Path) -> Vec<String> {
         .collect()
 }
 
-/// A farm of two machines: the coordinator and a node on the one, a node on the other.
-struct Machines {
-    namespaces: Namespaces,
-    folder: tempfile::TempDir,
-    coordinator: Process,
-    nodes: Vec<(Process, String)>,
-    ticket: String,
-    key: String,
+async fn wait_on_machine(machines: &Machines, node: usize, state: &str) -> anyhow::Result<()> {
+    let (process, peer) = &machines.nodes[node];
+    let ask = || async { Ok(settled(&machines.tool(&["nodes"]).await?, peer, "upscale@1", state)) };
+    let workspace = eventually_within(REBUILD, ask).await.with_context(|| process.log())?;
+    let log = || process.log();
+    ensure!(has_reached(&workspace, state), "the workspace is {workspace}; the node's log:\n{}", log());
+    Ok(())
 }
 
-impl Machines {
-    async fn start() -> anyhow::Result<Self> {
-        let namespaces = Namespaces::new(2).await?;
-        let folder = tempfile::tempdir()?;
-        let data = folder.path().join("coordinator");
-        let arguments = ["coordinator", "--json", "--http", "127.0.0.1:8288", "--data", text(&data)];
-        let command = namespaces.comfy_farm(0, folder.path(), &arguments);
-        let mut coordinator = Process::start(command, &folder.path().join("coordinator.log"))?;
-        let up = coordinator.json().await?;
-        let said = |key: &str| up[key].as_str().unwrap_or_default().to_owned();
-        let (ticket, key) = (said("ticket"), said("key"));
-        Ok(Self { namespaces, folder, coordinator, nodes: Vec::new(), ticket, key })
-    }
-
-    async fn start_node(&mut self, machine: usize, flags: &[String], programs: &str) -> anyhow::Result<()> {
-        let data = self.folder.path().join(format!("node-{machine}"));
-        let mut arguments = vec!["node", "--yes", "--join", &self.ticket, "--data", text(&data)];
-        arguments.extend(flags.iter().map(String::as_str));
-        let mut command = self.namespaces.comfy_farm(machine, self.folder.path(), &arguments);
-        command.env("PATH", programs);
-        let mut node = Process::start(command, &data.with_extension("log"))?;
-        let peer = node.line().await?.split_whitespace().nth(1).context("a node says who it is")?.to_owned();
-        self.nodes.push((node, peer));
-        Ok(())
-    }
-
-    /// A command of a person at the coordinator's machine.
-    async fn tool(&self, arguments: &[&str]) -> anyhow::Result<Value> {
-        let mut command = self.namespaces.comfy_farm(0, self.folder.path(), arguments);
-        let output = command.args(["--json", "--key", &self.key]).output().await?;
-        let words = String::from_utf8_lossy(&output.stderr).into_owned();
-        ensure!(output.status.success(), "{arguments:?}: {words}\n{}", self.coordinator.log());
-        Ok(serde_json::from_slice(&output.stdout)?)
-    }
-
-    async fn wait_for_workspace(&self, node: usize, state: &str) -> anyhow::Result<()> {
-        let (process, peer) = &self.nodes[node];
-        let ask = || async { Ok(settled(&self.tool(&["nodes"]).await?, peer, "upscale@1", state)) };
-        let workspace = eventually_within(REBUILD, ask).await.with_context(|| process.log())?;
-        ensure!(
-            has_reached(&workspace, state),
-            "the workspace is {workspace}; the node's log:\n{}",
-            process.log()
-        );
-        Ok(())
-    }
-
-    async fn render(&self, picture: &Path) -> anyhow::Result<RgbaImage> {
-        let (picture, out) = (format!("picture=@{}", picture.display()), self.folder.path().join("out"));
-        let ran = self.tool(&["run", "upscale", &picture, "--out", text(&out)]).await?;
-        Ok(image::open(ran["saved"][0].as_str().context("a path")?)?.into_rgba8())
-    }
+async fn render(machines: &Machines, picture: &Path) -> anyhow::Result<RgbaImage> {
+    let (picture, out) = (format!("picture=@{}", picture.display()), machines.folder.path().join("out"));
+    let ran = machines.tool(&["run", "upscale", &picture, "--out", text(&out)]).await?;
+    Ok(image::open(ran["saved"][0].as_str().context("a path")?)?.into_rgba8())
 }
 
 fn text(path: &Path) -> &str {
@@ -285,7 +236,7 @@ async fn node_that_reaches_its_peer_alone_rebuilds_everything_and_makes_the_same
         skipped("network namespaces need root");
         return Ok(());
     }
-    let mut machines = Machines::start().await?;
+    let mut machines = Machines::start(2).await?;
     let folder = machines.folder.path().to_owned();
     let (origin, models) = (folder.join("origin"), folder.join("models"));
     let studio = Studio::new(&sources.installed, &origin);
@@ -295,24 +246,24 @@ async fn node_that_reaches_its_peer_alone_rebuilds_everything_and_makes_the_same
     let lockfile = lockfile(&studio, "ComfyUI", &[node], &[upscaler]).await?;
     let bundle = studio.bundle("upscale", &upscaling(), &lockfile)?;
     let flags = [managed(&index), vec!["--models".to_owned(), text(&models).to_owned()]].concat();
-    machines.start_node(0, &flags, &sources.programs).await?;
+    machines.start_node(0, &flags, &[("PATH", &sources.programs)]).await?;
     machines.tool(&["deploy", text(&bundle), "--input", "picture=1.image", "--output", "9"]).await?;
-    machines.wait_for_workspace(0, "loaded").await?;
+    wait_on_machine(&machines, 0, "loaded").await?;
     let picture = picture(&folder)?;
-    let made = machines.render(&picture).await?;
+    let made = render(&machines, &picture).await?;
     assert_eq!(made.dimensions(), (48, 32));
-    machines.wait_for_workspace(0, "proven").await?;
+    wait_on_machine(&machines, 0, "proven").await?;
 
     // The other machine reaches this one alone: no index, and no repository.
     let asked = index.requests();
     std::fs::rename(&origin, folder.join("away"))?;
-    machines.start_node(1, &managed(&index), &sources.programs).await?;
-    machines.wait_for_workspace(1, "loaded").await?;
+    machines.start_node(1, &managed(&index), &[("PATH", &sources.programs)]).await?;
+    wait_on_machine(&machines, 1, "loaded").await?;
     assert_eq!(index.requests(), asked);
     machines.tool(&["drain", &machines.nodes[0].1]).await?;
-    let same = machines.render(&picture).await?;
+    let same = render(&machines, &picture).await?;
     if same != made {
         bail!("the second machine makes other pixels");
     }
-    machines.wait_for_workspace(1, "proven").await
+    wait_on_machine(&machines, 1, "proven").await
 }

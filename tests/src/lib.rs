@@ -5,6 +5,7 @@
 
 mod farm;
 mod index;
+mod machines;
 mod namespaces;
 mod origin;
 mod process;
@@ -13,6 +14,7 @@ mod tools;
 
 pub use farm::{Farm, FarmOptions, NodeHandle, eventually, eventually_within, job_input};
 pub use index::PackageIndex;
+pub use machines::Machines;
 pub use namespaces::Namespaces;
 pub use origin::Origin;
 pub use process::{Process, binary};

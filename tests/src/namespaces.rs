@@ -14,6 +14,7 @@ use crate::process::Process;
 
 /// The namespaces; removed with the test.
 pub struct Namespaces {
+    id: String,
     names: [String; 2],
     /// The address of each, which the other reaches.
     pub addresses: [String; 2],
@@ -25,9 +26,9 @@ impl Namespaces {
         let id = format!("{}-{subnet}", std::process::id());
         let names = [format!("farm-a-{id}"), format!("farm-b-{id}")];
         let addresses = [1, 2].map(|host| format!("10.77.{subnet}.{host}"));
-        let namespaces = Self { names, addresses };
+        let namespaces = Self { id, names, addresses };
         let [a, b] = &namespaces.names;
-        let (link_a, link_b) = (format!("fa{id}"), format!("fb{id}"));
+        let [link_a, link_b] = namespaces.links();
         for name in [a, b] {
             ip(&["netns", "add", name]).await?;
         }
@@ -41,6 +42,21 @@ impl Namespaces {
             ip(&["-n", name, "link", "set", "lo", "up"]).await?;
         }
         Ok(namespaces)
+    }
+
+    /// Lets the link carry this much each way.
+    pub async fn shape(&self, mbit: u64) -> anyhow::Result<()> {
+        let rate = format!("{mbit}mbit");
+        for (name, link) in self.names.iter().zip(self.links()) {
+            let device = ["-n", name, "qdisc", "replace", "dev", &link, "root"];
+            run("tc", &[&device[..], &["tbf", "rate", &rate, "burst", "256kb", "latency", "50ms"]].concat())
+                .await?;
+        }
+        Ok(())
+    }
+
+    fn links(&self) -> [String; 2] {
+        ["a", "b"].map(|end| format!("f{end}{}", self.id))
     }
 
     /// The binary inside one of them.
@@ -80,7 +96,11 @@ impl Drop for Namespaces {
 }
 
 async fn ip(arguments: &[&str]) -> anyhow::Result<()> {
-    let output = Command::new("ip").args(arguments).output().await?;
-    ensure!(output.status.success(), "ip {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    run("ip", arguments).await
+}
+
+async fn run(program: &str, arguments: &[&str]) -> anyhow::Result<()> {
+    let output = Command::new(program).args(arguments).output().await?;
+    ensure!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }

@@ -197,15 +197,16 @@ impl Driver {
     fn net(&mut self, event: NetEvent) {
         match event {
             NetEvent::Registered(mut registered, handle) => {
-                registered.register.ended.iter_mut().for_each(|ended| self.blame(ended));
-                self.sessions.insert(registered.node, handle);
+                let node = registered.node;
+                registered.register.ended.iter_mut().for_each(|ended| self.blame(node, ended));
+                self.sessions.insert(node, handle);
                 self.apply(Event::Registered(registered));
             }
             NetEvent::Said { node, session, mut message } => match &mut *message {
                 NodeMessage::RunPreview(preview) => self.show(node, session, preview),
                 said => {
                     if let NodeMessage::RunEnded(ended) = said {
-                        self.blame(ended);
+                        self.blame(node, ended);
                     }
                     self.apply(Event::Said { node, session, message });
                 }

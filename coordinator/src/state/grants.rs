@@ -120,6 +120,11 @@ impl State {
         job.zip(workflow).map(|(job, workflow)| needed(job, workflow)).unwrap_or_default()
     }
 
+    /// Whether a node other than this one is there and holds a blob.
+    pub fn is_held(&self, hash: BlobHash, besides: PeerId) -> bool {
+        self.nodes.blob(hash).is_some_and(|blob| !self.nodes.providers(blob, besides).is_empty())
+    }
+
     /// Who holds a blob: other nodes first, and the coordinator, through which everything came, last.
     pub(super) fn providers(&self, hash: BlobHash, asking: PeerId) -> BlobProviders {
         let blob = self.nodes.blob(hash);

@@ -110,12 +110,12 @@ impl Source {
         self.open.iter().map(|range| range.end - range.start).sum()
     }
 
-    /// When everything that is open will have come, in seconds from now.
+    /// When everything that is open will have come, in seconds from now. A piece that is late counts as one
+    /// that comes now: what follows it is to be on its way by then.
     fn backlog(&self, now: Duration) -> f64 {
-        if self.open.is_empty() {
-            return 0.0;
-        }
-        self.first_in(now) + (self.open_pieces() - 1) as f64 / self.pieces_per_second(now)
+        let each = 1.0 / self.pieces_per_second(now);
+        let after_first = self.open_pieces().checked_sub(1);
+        after_first.map_or(0.0, |more| (each - self.meter.silence(now)).max(0.0) + more as f64 * each)
     }
 
     /// When the first open piece will have come, in seconds from now. One that is late is expected to take as

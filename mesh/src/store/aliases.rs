@@ -82,6 +82,9 @@ impl BlobStore {
         aliases.0.insert(alias.sha256, alias.blob);
         write_json(&self.inner.directory, NAME, &aliases.all().collect::<Vec<_>>())?;
         index.aliases = aliases;
+        drop(index);
+        // Whoever waits for the file finds it by this name now.
+        self.inner.begun.send_replace(());
         Ok(())
     }
 }

@@ -1,6 +1,8 @@
 //! A file that is read from its beginning while it still comes.
 //!
-//! Not here: having it come, and proving what only its SHA-256 names: whoever reads that ahead proves the whole.
+//! What only its SHA-256 names is read ahead where it came from where the file is published: whoever reads it proves
+//! the whole, as with any download. What a peer gave of such a file is read once the whole is proven. Not here: having
+//! it come.
 
 use protocol::{BlobRef, FileRef, PIECE_SIZE};
 use tokio::sync::watch;
@@ -43,7 +45,10 @@ impl GrowingFile {
 
     /// Where the next piece is, once it is anywhere.
     async fn holder(&mut self) -> Result<Source, StoreError> {
-        let has = |source: &Source| source.has(self.piece);
+        let has = |source: &Source| match source {
+            Source::Unproven(unproven) => unproven.is_from_origin(self.piece),
+            Source::Whole { .. } | Source::Partial(_) => source.has(self.piece),
+        };
         if let Some(source) = self.source.take().filter(has) {
             return Ok(source);
         }
@@ -109,6 +114,41 @@ mod tests {
         for blob in [Some(blob), None] {
             assert!(read_all(store.read_growing(file, blob)).await == bytes, "other bytes were read");
         }
+    }
+
+    #[tokio::test]
+    async fn what_a_peer_gave_of_an_unproven_file_is_read_once_that_is_proven() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = BlobStore::open(folder.path()).await.expect("a store");
+        let bytes = vec![7; PIECE_SIZE as usize + 5];
+        let sha256 = Sha256(sha2::Sha256::digest(&bytes).into());
+        let file = FileRef { sha256, size: bytes.len() as u64 };
+        let unproven = store.unproven(file).await.expect("there is room");
+        let (first, last) = bytes.split_at(PIECE_SIZE as usize);
+        let peer = Giver::Peer(protocol::PeerId([9; 32]));
+        assert!(unproven.write_piece(0, first, peer).expect("there is room"));
+        assert!(unproven.write_piece(1, last, Giver::Origin).expect("there is room"));
+        let mut reader = store.read_growing(file, None);
+        let ahead = tokio::time::timeout(std::time::Duration::from_millis(50), reader.next()).await;
+        assert!(ahead.is_err(), "it was read before the proof");
+        let reading = tokio::spawn(read_all(reader));
+        let proof = unproven.prove().await.expect("all pieces are there");
+        unproven.keep(proof).await.expect("there is room");
+        assert!(reading.await.expect("it ends") == bytes, "other bytes were read");
+    }
+
+    #[tokio::test]
+    async fn file_that_came_as_a_blob_is_read_when_its_sha256_is_known() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = BlobStore::open(folder.path()).await.expect("a store");
+        let bytes = vec![7; PIECE_SIZE as usize + 5];
+        let sha256 = Sha256(sha2::Sha256::digest(&bytes).into());
+        let file = FileRef { sha256, size: bytes.len() as u64 };
+        let blob = store.import_bytes(&bytes).await.expect("there is room");
+        let reading = tokio::spawn(read_all(store.read_growing(file, None)));
+        tokio::task::yield_now().await;
+        assert_eq!(store.prove_sha256(blob).await.expect("it can be read"), sha256);
+        assert!(reading.await.expect("it ends") == bytes, "other bytes were read");
     }
 
     async fn read_all(mut reader: GrowingFile) -> Vec<u8> {

@@ -230,6 +230,7 @@ impl UnprovenFile {
             sync_folder(&whole)?;
             store.add_whole(blob);
             store.index().unproven.remove(&file.file.sha256);
+            store.inner.begun.send_replace(());
             remove_file(&store.partial_path(file.file.sha256, "pieces"))?;
             Ok(blob)
         })
@@ -300,6 +301,11 @@ impl UnprovenFile {
     /// Whether a piece is there.
     pub(super) fn has(&self, piece: u64) -> bool {
         self.lock().pieces.contains(piece)
+    }
+
+    /// Whether a piece is there and came from where the file is published, not from a peer.
+    pub(super) fn is_from_origin(&self, piece: u64) -> bool {
+        self.lock().givers.get(&piece) == Some(&Giver::Origin)
     }
 
     /// Where its pieces lie.

@@ -9,13 +9,14 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt, stream};
 use mesh::control::Reach;
-use mesh::fetch::{FetchFileError, OriginFile, OriginSizeError};
+use mesh::fetch::{FetchFileError, OriginFile, OriginSizeError, Progress};
 use mesh::store::{BlobHold, GrowingFile, StoreError};
 use protocol::message::Provider;
 use protocol::{
     BlobHash, BlobName, BlobRef, CodeSpec, FileRef, LockedFile, LockedModel, Lockfile, MAX_CARRIED, WebUrl,
     error_chain,
 };
+use tokio::sync::{SemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::failed;
@@ -199,7 +200,11 @@ fn not_given(model: &LockedModel) -> BuildError {
 
 #[async_trait]
 impl WheelSource for Files<'_> {
-    async fn file(&self, file: &LockedFile) -> Result<PathBuf, WheelError> {
+    async fn file(
+        &self,
+        file: &LockedFile,
+        turn: Option<SemaphorePermit<'_>>,
+    ) -> Result<PathBuf, WheelError> {
         let file_name = file.file_name.to_string();
         let wanted = OriginFile {
             file: FileRef { sha256: file.sha256, size: file.size },
@@ -211,7 +216,17 @@ impl WheelSource for Files<'_> {
         };
         let store = self.reach.exchange.store();
         let _held = store.hold(file.sha256);
-        let fetched = self.reach.exchange.fetch_file(&wanted, self.providers, None).await;
+        let (sender, mut progress) = watch::channel(Progress::default());
+        let came = async move {
+            let _ = progress.wait_for(|progress| progress.bytes >= file.size).await;
+            drop(turn);
+        };
+        let fetching = self.reach.exchange.fetch_file(&wanted, self.providers, Some(&sender));
+        let mut fetching = std::pin::pin!(fetching);
+        let fetched = tokio::select! {
+            fetched = &mut fetching => fetched,
+            () = came => fetching.await,
+        };
         let blob = match fetched {
             Ok(fetched) => fetched.blob,
             Err(FetchFileError::NoSource { tried, .. }) => {

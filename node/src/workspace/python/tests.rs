@@ -317,8 +317,12 @@ struct Liar<'a> {
 
 #[async_trait::async_trait]
 impl WheelSource for Liar<'_> {
-    async fn file(&self, file: &protocol::LockedFile) -> Result<PathBuf, WheelError> {
-        self.downloads.file(file).await
+    async fn file(
+        &self,
+        file: &protocol::LockedFile,
+        turn: Option<tokio::sync::SemaphorePermit<'_>>,
+    ) -> Result<PathBuf, WheelError> {
+        self.downloads.file(file, turn).await
     }
 
     fn read<'a>(

@@ -10,7 +10,7 @@ use futures::stream::{BoxStream, FuturesUnordered};
 use futures::{StreamExt, TryStreamExt, stream};
 use protocol::{LockedFile, LockedWheel, Sha256, WebUrl};
 use tokio::io::AsyncReadExt;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use super::PythonError;
@@ -27,8 +27,9 @@ const PART: usize = 256 << 10;
 #[async_trait]
 pub trait WheelSource: Send + Sync {
     /// A file that was proven to have this SHA-256, under any name. It stays where it is until the environment
-    /// is built.
-    async fn file(&self, file: &LockedFile) -> Result<PathBuf, WheelError>;
+    /// is built. `turn` is to be dropped once all of it is here: its proof takes the disk and no link.
+    async fn file(&self, file: &LockedFile, turn: Option<SemaphorePermit<'_>>)
+    -> Result<PathBuf, WheelError>;
 
     /// The parts of a file in their order, those that are not here yet as they come by [`file`](Self::file). Nothing
     /// has proven them.
@@ -121,8 +122,8 @@ pub(super) async fn gather(
     let turns = Semaphore::new(AT_ONCE as usize);
     let get = async |file: &LockedFile| {
         let share = u32::try_from(file.size / LARGE).unwrap_or(AT_ONCE).saturating_add(1).min(AT_ONCE);
-        let _turn = turns.acquire_many(share).await;
-        source.file(file).await.map(drop)
+        let turn = turns.acquire_many(share).await.ok();
+        source.file(file, turn).await.map(drop)
     };
     let mut gathering: FuturesUnordered<_> = files.into_iter().map(|wheel| get(&wheel.locked.file)).collect();
     let all = async {
@@ -141,7 +142,7 @@ pub(super) async fn get(
     folder: &Path,
     cancel: &CancellationToken,
 ) -> Result<PathBuf, PythonError> {
-    let got = cancel.run_until_cancelled(source.file(file)).await.ok_or(PythonError::Canceled)?;
+    let got = cancel.run_until_cancelled(source.file(file, None)).await.ok_or(PythonError::Canceled)?;
     link(&got?, folder, file)
 }
 

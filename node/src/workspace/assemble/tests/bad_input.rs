@@ -80,7 +80,7 @@ async fn each_fault_has_its_step_its_source_and_a_hint_and_the_node_goes_on() {
         blob: None,
         urls: vec![address.parse().expect("an address")],
     };
-    let found = crate::workspace::python::WheelSource::file(&files, &exchanged).await;
+    let found = crate::workspace::python::WheelSource::file(&files, &exchanged, None).await;
     let found = found.expect_err("another file").to_string();
     for word in ["`lib-1.0-py3-none-any.whl`", &good.to_string(), &zeros, &address, "was exchanged there"] {
         assert!(found.contains(word), "{word}: {found}");

@@ -13,6 +13,7 @@ use protocol::{LockedFile, Sha256, WebUrl};
 use sha2::{Digest, Sha256 as Hasher};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::SemaphorePermit;
 use zip::write::SimpleFileOptions;
 
 use crate::workspace::python::{WheelError, WheelSource};
@@ -211,7 +212,11 @@ impl Downloads {
 
 #[async_trait]
 impl WheelSource for Downloads {
-    async fn file(&self, file: &LockedFile) -> Result<PathBuf, WheelError> {
+    async fn file(
+        &self,
+        file: &LockedFile,
+        _turn: Option<SemaphorePermit<'_>>,
+    ) -> Result<PathBuf, WheelError> {
         self.count.fetch_add(1, Ordering::Relaxed);
         let _alone = self.alone.lock().await;
         let path = self.folder.join(file.sha256.to_string());
@@ -240,7 +245,7 @@ impl WheelSource for Downloads {
     }
 
     fn read<'a>(&'a self, file: &'a LockedFile) -> BoxStream<'a, Result<Vec<u8>, WheelError>> {
-        let whole = async { Ok(std::fs::read(self.file(file).await?).expect("it is here")) };
+        let whole = async { Ok(std::fs::read(self.file(file, None).await?).expect("it is here")) };
         stream::once(whole).boxed()
     }
 

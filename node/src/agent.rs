@@ -193,8 +193,7 @@ impl Agent {
         let shelf = config.rebuilding.is_some().then(|| Shelf::new(workspaces.join("ready")));
         let mut caretaker = Caretaker::new(workspaces.clone(), blobs.clone());
         if let Some(shelf) = &shelf {
-            clear_drafts(&workspaces)
-                .map_err(|source| StartError::File { path: workspaces.clone(), source })?;
+            clear_drafts(&workspaces);
             caretaker = caretaker.with_node(shelf.clone(), wants.subscribe());
         }
         let builder = config.rebuilding.map(|Rebuilding { policy, uv, accelerator, quota, engine }| {

@@ -5,4 +5,5 @@ pub(crate) mod file;
 pub(crate) mod machine;
 pub(crate) mod nvml;
 pub(crate) mod program;
+pub(crate) mod removal;
 pub mod sandbox;

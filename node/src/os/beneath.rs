@@ -39,10 +39,29 @@ pub(crate) fn link(target: &Path, root: &Path, place: &Path) -> io::Result<bool>
 
 /// How many bytes the files of a folder and of those in it have. What goes meanwhile counts for nothing.
 pub(crate) fn bytes(folder: &Path) -> io::Result<u64> {
-    bytes_in(&openat(CWD, folder, FOLDER, Mode::empty())?, DEEPEST)
+    bytes_in(&openat(CWD, folder, FOLDER, Mode::empty())?, DEEPEST, &mut Err)
 }
 
-fn bytes_in(folder: &OwnedFd, depth: usize) -> io::Result<u64> {
+/// As [`bytes`], but what cannot be read counts for nothing; with the last reason for that.
+pub(crate) fn readable_bytes(folder: &Path) -> (u64, Option<io::Error>) {
+    let mut unread = None;
+    let opened = openat(CWD, folder, FOLDER, Mode::empty()).map_err(io::Error::from);
+    let mut skip = |error| {
+        unread = Some(error);
+        Ok(())
+    };
+    match opened.and_then(|folder| bytes_in(&folder, DEEPEST, &mut skip)) {
+        Ok(bytes) => (bytes, unread),
+        Err(error) => (0, Some(error)),
+    }
+}
+
+/// `fault` is asked of each folder in it that cannot be read whether that ends it.
+fn bytes_in(
+    folder: &OwnedFd,
+    depth: usize,
+    fault: &mut dyn FnMut(io::Error) -> io::Result<()>,
+) -> io::Result<u64> {
     let depth =
         depth.checked_sub(1).ok_or_else(|| io::Error::other("folders are in one another without end"))?;
     let mut bytes = 0_u64;
@@ -59,7 +78,11 @@ fn bytes_in(folder: &OwnedFd, depth: usize) -> io::Result<u64> {
         let size = if FileType::from_raw_mode(stat.st_mode).is_dir() {
             match openat(folder, name, FOLDER, Mode::empty()) {
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => 0,
-                folder => bytes_in(&folder?, depth)?,
+                folder => {
+                    let counted =
+                        folder.map_err(io::Error::from).and_then(|folder| bytes_in(&folder, depth, fault));
+                    counted.or_else(|error| fault(error).map(|()| 0))?
+                }
             }
         } else {
             u64::try_from(stat.st_size).unwrap_or(0)
@@ -169,5 +192,8 @@ mod tests {
         assert!(bytes(&at("link")).is_err());
         fs::create_dir_all(at("root").join("d/".repeat(DEEPEST))).expect("made");
         assert!(bytes(&at("root")).is_err(), "it has an end");
+        let (counted, unread) = readable_bytes(&at("root"));
+        assert!(counted == 3 + of_link && unread.is_some(), "{counted}: {unread:?}");
+        assert!(readable_bytes(&at("link")).1.is_some());
     }
 }

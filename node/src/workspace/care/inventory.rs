@@ -9,12 +9,16 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use protocol::{LockfileHash, Preparing, WorkspaceState};
+use tracing::warn;
 
 use super::{CareError, Caretaker, WorkspaceEntry};
 use crate::os::beneath;
 use crate::workspace::program;
 use crate::workspace::record::WorkspaceRecord;
 use crate::workspace::shelf::Shelf;
+
+/// How deep folders are counted.
+const DEEPEST: usize = 200;
 
 /// A workspace on disk, as far as it is made.
 pub(super) struct Kept {
@@ -89,9 +93,8 @@ impl Caretaker {
         for part in kept.iter().flat_map(|kept| kept.parts(&self.root)) {
             *users.entry(part).or_default() += 1;
         }
-        let size = |part: &PathBuf| Ok((part.clone(), bytes(part)?));
-        let sizes = users.keys().map(size).collect::<Result<BTreeMap<_, _>, CareError>>()?;
-        let mut entries = kept
+        let sizes: BTreeMap<_, _> = users.keys().map(|part| (part.clone(), bytes(part))).collect();
+        let mut entries: Vec<_> = kept
             .iter()
             .map(|kept| {
                 let parts = kept.parts(&self.root);
@@ -104,7 +107,7 @@ impl Caretaker {
                     true => "whole",
                     false => "incomplete",
                 };
-                Ok(WorkspaceEntry {
+                WorkspaceEntry {
                     workflows: kept
                         .record
                         .as_ref()
@@ -113,12 +116,12 @@ impl Caretaker {
                     code_bytes: of(0),
                     python_bytes: of(1),
                     model_bytes: models.fold(0, u64::saturating_add),
-                    own_bytes: own.sum::<u64>() + bytes(&kept.folder)?,
+                    own_bytes: own.sum::<u64>() + bytes(&kept.folder),
                     used: kept.used(),
                     ..self.entry(kept.lockfile, on_disk)
-                })
+                }
             })
-            .collect::<Result<Vec<_>, CareError>>()?;
+            .collect();
         entries.extend(self.not_begun(&kept));
         entries.sort_by_key(|entry| std::cmp::Reverse(entry.used));
         Ok(entries)
@@ -162,14 +165,13 @@ impl Caretaker {
         }
     }
 
-    /// How much disk everything of workspaces takes but what runs write: a file under several names once.
+    /// How much disk everything of workspaces takes but what runs write: a file under several names once, and what
+    /// cannot be read not at all.
     pub(super) fn disk_bytes(&self) -> Result<u64, CareError> {
         let (mut seen, mut total) = (HashSet::new(), 0);
         for name in names(&self.root).map_err(CareError::io("reading", &self.root))? {
             if name != "slots" {
-                let part = self.root.join(name);
-                let added = add_bytes(&part, &mut seen);
-                total += added.map_err(CareError::io("reading", &part))?;
+                total += disk_bytes(&self.root.join(name), &mut seen, DEEPEST);
             }
         }
         Ok(total)
@@ -187,27 +189,31 @@ pub(super) fn names(folder: &Path) -> io::Result<Vec<String>> {
     names.filter(|name| !is_draft(name)).collect()
 }
 
-/// How many bytes a folder has; none, where it is not there.
-pub(super) fn bytes(folder: &Path) -> Result<u64, CareError> {
-    match beneath::bytes(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
-        counted => counted.map_err(CareError::io("measuring", folder)),
+/// How many bytes a folder has; none, where it is not there. What a stranger's program made unreadable in it counts for
+/// nothing, because it is to be listed and removed all the same.
+pub(super) fn bytes(folder: &Path) -> u64 {
+    let (bytes, unread) = beneath::readable_bytes(folder);
+    if let Some(error) = unread.filter(|error| error.kind() != io::ErrorKind::NotFound) {
+        warn!(folder = %folder.display(), %error, "not everything in it can be counted");
     }
+    bytes
 }
 
-fn add_bytes(path: &Path, seen: &mut HashSet<(u64, u64)>) -> io::Result<u64> {
-    let metadata = match std::fs::symlink_metadata(path) {
-        // It went while we looked.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        metadata => metadata?,
-    };
-    if !metadata.is_dir() {
-        let is_new = metadata.nlink() == 1 || seen.insert((metadata.dev(), metadata.ino()));
-        return Ok(if is_new { metadata.len() } else { 0 });
-    }
-    let mut total = 0;
-    for entry in std::fs::read_dir(path)? {
-        total += add_bytes(&entry?.path(), seen)?;
-    }
-    Ok(total)
+fn disk_bytes(path: &Path, seen: &mut HashSet<(u64, u64)>, depth: usize) -> u64 {
+    let counted = std::fs::symlink_metadata(path).and_then(|metadata| {
+        if !metadata.is_dir() {
+            let is_new = metadata.nlink() == 1 || seen.insert((metadata.dev(), metadata.ino()));
+            return Ok(if is_new { metadata.len() } else { 0 });
+        }
+        let depth = depth.checked_sub(1).ok_or_else(|| io::Error::other("it is too deep"))?;
+        let entries = std::fs::read_dir(path)?.collect::<io::Result<Vec<_>>>()?;
+        Ok(entries.iter().map(|entry| disk_bytes(&entry.path(), seen, depth)).sum())
+    });
+    counted.unwrap_or_else(|error| {
+        // It may have gone while we looked.
+        if error.kind() != io::ErrorKind::NotFound {
+            warn!(path = %path.display(), %error, "it cannot be counted");
+        }
+        0
+    })
 }

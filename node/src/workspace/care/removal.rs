@@ -1,7 +1,7 @@
 //! Removing workspaces, with the parts that no other one uses. Blocks.
 //!
-//! Nothing is removed while one is being built, which may have found a part that it did not make. What is removed is
-//! out of its place first, so that a kill leaves no half of it. Not here: which ones are wanted.
+//! Nothing is removed while one is being built, which may have found a part that it did not make. Not here: which ones
+//! are wanted.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -12,6 +12,7 @@ use tracing::{info, warn};
 
 use super::inventory::{Kept, bytes, names};
 use super::{CareError, Caretaker, Removed};
+use crate::os::removal::remove;
 use crate::workspace::git::clear_leftovers;
 
 /// The folders with parts that workspaces share.
@@ -90,7 +91,7 @@ impl Caretaker {
 
     /// Removes what is one workspace's alone, whatever it shares.
     fn discard(&self, kept: &Kept, removed: &mut Removed) -> Result<(), CareError> {
-        removed.bytes += bytes(&kept.folder)?;
+        removed.bytes += bytes(&kept.folder);
         remove_folder(&kept.folder)?;
         // People may have read it already, and it is not worth an error.
         let _ = std::fs::remove_file(self.root.join("logs").join(format!("{}.log", kept.lockfile)));
@@ -108,7 +109,7 @@ impl Caretaker {
             for name in names(&folder).map_err(CareError::io("reading", &folder))? {
                 let part = folder.join(name);
                 if !used.contains(&part) {
-                    swept += bytes(&part)?;
+                    swept += bytes(&part);
                     remove_folder(&part)?;
                     if folder.ends_with("environments") {
                         // It has every file of an environment under a second name.
@@ -123,36 +124,33 @@ impl Caretaker {
 
 /// Removes a folder, if it is there.
 fn remove_folder(folder: &Path) -> Result<(), CareError> {
-    let remove = || {
-        let parent = folder.parent().unwrap_or(Path::new("."));
-        if !folder.exists() {
-            return Ok(());
-        }
-        let aside = tempfile::Builder::new().prefix(".").tempdir_in(parent)?;
-        std::fs::rename(folder, aside.path().join("removed"))?;
-        aside.close()
-    };
-    remove().map_err(CareError::io("removing", folder))
+    remove(folder).map_err(CareError::io("removing", folder))
 }
 
-/// Removes what builds and removals that were killed left. To be called before any is at work.
-pub(crate) fn clear_drafts(root: &Path) -> io::Result<()> {
+/// Removes what builds and removals that were killed left, as far as it goes: what stays costs nothing but disk. To be
+/// called before any is at work.
+pub(crate) fn clear_drafts(root: &Path) {
     for name in ["code", "environments", "git", "locks", "ready", "slots/byte-code", "uv", "uv/temporary"] {
         let folder = root.join(name);
-        if !folder.is_dir() {
-            continue;
+        let cleared = match name {
+            "git" => clear_folder(&folder, false).and_then(|()| clear_leftovers(&folder)),
+            _ => clear_folder(&folder, name == "uv/temporary"),
+        };
+        if let Err(error) = cleared {
+            warn!(folder = %folder.display(), %error, "drafts of former builds cannot be looked for");
         }
-        for entry in std::fs::read_dir(&folder)? {
-            let entry = entry?;
-            let is_left = name == "uv/temporary" || entry.file_name().as_encoded_bytes().starts_with(b".");
-            match entry.file_type()?.is_dir() {
-                true if is_left => std::fs::remove_dir_all(entry.path())?,
-                false if is_left => std::fs::remove_file(entry.path())?,
-                _ => {}
-            }
-        }
-        if name == "git" {
-            clear_leftovers(&folder)?;
+    }
+}
+
+/// Removes the drafts in a folder; for `all`, everything in it.
+fn clear_folder(folder: &Path, all: bool) -> io::Result<()> {
+    if !folder.is_dir() {
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>()? {
+        let is_left = all || entry.file_name().as_encoded_bytes().starts_with(b".");
+        if is_left && let Err(error) = remove(&entry.path()) {
+            warn!(path = %entry.path().display(), %error, "a draft of a former build stays");
         }
     }
     Ok(())

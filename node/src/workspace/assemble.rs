@@ -25,7 +25,7 @@ use self::environment::Parts;
 use self::files::Files;
 use super::Workspace;
 use super::code::{CodeError, CodeTree, CodeTrees};
-use super::git::{Fetching, GitError, GitStore};
+use super::git::{Fetching, GitStore};
 use super::log::PrepareLog;
 use super::prepare::{BuildError, Steps};
 use super::python::UvConfig;
@@ -178,9 +178,7 @@ impl Assembler {
             let fetching = Fetching { policy: &policy, progress: &progress, cancel: &cancel };
             trees.build(&spec, &archives, &fetching).map_err(|error| match error {
                 // To try again would bring as much again.
-                CodeError::Git(refused @ (GitError::Refused { .. } | GitError::TooLarge { .. })) => {
-                    BuildError::Refused(error_chain(&refused))
-                }
+                CodeError::Git(refused) if refused.is_refusal() => BuildError::Refused(error_chain(&refused)),
                 error => failed(error),
             })
         })

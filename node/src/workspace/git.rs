@@ -162,10 +162,11 @@ impl GitStore {
         let mut bytes = 0_u64;
         for entry in entries.iter().filter(|entry| entry.kind != Kind::Submodule) {
             let (size, _) = odb.read_header(entry.id).map_err(read)?;
-            bytes = bytes.saturating_add(size as u64);
-            if size as u64 > self.bounds.file {
+            let (size, most) = (size as u64, self.bounds.file);
+            bytes = bytes.saturating_add(size);
+            if size > most {
                 let (url, entry) = (part.url.to_string(), entry.path.clone());
-                return Err(GitError::Entry { url, entry, fault: "is larger than any file that is taken" });
+                return Err(GitError::FileTooLarge { url, entry, size, most });
             }
         }
         if bytes > self.bounds.bytes { Err(GitError::too_large(&part.url)) } else { Ok(bytes) }

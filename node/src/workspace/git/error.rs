@@ -49,6 +49,20 @@ pub enum GitError {
         /// The repository.
         url: String,
     },
+    /// A file of the commit is larger than is taken.
+    #[error(
+        "file `{entry}` of `{url}` has {size} bytes, and a node takes {most} of one file at most: leave it out of the repository; a model has a place of its own"
+    )]
+    FileTooLarge {
+        /// The repository.
+        url: String,
+        /// The file.
+        entry: String,
+        /// How many bytes it has.
+        size: u64,
+        /// How many it may have.
+        most: u64,
+    },
     /// git did not do what it was asked.
     #[error("attempt to {attempt} `{url}` did not succeed")]
     Git {
@@ -126,6 +140,18 @@ pub enum GitError {
 }
 
 impl GitError {
+    /// Whether the owner or what the commit has in it is the reason: to try again would bring the same once more.
+    pub fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused { .. }
+                | Self::TooLarge { .. }
+                | Self::FileTooLarge { .. }
+                | Self::Entry { .. }
+                | Self::TooManySubmodules { .. }
+        )
+    }
+
     pub(super) fn io(path: &Path, source: io::Error) -> Self {
         Self::Io { path: path.to_owned(), source }
     }

@@ -40,7 +40,7 @@ impl GitStore {
             let Some(missing) = missing else { return Ok(()) };
             check(fetching.policy, pin, &missing.url)?;
             before += self.fetch_one(&missing, fetching, before).inspect_err(|error| {
-                if matches!(error, GitError::TooLarge { .. } | GitError::Entry { .. }) {
+                if error.is_refusal() {
                     self.forget(&missing.url);
                 }
             })?;

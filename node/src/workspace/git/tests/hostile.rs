@@ -107,7 +107,10 @@ fn commit_with_too_much_in_it_is_refused_before_it_is_laid_out() {
     let bounds = Bounds::default();
     check(Bounds { bytes: 18 * 29, ..bounds }, |error| matches!(error, GitError::TooLarge { .. }));
     check(Bounds { entries: 29, ..bounds }, |error| matches!(error, GitError::TooLarge { .. }));
-    check(Bounds { file: 17, ..bounds }, |error| matches!(error, GitError::Entry { .. }));
+    check(Bounds { file: 17, ..bounds }, |error| {
+        let said = error.to_string();
+        error.is_refusal() && said.contains("has 18 bytes") && said.contains("takes 17 of one file at most")
+    });
 
     // What comes over the network ends in its middle.
     let noise: String =

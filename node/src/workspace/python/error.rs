@@ -117,11 +117,25 @@ pub enum PythonError {
     File(#[from] WheelError),
     /// A step took too long and was killed.
     #[error(
-        "{step} took longer than {} s and was stopped, and is tried again later: see what it waits for, or pin a version that has a wheel for this platform; its last lines: {}",
+        "{step} took longer than {} s and was stopped, and is tried again later: see in its last lines what it waits for: {}",
         limit.as_secs(),
         last(tail)
     )]
     Hangs {
+        /// The step.
+        step: String,
+        /// How long it might take.
+        limit: Duration,
+        /// The last lines of the log.
+        tail: Vec<String>,
+    },
+    /// Building a package took too long and was killed.
+    #[error(
+        "{step} took longer than {} s and was stopped, and is tried again later: pin a version that has a wheel for this platform, or see what it waits for; its last lines: {}",
+        limit.as_secs(),
+        last(tail)
+    )]
+    BuildHangs {
         /// The step.
         step: String,
         /// How long it might take.

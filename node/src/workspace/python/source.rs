@@ -37,7 +37,11 @@ pub(super) async fn build_source(
     // A date in it would make two builds differ that need not.
     command.env("SOURCE_DATE_EPOCH", "315532800");
     let what = format!("building `{shown}`");
-    Step { what: &what, command, limit }.succeed(log, cancel).await?;
+    let made = Step { what: &what, command, limit }.succeed(log, cancel).await;
+    made.map_err(|error| match error {
+        PythonError::Hangs { step, limit, tail } => PythonError::BuildHangs { step, limit, tail },
+        error => error,
+    })?;
     let reading = |source| PythonError::io("reading", folder, source);
     let mut built = None;
     for entry in std::fs::read_dir(folder).map_err(reading)? {

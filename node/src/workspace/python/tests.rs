@@ -217,7 +217,7 @@ async fn build_that_hangs_is_stopped_and_leaves_nothing() {
     environments.limits.build = Duration::from_secs(3);
     let built = environments.build(&lock, None, &*setting.downloads, &setting.log, &setting.cancel).await;
     let error = built.expect_err("it hangs");
-    assert!(matches!(error, PythonError::Hangs { .. }), "{error:?}");
+    assert!(matches!(error, PythonError::BuildHangs { .. }), "{error:?}");
     let said = error.to_string();
     for word in ["building `slow-1.zip`", "longer than 3 s", "pin a version that has a wheel", "soon"] {
         assert!(said.contains(word), "{word}: {said}");

@@ -56,16 +56,21 @@ pub(crate) fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads a file that a stranger's program wrote; what is none, such as a link or a named pipe, is refused.
-pub(crate) fn read_plain(path: &Path) -> io::Result<Vec<u8>> {
+/// Reads a file that a stranger's program wrote; what is none, such as a link or a named pipe, is refused, and so is one
+/// of more than `most` bytes.
+pub(crate) fn read_plain(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     // A pipe is opened without waiting for somebody at its other end.
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let mut file = std::fs::File::from(open(path, flags, Mode::empty())?);
+    let file = std::fs::File::from(open(path, flags, Mode::empty())?);
     if !file.metadata()?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no plain file"));
     }
     let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
+    file.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most {
+        let text = format!("it has more than the {most} bytes that are read of such a file");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
+    }
     Ok(bytes)
 }
 
@@ -110,9 +115,11 @@ mod tests {
         for left_out in ["to/a/pipe", "to/socket"] {
             assert!(at(left_out).symlink_metadata().is_err(), "{left_out}");
         }
-        assert_eq!(read_plain(&at("from/a/file")).expect("read"), b"text");
+        assert_eq!(read_plain(&at("from/a/file"), 4).expect("read"), b"text");
+        let error = read_plain(&at("from/a/file"), 3).expect_err("it is longer");
+        assert!(error.to_string().contains("more than the 3 bytes"), "{error}");
         for refused in ["from/a/pipe", "from/a/link", "from/a", "from/socket"] {
-            assert!(read_plain(&at(refused)).is_err(), "{refused}");
+            assert!(read_plain(&at(refused), 100).is_err(), "{refused}");
         }
     }
 }

@@ -23,6 +23,9 @@ use super::{Limits, PythonError, Uv, WheelSource, is_torch_family};
 use crate::os::file::read_plain;
 use crate::workspace::log::PrepareLog;
 
+/// The most bytes of what uv answers; thousands of packages have a few MB.
+const LONGEST_ANSWER: u64 = 64 << 20;
+
 /// Completes pins.
 #[derive(Clone, Debug)]
 pub struct Resolver {
@@ -155,7 +158,7 @@ impl Resolver {
             return Err(PythonError::of(what, &finished.lines(), &project.pins));
         }
         let reading = |source| PythonError::io("reading", &answer, source);
-        let text = String::from_utf8(read_plain(&answer).map_err(reading)?);
+        let text = String::from_utf8(read_plain(&answer, LONGEST_ANSWER).map_err(reading)?);
         pylock::parse(&text.map_err(|error| PythonError::Unreadable(error.to_string()))?)
     }
 

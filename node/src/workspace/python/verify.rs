@@ -8,6 +8,10 @@ use std::path::{Component, Path, PathBuf};
 use data_encoding::BASE64URL_NOPAD;
 
 use super::source::hash;
+use crate::os::file::read_plain;
+
+/// The most bytes of a `RECORD`, which the largest packages fill to a fiftieth.
+const LONGEST_RECORD: u64 = 64 << 20;
 
 /// A file that is not what was installed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +66,9 @@ fn verify_package(
         damage.push(fault);
         return Ok(());
     }
-    let record = std::fs::read_to_string(record)?;
+    let record = read_plain(&record, LONGEST_RECORD)?;
+    let record =
+        String::from_utf8(record).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
     for (name, expected) in record.lines().filter_map(line) {
         let path = resolved(&packages.join(name));
         if !path.starts_with(environment) {

@@ -309,7 +309,7 @@ async fn damage_is_found_and_a_wheel_of_another_hash_is_refused() {
     assert!(matches!(error, PythonError::File(WheelError::WrongHash { .. })), "{error:?}");
 }
 
-/// Gives other bytes when a file is read for the first time, as a peer that lies.
+/// Gives other bytes when a file is read for the first time, as an address does whose file is exchanged meanwhile.
 struct Liar<'a> {
     downloads: &'a Downloads,
     lied: std::sync::Mutex<std::collections::BTreeSet<protocol::Sha256>>,

@@ -57,6 +57,44 @@ fn address_that_was_judged_is_asked_whatever_the_settings_of_git_put_in_its_plac
     assert_eq!(other.requests.load(Ordering::Relaxed), 0, "nobody else is asked");
 }
 
+/// libgit2 finds a user's settings once in a process, so each fetch is in one of its own: this test again.
+#[test]
+fn settings_of_the_user_put_no_other_address_in_place_of_the_judged_one() {
+    const NAME: &str = "settings_of_the_user_put_no_other_address_in_place_of_the_judged_one";
+    const PIN: &str = "FARM_TEST_PIN";
+    if let Ok(pin) = std::env::var(PIN) {
+        let settings = git2::Config::open_default().expect("the user's settings");
+        let mut found = settings.entries(Some("url\\..*\\.insteadof")).expect("read");
+        assert!(found.next().is_some(), "the user's settings are read");
+        match Stores::new().fetch(&serde_json::from_str(&pin).expect("a pin")) {
+            Ok(()) => println!("fetched"),
+            Err(error) => println!("{}", protocol::error_chain(&error)),
+        }
+        return;
+    }
+    let upstream = Upstream::new();
+    let made = upstream.commit(&[("main.py", 0o100644, "x\n")]);
+    let (right, other) = (Served::start(&upstream, true), Served::start(&upstream, true));
+    let (pin, elsewhere) = (right.pin(&made), other.url.trim_end_matches("upstream"));
+    let beginning = pin.url.as_str().trim_end_matches("upstream");
+    let test = format!("{}::{NAME}", module_path!().split_once("::").expect("in a crate").1);
+    for (place, replaced) in [(elsewhere, beginning), (elsewhere, "http://"), (&other.url, pin.url.as_str())]
+    {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        let settings = format!("[url \"{place}\"]\n\tinsteadOf = {replaced}\n");
+        fs::write(home.path().join(".gitconfig"), settings).expect("written");
+        let mut again = Command::new(std::env::current_exe().expect("this test"));
+        again.args(["--exact", &test, "--nocapture"]).env_remove("XDG_CONFIG_HOME");
+        again.env("HOME", home.path()).env(PIN, serde_json::to_string(&pin).expect("JSON"));
+        let output = again.output().expect("it runs");
+        let said = String::from_utf8_lossy(&output.stdout);
+        let is_exact = replaced == pin.url.as_str();
+        assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+        assert!(said.contains("fetched") || is_exact && said.contains("insteadOf"), "{said}");
+    }
+    assert_eq!(other.requests.load(Ordering::Relaxed), 0, "nobody else is asked");
+}
+
 #[test]
 fn submodule_of_a_public_repository_leads_to_no_private_one() {
     let (inner, outer, stores) = (Upstream::new(), Upstream::new(), Stores::new());

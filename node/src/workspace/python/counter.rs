@@ -9,6 +9,7 @@ use std::convert::Infallible;
 use std::fmt::Write;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use data_encoding::BASE64;
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -17,6 +18,7 @@ use protocol::{LockedWheel, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
+use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use super::WheelSource;
@@ -25,8 +27,13 @@ use crate::workspace::log::PrepareLog;
 
 /// The host that uv sees. No name server knows it.
 const HOST: &str = "http://wheels.invalid";
-/// The longest question that is read.
+/// The longest question that is read, and how long it may take.
 const MAX_QUESTION: usize = 16 << 10;
+const QUESTION_TIME: Duration = Duration::from_secs(30);
+/// How many questions may be open besides one for each wheel: anybody on this machine may ask.
+const MAX_BESIDES: usize = 64;
+/// How long nobody is heard after the system refused a connection.
+const REFUSED_PAUSE: Duration = Duration::from_millis(200);
 
 /// Where uv gets its wheels.
 pub(super) struct Counter<'a> {
@@ -78,10 +85,15 @@ impl<'a> Counter<'a> {
         let mut answers = FuturesUnordered::new();
         loop {
             tokio::select! {
-                accepted = self.listener.accept() => match accepted {
-                    Ok((stream, _)) => answers.push(self.answer(stream, &wheels)),
-                    Err(error) => log.line(&format!("uv was not heard: {error}")),
-                },
+                accepted = self.listener.accept(), if answers.len() < self.wheels.len() + MAX_BESIDES => {
+                    match accepted {
+                        Ok((stream, _)) => answers.push(self.answer(stream, &wheels)),
+                        Err(error) => {
+                            log.line(&format!("uv was not heard: {error}"));
+                            sleep(REFUSED_PAUSE).await;
+                        }
+                    }
+                }
                 Some(answered) = answers.next() => {
                     // uv asks again, or fails and says why.
                     if let Err(error) = answered {
@@ -93,7 +105,7 @@ impl<'a> Counter<'a> {
     }
 
     async fn answer(&self, mut stream: TcpStream, wheels: &BTreeMap<Sha256, &Wheel>) -> io::Result<()> {
-        let question = question(&mut stream).await?;
+        let question = timeout(QUESTION_TIME, question(&mut stream)).await??;
         let Some(wheel) = self.asked(&question).and_then(|sha256| wheels.get(&sha256)) else {
             return stream
                 .write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")

@@ -35,7 +35,7 @@ const RANGE_TIME: f64 = 0.5;
 /// A further range is asked for when what is open takes no longer than this, so that it is on its way by
 /// then. What waits at one source is not asked of another that could bring it now.
 const LOOKAHEAD: f64 = 0.1;
-/// The same for a source that is far, where a request takes longer.
+/// The same for a source that is far, where a request takes longer, and for one beside which there is no other.
 const FAR_LOOKAHEAD: f64 = 0.5;
 
 /// One of the sources of a schedule.
@@ -130,8 +130,7 @@ impl Source {
         self.meter.bytes_per_second(waiting) / PIECE_SIZE as f64
     }
 
-    fn has_room(&self, now: Duration) -> bool {
-        let lookahead = if self.reach == Reach::Near { LOOKAHEAD } else { FAR_LOOKAHEAD };
+    fn has_room(&self, lookahead: f64, now: Duration) -> bool {
         self.open.is_empty() || (self.open.len() < MAX_OPEN_GETS && self.backlog(now) < lookahead)
     }
 
@@ -207,7 +206,9 @@ impl Schedule {
     /// What this source is to be asked for next, if anything.
     pub(crate) fn next(&mut self, id: SourceId, now: Duration) -> Option<Range<u64>> {
         let source = self.sources.get(&id)?;
-        if self.missing == 0 || !source.has_room(now) {
+        let is_spread = source.reach == Reach::Near && self.sources.len() > 1;
+        let lookahead = if is_spread { LOOKAHEAD } else { FAR_LOOKAHEAD };
+        if self.missing == 0 || !source.has_room(lookahead, now) {
             return None;
         }
         let longest = self.longest(source, now);

@@ -256,7 +256,8 @@ impl BlobStore {
         .await
     }
 
-    /// Reads a whole blob again and forgets it unless its hash still matches; says whether it does.
+    /// Reads a whole blob again and forgets it unless its hash still matches; says whether it does. A hash tree that
+    /// does not belong to it is written anew.
     pub async fn verify(&self, hash: BlobHash) -> Result<bool, StoreError> {
         let store = self.clone();
         let verified = blocking(move || {
@@ -264,7 +265,10 @@ impl BlobStore {
             let path = store.blob_path(hash);
             let to_hash = FileToHash { file: &file, path: &path, size: blob.size, is_stopped: &|| false };
             match to_hash.blob() {
-                Ok(hashed) => Ok(hashed.blob == blob),
+                Ok(hashed) if hashed.blob == blob => {
+                    store.mend_outboard(hash, &hashed.outboard).map(|()| true)
+                }
+                Ok(_) => Ok(false),
                 Err(StoreError::Changed(_)) => Ok(false),
                 Err(error) => Err(error),
             }
@@ -274,6 +278,16 @@ impl BlobStore {
             self.remove(hash).await?;
         }
         Ok(verified)
+    }
+
+    /// Writes an outboard anew that is not what it is to be.
+    fn mend_outboard(&self, hash: BlobHash, outboard: &[u8]) -> Result<(), StoreError> {
+        let path = self.outboard_path(hash);
+        if outboard.is_empty() || fs::read(&path).is_ok_and(|kept| kept == outboard) {
+            return Ok(());
+        }
+        warn!(path = %path.display(), "hash tree of a good blob was missing or damaged, and is written anew");
+        self.save_outboard(hash, outboard)
     }
 
     /// Opens a whole blob, which counts as a use of it.

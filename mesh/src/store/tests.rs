@@ -99,6 +99,23 @@ async fn outboard_is_served_to_who_asks_as_its_blob_becomes_whole() {
 }
 
 #[tokio::test]
+async fn damaged_outboard_of_a_good_blob_is_mended_as_that_is_verified() {
+    let (_folder, store) = store().await;
+    let blob = store.import_bytes(&vec![5; 2 * PIECE_SIZE as usize]).await.expect("there is room");
+    let path = store.outboard_path(blob.hash);
+    let good = fs::read(&path).expect("own file");
+    let damage: [&dyn Fn(); 2] = [&|| fs::remove_file(&path).expect("own file"), &|| {
+        fs::remove_file(&path).expect("own file");
+        fs::write(&path, &good[64..]).expect("own folder");
+    }];
+    for damage in damage {
+        damage();
+        assert!(store.verify(blob.hash).await.expect("it can be read"));
+        assert!(fs::read(&path).expect("own file") == good);
+    }
+}
+
+#[tokio::test]
 async fn piece_that_came_from_another_meanwhile_makes_nobody_a_liar() {
     let (_folder, store) = store().await;
     let bytes: Vec<u8> = (0..2 * PIECE_SIZE).map(|index| (index % 251) as u8).collect();

@@ -183,7 +183,7 @@ async fn wrong_ticket_is_refused_with_what_is_wrong() -> anyhow::Result<()> {
         assert!(words.contains(expected), "{words}");
         Ok(())
     };
-    check("farm1aaaa", "begins with `blob1`").await?;
+    check("farm1aaaa", "`farm1aaaa` is neither a ticket (`blob1…`").await?;
     check(&carrying.ticket[..carrying.ticket.len() - 4], "damaged").await?;
     check("@no-such-file", "no-such-file").await?;
     // The same sharer, but another farm: its gate stays shut.

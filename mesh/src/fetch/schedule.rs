@@ -36,7 +36,7 @@ const RANGE_TIME: f64 = 0.5;
 /// then. What waits at one source is not asked of another that could bring it now.
 const LOOKAHEAD: f64 = 0.1;
 /// The same for a source that is far, where a request takes longer, and for one beside which there is no other.
-const FAR_LOOKAHEAD: f64 = 0.5;
+const FAR_LOOKAHEAD: f64 = 1.0;
 
 /// One of the sources of a schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -187,8 +187,9 @@ impl PeerSource {
         in_time(self.patience, async { Ok(self.answers.recv_bytes(bytes).await?) }).await?;
         // What is not taken from the link yet slows its sender down.
         self.throttle.download.take(bytes.len()).await;
-        self.came += bytes.len() - part.pairs;
-        let is_whole = bytes.len() - part.pairs == left;
+        let came = bytes.len() - part.pairs;
+        self.came += came;
+        let is_whole = came == left;
         if is_whole {
             self.came = 0;
             next_asked(&mut self.asked);

@@ -89,13 +89,22 @@ mod tests {
     use super::*;
     use crate::store::Giver;
 
-    #[tokio::test]
-    async fn file_is_read_as_it_comes_and_also_once_it_is_whole() {
+    async fn store() -> (tempfile::TempDir, BlobStore) {
         let folder = tempfile::tempdir().expect("a folder");
         let store = BlobStore::open(folder.path()).await.expect("a store");
+        (folder, store)
+    }
+
+    fn file_of(bytes: &[u8]) -> FileRef {
+        let sha256 = Sha256(sha2::Sha256::digest(bytes).into());
+        FileRef { sha256, size: bytes.len() as u64 }
+    }
+
+    #[tokio::test]
+    async fn file_is_read_as_it_comes_and_also_once_it_is_whole() {
+        let (_folder, store) = store().await;
         let bytes: Vec<u8> = (0..2 * PIECE_SIZE + 5).map(|index| (index * 31 % 251) as u8).collect();
-        let sha256 = Sha256(sha2::Sha256::digest(&bytes).into());
-        let file = FileRef { sha256, size: bytes.len() as u64 };
+        let file = file_of(&bytes);
         let blob = BlobRef { hash: BlobHash::of(&bytes), size: file.size };
         let reader = store.read_growing(file, Some(blob));
         let reading = tokio::spawn(read_all(reader));
@@ -118,11 +127,9 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_peer_gave_of_an_unproven_file_is_read_once_that_is_proven() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let store = BlobStore::open(folder.path()).await.expect("a store");
+        let (_folder, store) = store().await;
         let bytes = vec![7; PIECE_SIZE as usize + 5];
-        let sha256 = Sha256(sha2::Sha256::digest(&bytes).into());
-        let file = FileRef { sha256, size: bytes.len() as u64 };
+        let file = file_of(&bytes);
         let unproven = store.unproven(file).await.expect("there is room");
         let (first, last) = bytes.split_at(PIECE_SIZE as usize);
         let peer = Giver::Peer(protocol::PeerId([9; 32]));
@@ -139,15 +146,13 @@ mod tests {
 
     #[tokio::test]
     async fn file_that_came_as_a_blob_is_read_when_its_sha256_is_known() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let store = BlobStore::open(folder.path()).await.expect("a store");
+        let (_folder, store) = store().await;
         let bytes = vec![7; PIECE_SIZE as usize + 5];
-        let sha256 = Sha256(sha2::Sha256::digest(&bytes).into());
-        let file = FileRef { sha256, size: bytes.len() as u64 };
+        let file = file_of(&bytes);
         let blob = store.import_bytes(&bytes).await.expect("there is room");
         let reading = tokio::spawn(read_all(store.read_growing(file, None)));
         tokio::task::yield_now().await;
-        assert_eq!(store.prove_sha256(blob).await.expect("it can be read"), sha256);
+        assert_eq!(store.prove_sha256(blob).await.expect("it can be read"), file.sha256);
         assert!(reading.await.expect("it ends") == bytes, "other bytes were read");
     }
 

@@ -32,8 +32,8 @@ pub struct PartialBlob {
     marks: fs::File,
     /// Set once the upper pairs of the outboard are there.
     tree: OnceLock<Tree>,
-    /// Those of pieces that begin to come.
-    begun: Mutex<BTreeMap<u64, Arc<PieceTree>>>,
+    /// Those of the pieces that are coming.
+    coming: Mutex<BTreeMap<u64, Arc<PieceTree>>>,
     /// Held by whoever writes the upper pairs; that may take a while, and the pieces are looked at meanwhile.
     adding: Mutex<()>,
     pieces: Mutex<Pieces>,
@@ -61,7 +61,7 @@ impl PartialBlob {
             outboard: open(store.partial_path(blob.hash, "outboard"))?,
             marks: open(store.partial_path(blob.hash, "pieces"))?,
             tree: OnceLock::new(),
-            begun: Mutex::default(),
+            coming: Mutex::default(),
             adding: Mutex::default(),
             pieces: Mutex::new(Pieces::none(blob.pieces())),
             grown: watch::Sender::new(()),
@@ -162,7 +162,7 @@ impl PartialBlob {
         let written = self.outboard.write_all_at(pairs, pairs_of(self.blob.size, piece).0);
         written
             .map_err(|error| self.store.write_failure(pairs.len() as u64, &self.outboard_path(), error))?;
-        self.begun().insert(piece, Arc::new(tree));
+        self.coming().insert(piece, Arc::new(tree));
         Ok(true)
     }
 
@@ -210,7 +210,7 @@ impl PartialBlob {
         if offset == 0 && !self.begin(piece, pairs)? {
             return Ok(false);
         }
-        let tree = self.begun().get(&piece).cloned();
+        let tree = self.coming().get(&piece).cloned();
         if !tree.is_some_and(|tree| tree.verifies(offset, bytes)) {
             // Another source may have brought the rest of it just now.
             return Ok(self.has(piece));
@@ -233,7 +233,7 @@ impl PartialBlob {
             .write_all_at(&[pieces.bits()[byte as usize]], byte)
             .map_err(failure("writing", &self.store.partial_path(self.blob.hash, "pieces")))?;
         drop(pieces);
-        self.begun().remove(&piece);
+        self.coming().remove(&piece);
         Ok(())
     }
 
@@ -302,8 +302,8 @@ impl PartialBlob {
         self.store.partial_path(self.blob.hash, "outboard")
     }
 
-    fn begun(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<PieceTree>>> {
-        self.begun.lock().expect("nothing panics while it holds the trees")
+    fn coming(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<PieceTree>>> {
+        self.coming.lock().expect("nothing panics while it holds the trees")
     }
 
     fn lock(&self) -> MutexGuard<'_, Pieces> {

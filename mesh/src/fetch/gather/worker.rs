@@ -73,8 +73,10 @@ impl Worker {
                 continue;
             }
             if self.gathering.lock().schedule.is_open(self.id) {
-                let event = source.next(&mut buffer).await?;
-                self.take_event(event, &buffer)?;
+                match source.next(&mut buffer).await? {
+                    Event::Part(part) => self.keep(part, &buffer)?,
+                    event => self.gathering.hear(self.id, event),
+                }
                 continue;
             }
             tokio::select! {
@@ -91,16 +93,6 @@ impl Worker {
         self.gathering.target.add_tree(tree, &upper)?;
         self.gathering.wake();
         Ok(())
-    }
-
-    fn take_event(&mut self, event: Event, bytes: &[u8]) -> Result<(), SourceError> {
-        match event {
-            Event::Part(part) => self.keep(part, bytes),
-            event => {
-                self.gathering.hear(self.id, event);
-                Ok(())
-            }
-        }
     }
 
     /// Verifies and writes what came, unless the piece came from another source as well.

@@ -56,6 +56,11 @@ pub(crate) fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether a program or a library says in these words that a disk is full.
+pub(crate) fn tells_full_disk(words: &str) -> bool {
+    ["No space left", "(os error 28)", "Disk quota exceeded"].iter().any(|said| words.contains(said))
+}
+
 /// Reads a file that a stranger's program wrote; what is none, such as a link or a named pipe, is refused, and so is one
 /// of more than `most` bytes.
 pub(crate) fn read_plain(path: &Path, most: u64) -> io::Result<Vec<u8>> {

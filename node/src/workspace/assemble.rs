@@ -31,6 +31,7 @@ use super::prepare::{BuildError, Steps};
 use super::python::UvConfig;
 use super::record::WorkspaceRecord;
 use super::shelf::Whole;
+use crate::os::file::tells_full_disk;
 use crate::policy::{Policy, TrustedPublishers};
 
 /// Makes workspaces on this machine.
@@ -54,8 +55,7 @@ fn failed(error: impl std::error::Error) -> BuildError {
     const FULL: &str = "the disk is full";
     let reason = error_chain(&error);
     // Any step may find it so, and each names what it was about.
-    let is_full = [FULL, "No space left on device", "Disk quota exceeded"];
-    if !is_full.iter().any(|said| reason.contains(said)) {
+    if !reason.contains(FULL) && !tells_full_disk(&reason) {
         return BuildError::Failed(reason);
     }
     let reason = if reason.contains(FULL) { reason } else { format!("{FULL}: {reason}") };

@@ -198,11 +198,6 @@ fn whole_mark(commit: Oid) -> String {
     format!("refs/whole/{commit}")
 }
 
-/// Whether the disk was the reason. libgit2 tells it in the system's words alone.
-fn is_full(error: &git2::Error) -> bool {
-    ["No space left", "Disk quota exceeded"].iter().any(|said| error.message().contains(said))
-}
-
 /// The commit as libgit2 names it; of a repository with SHA-256 names, which it does not read, none that exists.
 fn oid(commit: &GitCommit) -> Oid {
     Oid::from_str(commit.as_str()).unwrap_or(Oid::ZERO_SHA1)

@@ -16,6 +16,7 @@ use protocol::{GitPin, GitUrl};
 use serde::{Deserialize, Serialize};
 
 use super::{GitError, GitStore, Held, MAX_REPOSITORIES, Part};
+use crate::os::file::tells_full_disk;
 
 const MAGIC: &[u8] = b"farm-git/1\n";
 /// The longest list, in bytes.
@@ -86,7 +87,8 @@ impl GitStore {
             let commit = Oid::from_str(&commit).map_err(|_| fault("names a commit that is none"))?;
             let repository = proving.repository(&url)?;
             read_pack(&repository, &mut (&mut reader).take(size)).map_err(|source| {
-                match super::is_full(&source) {
+                // libgit2 tells it in the system's words alone.
+                match tells_full_disk(source.message()) {
                     true => GitError::git("take in a pack of", &url, source),
                     false => fault("is damaged"),
                 }

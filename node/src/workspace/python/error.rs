@@ -10,6 +10,7 @@ use protocol::Sha256;
 
 use super::uv::{OLDEST_UV, PINNED_UV};
 use super::wheels::WheelError;
+use crate::os::file::tells_full_disk;
 
 /// The longest explanation that is kept, in characters.
 const LONGEST: usize = 4000;
@@ -210,7 +211,7 @@ impl PythonError {
     pub(super) fn of(step: &str, lines: &[String], pins: &[String]) -> Self {
         let text = lines.join("\n");
         let has = |part: &str| text.contains(part);
-        if has("No space left on device") || has("(os error 28)") || has("Disk quota exceeded") {
+        if tells_full_disk(&text) {
             return Self::DiskFull { step: step.to_owned() };
         }
         let explanation = || cut(lines.iter().map(|line| line.trim()).filter(|line| !line.is_empty()));

@@ -24,6 +24,7 @@ mod question;
 mod reading;
 mod document;
 
+pub use self::address::{Lookup, PrivateAddress, PublicResolver, system_lookup};
 pub use self::document::Document;
 pub use self::error::{OriginError, OriginFailed, OriginSetupError};
 pub use self::mirrors::Origin;
@@ -39,7 +40,6 @@ use reqwest::redirect::Policy;
 use reqwest::{Certificate, Client, Url};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::origin::address::PublicResolver;
 use crate::origin::error::shown;
 
 /// What reading from the internet may do.
@@ -115,7 +115,7 @@ impl OriginReader {
             .connect_timeout(config.connect_timeout)
             .https_only(!config.allow_http);
         if !config.allow_private {
-            builder = builder.dns_resolver(PublicResolver);
+            builder = builder.dns_resolver(PublicResolver::new(system_lookup));
         }
         if !roots.is_empty() {
             builder = builder.tls_certs_merge(roots);

@@ -7,6 +7,7 @@ use std::error::Error;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use futures::future::BoxFuture;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::net::lookup_host;
 
@@ -54,14 +55,16 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
 /// A name that leads to no public address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{host}` leads to {address}, which is no address on the internet")]
-pub(super) struct PrivateAddress {
-    pub(super) host: String,
-    pub(super) address: IpAddr,
+pub struct PrivateAddress {
+    /// The name.
+    pub host: String,
+    /// One of the addresses that it leads to.
+    pub address: IpAddr,
 }
 
 impl PrivateAddress {
     /// The one among the causes of an error.
-    pub(super) fn behind(error: &(dyn Error + 'static)) -> Option<Self> {
+    pub fn behind(error: &(dyn Error + 'static)) -> Option<Self> {
         let mut cause = Some(error);
         while let Some(error) = cause {
             if let Some(private) = error.downcast_ref::<Self>() {
@@ -73,15 +76,29 @@ impl PrivateAddress {
     }
 }
 
-/// Resolves names as the system does, and gives the public ones of their addresses.
-pub(super) struct PublicResolver;
+/// Which addresses a name has. Their ports are set by whoever connects.
+pub type Lookup = fn(String) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>>;
+
+/// Resolves names, and gives the public ones of their addresses.
+pub struct PublicResolver(Lookup);
+
+impl PublicResolver {
+    /// One that has the addresses from here.
+    pub fn new(lookup: Lookup) -> Self {
+        Self(lookup)
+    }
+}
+
+/// The addresses that the system has for a name.
+pub fn system_lookup(host: String) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> {
+    Box::pin(async move { Ok(lookup_host((host.as_str(), 0)).await?.collect()) })
+}
 
 impl Resolve for PublicResolver {
     fn resolve(&self, name: Name) -> Resolving {
+        let (host, lookup) = (name.as_str().to_owned(), self.0);
         Box::pin(async move {
-            let host = name.as_str().to_owned();
-            // The port is set by whoever connects.
-            let addresses = lookup_host((host.as_str(), 0)).await?.collect();
+            let addresses = lookup(host.clone()).await?;
             Ok(Box::new(only_public(host, addresses)?.into_iter()) as Addrs)
         })
     }

@@ -3,6 +3,7 @@
 //! ```text
 //! GitStore    one bare object store per upstream; each commit is in it with all its files, without its past
 //! fetch       from the upstream, submodules included
+//! way         the connection to it
 //! checkout    the files of a commit, byte for byte, read-only
 //! pack        a commit as one file, from which another node has it with no way to the upstream
 //! local       a repository in somebody's folder: its upstream, its commit, what was changed
@@ -14,6 +15,7 @@
 
 mod error;
 mod fetch;
+mod way;
 mod tree;
 mod checkout;
 mod pack;
@@ -26,9 +28,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use git2::{Oid, Repository};
+use mesh::origin::{Lookup, system_lookup};
 use protocol::{BlobHash, GitCommit, GitPin, GitUrl};
 
 use self::tree::{Entry, Kind};
+use self::way::Patience;
 
 pub use checkout::Checkout;
 pub use error::GitError;
@@ -45,6 +49,8 @@ const MAX_REPOSITORIES: usize = 256;
 pub struct GitStore {
     root: PathBuf,
     bounds: Bounds,
+    patience: Patience,
+    lookup: Lookup,
 }
 
 /// How much one commit may have with its submodules: what is laid out can be a thousand times what crossed the network.
@@ -85,7 +91,8 @@ impl GitStore {
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, GitError> {
         let root = root.into();
         fs::create_dir_all(&root).map_err(|source| GitError::io(&root, source))?;
-        Ok(Self { root, bounds: Bounds::default() })
+        let (bounds, patience) = (Bounds::default(), Patience::default());
+        Ok(Self { root, bounds, patience, lookup: system_lookup })
     }
 
     /// Whether a commit is here with all its files and submodules.

@@ -2,10 +2,10 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use mesh::origin::PrivateAddress;
 use protocol::{GitUrl, ParseTextError};
-
-use super::fetch::SILENCE;
 
 /// Why something with a repository did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -31,15 +31,73 @@ pub enum GitError {
     /// The repository says nothing, from the beginning or in the middle.
     #[error(
         "`{url}` was asked for commit `{commit}` and said nothing for {} s, after {received} bytes: see whether this machine reaches it; a node of the farm that has the commit would give it as well",
-        SILENCE.as_secs()
+        waited.as_secs()
     )]
     Silent {
         /// The repository.
         url: String,
         /// The commit.
         commit: String,
+        /// For how long.
+        waited: Duration,
         /// How much had come.
         received: u64,
+    },
+    /// The repository sends slower than anybody would wait for.
+    #[error(
+        "`{url}` was asked for commit `{commit}` and sent fewer than {low_speed_limit} bytes a second for {} s, {received} bytes in all: see how this machine reaches it; a node of the farm that has the commit would give it as well",
+        low_speed_time.as_secs()
+    )]
+    Slow {
+        /// The repository.
+        url: String,
+        /// The commit.
+        commit: String,
+        /// How many bytes a second are the fewest.
+        low_speed_limit: u64,
+        /// For how long it may send fewer.
+        low_speed_time: Duration,
+        /// How much had come.
+        received: u64,
+    },
+    /// The name of the repository's host leads into this machine or its network.
+    #[error(
+        "`{url}` is not asked: the name of its host is a public one and its address is not; the node's owner can say `--allow-private-origins` and, for a submodule at another host than its repository, `--allow-code-host`"
+    )]
+    Private {
+        /// The repository.
+        url: String,
+        /// Where it leads.
+        #[source]
+        source: PrivateAddress,
+    },
+    /// The server gives no repository.
+    #[error("`{url}` answers {status}: {hint}")]
+    Answered {
+        /// The repository.
+        url: String,
+        /// The number of HTTP.
+        status: u16,
+        /// What it means, and what to do.
+        hint: String,
+    },
+    /// There is no connection, or it broke.
+    #[error("the connection to `{url}` failed: see whether this machine reaches it")]
+    Connection {
+        /// The repository.
+        url: String,
+        /// Why.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// Nothing can be connected to.
+    #[error("a connection to `{url}` cannot be set up")]
+    Setup {
+        /// The repository.
+        url: String,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// The commit has more in it than is taken.
     #[error(
@@ -94,10 +152,14 @@ pub enum GitError {
         fault: &'static str,
     },
     /// A submodule has no address that is followed.
-    #[error("submodule `{path}` of `{url}` cannot be followed")]
+    #[error(
+        "submodule `{path}` of `{url}` at commit `{commit}` cannot be followed: record a commit, or a fork, whose `.gitmodules` has an https address"
+    )]
     Submodule {
         /// The repository.
         url: String,
+        /// Its commit.
+        commit: String,
         /// Where the submodule goes.
         path: String,
         /// Why.
@@ -105,10 +167,14 @@ pub enum GitError {
         source: ParseTextError,
     },
     /// A submodule is not in `.gitmodules`.
-    #[error("submodule `{path}` of `{url}` has no address in `.gitmodules`")]
+    #[error(
+        "submodule `{path}` of `{url}` at commit `{commit}` has no address in `.gitmodules`: record a commit, or a fork, that lists it there or does without it"
+    )]
     UnknownSubmodule {
         /// The repository.
         url: String,
+        /// Its commit.
+        commit: String,
         /// Where the submodule goes.
         path: String,
     },
@@ -148,8 +214,16 @@ impl GitError {
                 | Self::TooLarge { .. }
                 | Self::FileTooLarge { .. }
                 | Self::Entry { .. }
+                | Self::Submodule { .. }
+                | Self::UnknownSubmodule { .. }
                 | Self::TooManySubmodules { .. }
         )
+    }
+
+    /// Whether the same upstream, asked otherwise, would bring the same.
+    pub(super) fn is_final(&self) -> bool {
+        matches!(self, Self::Canceled | Self::Silent { .. } | Self::Slow { .. } | Self::Private { .. })
+            || self.is_refusal()
     }
 
     pub(super) fn io(path: &Path, source: io::Error) -> Self {

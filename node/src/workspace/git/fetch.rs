@@ -4,22 +4,15 @@
 //! its branches and tags name. A path on this machine is read by opening it. Asked is the very address that was judged,
 //! whatever the user's own settings of git would put in its place.
 
-use std::sync::Once;
-use std::time::Duration;
-
-use git2::{AutotagOption, FetchOptions, FetchPrune, Oid, RemoteCallbacks, RemoteRedirect, Repository};
+use git2::{AutotagOption, FetchOptions, FetchPrune, Oid, RemoteCallbacks, Repository};
 use protocol::{GitPin, GitUrl};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::pack::copy_commit;
+use super::way::{Terms, Way};
 use super::{GitError, GitStore, MAX_REPOSITORIES, Part, tree};
 use crate::policy::Policy;
-
-/// How long a server may say nothing, at any point. It says that it counts and compresses while it does.
-pub(super) const SILENCE: Duration = Duration::from_secs(if cfg!(test) { 5 } else { 60 });
-/// How long it may take to reach one.
-const CONNECT_WITHIN: Duration = Duration::from_secs(30);
 
 /// What a fetch keeps to, and whom it tells.
 pub struct Fetching<'a> {
@@ -39,7 +32,7 @@ impl GitStore {
             let (_, missing) = self.parts(pin)?;
             let Some(missing) = missing else { return Ok(()) };
             check(fetching.policy, pin, &missing.url)?;
-            before += self.fetch_one(&missing, fetching, before).inspect_err(|error| {
+            before += self.fetch_one(pin, &missing, fetching, before).inspect_err(|error| {
                 if error.is_refusal() {
                     self.forget(&missing.url);
                 }
@@ -59,7 +52,13 @@ impl GitStore {
     }
 
     /// Fetches one commit, and says how many bytes that took.
-    fn fetch_one(&self, part: &Part, fetching: &Fetching<'_>, before: u64) -> Result<u64, GitError> {
+    fn fetch_one(
+        &self,
+        pin: &GitPin,
+        part: &Part,
+        fetching: &Fetching<'_>,
+        before: u64,
+    ) -> Result<u64, GitError> {
         let Part { url, commit, .. } = part;
         let commit = *commit;
         let repository = self.repository(url)?;
@@ -81,26 +80,27 @@ impl GitStore {
         let attempts: [(&[&str], _); 2] = [(&alone, Some(1)), (&all, None)];
         let mut failed = None;
         for (refspecs, depth) in attempts {
-            let mut received = 0;
-            let asked = ask(&repository, url, refspecs, depth, |bytes| {
-                received = bytes;
-                (fetching.progress)(before + bytes);
-                before + bytes <= self.bounds.bytes && !fetching.cancel.is_cancelled()
-            });
-            failed = match asked {
-                Ok(bytes) if self.mark_whole(&repository, part)? => return Ok(bytes),
-                Ok(_) => None,
-                Err(_) if fetching.cancel.is_cancelled() => return Err(GitError::Canceled),
-                Err(_) if before + received > self.bounds.bytes => return Err(GitError::too_large(url)),
-                Err(error) if is_silence(&error) => {
-                    let (url, commit) = (url.to_string(), commit.to_string());
-                    return Err(GitError::Silent { url, commit, received });
-                }
-                Err(error) => Some(error),
+            let may_be_private = may_be_private(fetching.policy, pin, url);
+            let terms = Terms {
+                patience: self.patience,
+                only_public: (!may_be_private).then_some(self.lookup),
+                most: self.bounds.bytes.saturating_sub(before),
+                cancel: fetching.cancel,
+            };
+            let way = Way::new(part, &terms)?;
+            let progress = |bytes| (fetching.progress)(before + bytes);
+            let asked = way.lend(|| ask(&repository, url, refspecs, depth, progress, fetching.cancel));
+            failed = match (asked, way.fault()) {
+                (Ok(()), _) if self.mark_whole(&repository, part)? => return Ok(way.received()),
+                (Ok(()), _) => None,
+                (Err(_), Some(fault)) if fault.is_final() => return Err(fault),
+                (Err(_), Some(fault)) => Some(fault),
+                (Err(_), None) if fetching.cancel.is_cancelled() => return Err(GitError::Canceled),
+                (Err(source), None) => Some(GitError::git("fetch from", url, source)),
             };
             debug!(%url, ?refspecs, error = ?failed, "the commit did not come with these");
         }
-        Err(failed.map_or_else(|| no_commit(url, commit), |source| GitError::git("fetch from", url, source)))
+        Err(failed.unwrap_or_else(|| no_commit(url, commit)))
     }
 }
 
@@ -125,35 +125,33 @@ fn check(policy: &Policy, pin: &GitPin, url: &GitUrl) -> Result<(), GitError> {
     Ok(())
 }
 
-/// Asks an upstream for these, and says how many bytes came. Broken off as soon as `goes_on` says so of the bytes that
-/// came so far.
+/// Whether the name of a host may lead to a private address: with the owner's word, and not where a stranger wrote it
+/// into a public repository, unless the owner named the host.
+pub(super) fn may_be_private(policy: &Policy, pin: &GitPin, url: &GitUrl) -> bool {
+    let host = url.host();
+    policy.private_origins && (!pin.url.is_public() || pin.url.host() == host || policy.hosts.contains(&host))
+}
+
+/// Asks an upstream for these. Told is how many bytes of them came.
 fn ask(
     repository: &Repository,
     url: &GitUrl,
     refspecs: &[&str],
     depth: Option<i32>,
-    goes_on: impl FnMut(u64) -> bool,
-) -> Result<u64, git2::Error> {
-    bound_silence();
-    let state = std::cell::RefCell::new((goes_on, 0));
-    let is_wanted = |bytes: Option<u64>| {
-        let (goes_on, received) = &mut *state.borrow_mut();
-        *received = bytes.unwrap_or(*received);
-        goes_on(*received)
-    };
+    progress: impl Fn(u64),
+    cancel: &CancellationToken,
+) -> Result<(), git2::Error> {
     let mut callbacks = RemoteCallbacks::new();
-    callbacks.transfer_progress(|progress| is_wanted(Some(progress.received_bytes() as u64)));
-    callbacks.sideband_progress(|_| is_wanted(None));
+    callbacks.transfer_progress(|so_far| {
+        progress(so_far.received_bytes() as u64);
+        !cancel.is_cancelled()
+    });
     let mut options = FetchOptions::new();
     options.remote_callbacks(callbacks).download_tags(AutotagOption::None).prune(FetchPrune::Off);
-    // Where a repository has moved, its new address is to be recorded: this one may lead anywhere.
-    options.follow_redirects(RemoteRedirect::None);
     if let Some(depth) = depth {
         options.depth(depth);
     }
-    let mut remote = remote(repository, url)?;
-    remote.fetch(refspecs, Some(&mut options), None)?;
-    Ok(remote.stats().received_bytes() as u64)
+    remote(repository, url)?.fetch(refspecs, Some(&mut options), None)
 }
 
 /// The upstream at this very address. A user's settings may put another one in place of whatever begins like it, and of
@@ -166,28 +164,6 @@ fn remote<'r>(repository: &'r Repository, url: &GitUrl) -> Result<git2::Remote<'
         Ok(asked) if asked == url => Ok(remote),
         _ => Err(git2::Error::from_str("a setting of git (`insteadOf`) puts another address in its place")),
     }
-}
-
-/// Has libgit2 give up on a server that says nothing.
-fn bound_silence() {
-    static BOUND: Once = Once::new();
-    let milliseconds = |limit: Duration| i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
-    #[expect(unsafe_code, reason = "libgit2 has no other way to say it")]
-    BOUND.call_once(|| {
-        // SAFETY: these are numbers that are read where a connection is made, which this process does after this call
-        // alone, and written nowhere else.
-        let set = unsafe {
-            git2::opts::set_server_connect_timeout_in_milliseconds(milliseconds(CONNECT_WITHIN))
-                .and_then(|()| git2::opts::set_server_timeout_in_milliseconds(milliseconds(SILENCE)))
-        };
-        debug_assert!(set.is_ok(), "{set:?}");
-    });
-}
-
-/// Whether this is how libgit2 tells that it gave up. Through TLS it is told as a call that would have waited.
-fn is_silence(error: &git2::Error) -> bool {
-    let said = error.message();
-    said.contains("socket: timed out") || said.contains("failure: Resource temporarily unavailable")
 }
 
 fn no_commit(url: &GitUrl, commit: Oid) -> GitError {

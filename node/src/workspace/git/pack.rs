@@ -39,7 +39,7 @@ impl GitStore {
     pub fn pack(&self, pin: &GitPin, file: &mut File) -> Result<(), GitError> {
         let io = |source| GitError::io(Path::new("pack"), source);
         let mut list = Vec::new();
-        let mut packs = tempfile::tempfile().map_err(io)?;
+        let mut packs = tempfile::tempfile_in(&self.root).map_err(io)?;
         for Held { part, repository, .. } in self.whole(pin)? {
             let begun = packs.stream_position().map_err(io)?;
             write_pack(&repository, part.commit, &mut packs)
@@ -113,7 +113,8 @@ impl GitStore {
 
 /// Copies a commit and its files between two stores, and says how many bytes that took.
 pub(super) fn copy_commit(from: &Repository, to: &Repository, commit: Oid) -> Result<u64, git2::Error> {
-    let mut pack = tempfile::tempfile().map_err(to_git)?;
+    // Where it goes to in the end: the system's own folder may be a small one in memory.
+    let mut pack = tempfile::tempfile_in(to.path()).map_err(to_git)?;
     write_pack(from, commit, &mut pack)?;
     let bytes = pack.stream_position().map_err(to_git)?;
     pack.seek(SeekFrom::Start(0)).map_err(to_git)?;

@@ -1,15 +1,15 @@
 //! Real repositories on this machine, made by git2.
 
+mod served;
 mod hostile;
+mod slow;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use git2::{IndexEntry, IndexTime, Oid, Repository, Signature};
@@ -17,6 +17,7 @@ use protocol::GitPin;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
+use self::served::Served;
 use super::*;
 use crate::policy::Policy;
 
@@ -179,6 +180,47 @@ fn submodules_are_in_place_and_travel_in_the_pack() {
     assert_eq!(other.checkout(&pin).expect("laid out"), laid_out);
 }
 
+/// The system's folder is the process's own, so this is in one of its own: this test again.
+#[test]
+fn nothing_is_staged_in_the_systems_temporary_folder() {
+    const NAME: &str = "nothing_is_staged_in_the_systems_temporary_folder";
+    const AGAIN: &str = "FARM_TEST_STAGING";
+    if let Ok(given) = std::env::var(AGAIN) {
+        let (root, pin): (PathBuf, GitPin) = serde_json::from_str(&given).expect("a folder and a pin");
+        assert!(tempfile::tempfile().is_err(), "there is no such folder");
+        let (policy, cancel) =
+            (Policy { private_origins: true, ..Policy::default() }, CancellationToken::new());
+        let store = GitStore::open(root.join("git")).expect("opens");
+        let fetching = Fetching { policy: &policy, progress: &|_| {}, cancel: &cancel };
+        store.fetch(&pin, &fetching).expect("fetched");
+        let mut packed = File::create_new(root.join("packed")).expect("made");
+        store.pack(&pin, &mut packed).expect("packed");
+        let other = GitStore::open(root.join("other")).expect("opens");
+        let packed = File::open(root.join("packed")).expect("is there");
+        other.unpack(&pin, &packed).expect("unpacked");
+        other.checkout(&pin, &root.join("tree")).expect("laid out");
+        return;
+    }
+    let (inner, outer) = (Upstream::new(), Upstream::new());
+    let pinned = inner.commit(&[("lib.py", 0o100644, "inner\n")]);
+    let modules = format!("[submodule \"lib\"]\n\tpath = lib\n\turl = {}\n", inner.url());
+    let pin = outer.commit(&[(".gitmodules", 0o100644, &modules), ("lib", 0o160000, pinned.commit.as_str())]);
+    let root = tempfile::tempdir().expect("a temporary folder");
+    let test = format!("{}::{NAME}", module_path!().split_once("::").expect("in a crate").1);
+    let mut again = Command::new(std::env::current_exe().expect("this test"));
+    again.args(["--exact", &test, "--nocapture"]).env("TMPDIR", root.path().join("missing"));
+    again.env(AGAIN, serde_json::to_string(&(root.path(), &pin)).expect("JSON"));
+    let output = again.output().expect("it runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(fs::read_to_string(root.path().join("tree/lib/lib.py")).expect("laid out"), "inner\n");
+    // Of what was staged nothing stays.
+    for store in ["git", "other"] {
+        let left = fs::read_dir(root.path().join(store)).expect("a folder");
+        let left: Vec<_> = left.map(|entry| entry.expect("an entry").file_name()).collect();
+        assert!(left.iter().all(|name| name.to_string_lossy().ends_with(".git")), "{left:?}");
+    }
+}
+
 fn rewind(file: &mut File) {
     use std::io::{Seek, SeekFrom};
     file.seek(SeekFrom::Start(0)).expect("rewound");
@@ -309,78 +351,6 @@ fn store_that_a_killed_process_left_half_made_goes_on() {
     fs::write(half.path().join("objects/pack/pack_abc.tmp"), "half").expect("written");
     stores.fetch(&pin).expect("fetched");
     assert!(stores.store.holds(&pin));
-}
-
-/// Serves an upstream as git's own server program does.
-struct Served {
-    url: String,
-    requests: Arc<AtomicU64>,
-}
-
-impl Served {
-    fn start(upstream: &Upstream, allow_single_commits: bool) -> Self {
-        let mut config = upstream.repository.config().expect("a config");
-        config.set_bool("uploadpack.allowAnySHA1InWant", allow_single_commits).expect("set");
-        config.set_bool("http.receivepack", false).expect("set");
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let url = format!("http://{}/upstream", listener.local_addr().expect("bound"));
-        let (folder, requests) = (upstream.folder.path().to_owned(), Arc::new(AtomicU64::new(0)));
-        let counted = Arc::clone(&requests);
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                counted.fetch_add(1, Ordering::Relaxed);
-                // A client that goes away in the middle is one of the tests.
-                let _ = serve(stream, &folder);
-            }
-        });
-        Self { url, requests }
-    }
-
-    fn pin(&self, pin: &GitPin) -> GitPin {
-        GitPin { url: self.url.parse().expect("an address"), commit: pin.commit.clone() }
-    }
-}
-
-/// Answers one request by `git http-backend`, a CGI program (RFC 3875).
-fn serve(stream: TcpStream, folder: &Path) -> io::Result<()> {
-    let mut reader = BufReader::new(stream.try_clone()?);
-    let mut line = String::new();
-    reader.read_line(&mut line)?;
-    let mut words = line.split_whitespace();
-    let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-    let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let mut command = Command::new("git");
-    command.arg("http-backend").env_clear();
-    command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
-    command.env("GIT_CONFIG_COUNT", "1").env("GIT_CONFIG_KEY_0", "safe.directory");
-    command.env("GIT_CONFIG_VALUE_0", "*").env("GIT_HTTP_EXPORT_ALL", "1").env("REQUEST_METHOD", method);
-    command.env("PATH_TRANSLATED", format!("{}{}", folder.display(), path.trim_start_matches("/upstream")));
-    command.env("PATH_INFO", path).env("QUERY_STRING", query);
-    let mut length = 0;
-    loop {
-        let mut header = String::new();
-        reader.read_line(&mut header)?;
-        let Some((name, value)) = header.trim_end().split_once(": ") else { break };
-        match name.to_ascii_lowercase().as_str() {
-            "content-length" => length = value.parse().unwrap_or(0),
-            "content-type" => drop(command.env("CONTENT_TYPE", value)),
-            "git-protocol" => drop(command.env("GIT_PROTOCOL", value)),
-            _ => {}
-        }
-    }
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body)?;
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-    child.stdin.take().expect("piped").write_all(&body)?;
-    let output = child.wait_with_output()?;
-    let mut stream = stream;
-    let status = output.stdout.strip_prefix(b"Status: ").map_or("200 OK".to_owned(), |rest| {
-        String::from_utf8_lossy(rest.split(|byte| *byte == b'\r').next().unwrap_or_default()).into_owned()
-    });
-    let head = output.stdout.windows(4).position(|window| window == b"\r\n\r\n").map_or(0, |at| at + 4);
-    let length = output.stdout.len() - head;
-    write!(stream, "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {length}\r\n")?;
-    stream.write_all(&output.stdout)
 }
 
 #[test]

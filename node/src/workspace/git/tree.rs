@@ -88,14 +88,14 @@ pub(super) fn submodules(
     let addresses =
         listed.map(|entry| addresses(repository, part, entry.id)).transpose()?.unwrap_or_default();
     let to_part = |entry: &&Entry| {
-        let path = entry.path.clone();
-        let unknown = || GitError::UnknownSubmodule { url: part.url.to_string(), path: path.clone() };
-        let address = addresses.get(&entry.path).ok_or_else(unknown)?;
-        let url = resolve(&part.url, address).parse().map_err(|source| GitError::Submodule {
-            url: part.url.to_string(),
-            path: path.clone(),
-            source,
-        })?;
+        let (url, commit, path) = (part.url.to_string(), part.commit.to_string(), entry.path.clone());
+        let Some(address) = addresses.get(&entry.path) else {
+            return Err(GitError::UnknownSubmodule { url, commit, path });
+        };
+        let url = match resolve(&part.url, address).parse() {
+            Ok(url) => url,
+            Err(source) => return Err(GitError::Submodule { url, commit, path, source }),
+        };
         let path = if part.path.is_empty() { path } else { format!("{}/{path}", part.path) };
         Ok(Part { path, url, commit: entry.id })
     };
@@ -111,8 +111,8 @@ fn addresses(repository: &Repository, part: &Part, id: Oid) -> Result<BTreeMap<S
         return Err(GitError::Entry { url, entry, fault: "is longer than a list of submodules can be" });
     }
     // git2 reads settings from files only.
-    let mut file =
-        tempfile::NamedTempFile::new().map_err(|source| GitError::io(repository.path(), source))?;
+    let stores = repository.path().parent().unwrap_or(repository.path());
+    let mut file = tempfile::NamedTempFile::new_in(stores).map_err(|source| GitError::io(stores, source))?;
     file.write_all(blob.content()).map_err(|source| GitError::io(file.path(), source))?;
     let config = Config::open(file.path()).map_err(fail)?;
     let (mut paths, mut urls) = (BTreeMap::new(), BTreeMap::new());

@@ -7,18 +7,21 @@ use super::*;
 
 impl Node {
     /// Why a workspace of this lockfile does not come to be, and at which step.
-    async fn fault(&self, mut lockfile: Lockfile, publisher: &Identity) -> (PrepareStep, String) {
+    async fn fault(&self, lockfile: Lockfile, publisher: &Identity) -> (PrepareStep, String) {
+        match self.failure(lockfile, publisher).await {
+            (step, BuildError::Failed(reason) | BuildError::Refused(reason)) => (step, reason),
+            (_, BuildError::Canceled) => panic!("nobody cancelled it"),
+        }
+    }
+
+    async fn failure(&self, mut lockfile: Lockfile, publisher: &Identity) -> (PrepareStep, BuildError) {
         lockfile.sign(publisher.signing_key());
         let document = self.exchange.store().import_bytes(&lockfile.to_canonical_json()).await;
         let want = wanted(&lockfile, document.expect("there is room"), self);
         let steps = Steps::new(Shelf::new(self.assembler.root.join("ready")), want.lockfile);
         let farm = PublisherKey(publisher.peer().0);
         let assembled = self.assembler.assemble(&want, farm, &steps, &CancellationToken::new()).await;
-        let reason = match assembled.map(|_| "nothing is wrong").expect_err("it is bad") {
-            BuildError::Failed(reason) | BuildError::Refused(reason) => reason,
-            BuildError::Canceled => panic!("nobody cancelled it"),
-        };
-        (steps.step(), reason)
+        (steps.step(), assembled.map(|_| "nothing is wrong").expect_err("it is bad"))
     }
 }
 
@@ -53,6 +56,17 @@ async fn each_fault_has_its_step_its_source_and_a_hint_and_the_node_goes_on() {
     let found = node.fault(with("comfyui", gone), &publisher).await;
     let hint = "record a commit that is there";
     check(found, PrepareStep::Code, &["commit `111", &url, "the history was rewritten", hint]);
+
+    // To try again would bring the same commit.
+    let outer = Upstream::new();
+    let modules = "[submodule \"lib\"]\n\tpath = lib\n\turl = git@forge.example:a/lib\n";
+    let files = [(".gitmodules", 0o100644, modules), ("lib", 0o160000, main.commit.as_str())];
+    let pin = outer.commit(&files);
+    let (step, failure) = node.failure(with("comfyui", json!(pin)), &publisher).await;
+    let BuildError::Refused(reason) = failure else { panic!("{failure:?}") };
+    let hint = "record a commit, or a fork, whose `.gitmodules` has an https address";
+    let words = ["submodule `lib`", pin.url.as_str(), pin.commit.as_str(), "`git@forge.example:a/lib`", hint];
+    check((step, reason), PrepareStep::Code, &words);
 
     let pin = json!([{ "name": "lib", "version": "1.0", "hashes": [zeros] }]);
     let found = node.fault(with("packages", pin), &publisher).await;

@@ -1,18 +1,25 @@
 //! Upstreams that mean no good, or are broken: silent, endless, and such that lead elsewhere.
 
+use std::net::TcpListener;
+use std::time::Duration;
+
+use super::served::answering;
 use super::*;
 
-/// A server that says this much to whoever comes, and then nothing.
-fn silent(scheme: &str, says: &'static [u8]) -> GitPin {
+/// A server that says this much to whoever asks, and then nothing.
+fn silent(says: &'static [u8]) -> GitPin {
+    let mut held = Vec::new();
+    answering(move |mut stream| {
+        let _ = stream.write_all(says);
+        held.push(stream);
+    })
+}
+
+/// A server that takes connections, and never a word of TLS.
+fn silent_over_tls() -> GitPin {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let url = format!("{scheme}://{}/upstream", listener.local_addr().expect("bound"));
-    std::thread::spawn(move || {
-        let mut held = Vec::new();
-        for mut stream in listener.incoming().flatten() {
-            let _ = stream.write_all(says);
-            held.push(stream);
-        }
-    });
+    let url = format!("https://{}/upstream", listener.local_addr().expect("bound"));
+    std::thread::spawn(move || listener.incoming().flatten().collect::<Vec<_>>());
     GitPin { url: url.parse().expect("an address"), commit: "1".repeat(40).parse().expect("a commit") }
 }
 
@@ -20,12 +27,14 @@ fn silent(scheme: &str, says: &'static [u8]) -> GitPin {
 fn server_that_says_nothing_is_given_up_at_any_point() {
     const HALF: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-git-upload-pack-advertisement\r\n\
         Content-Length: 1000\r\n\r\n001e# service=git-upload-pack\n";
-    for (scheme, says) in [("http", &b""[..]), ("http", HALF), ("https", b"")] {
-        let (stores, pin) = (Stores::new(), silent(scheme, says));
+    for pin in [silent(b""), silent(HALF), silent_over_tls()] {
+        let mut stores = Stores::new();
+        let (connect, silence) = (Duration::from_secs(2), Duration::from_secs(1));
+        stores.store.patience = Patience { connect, silence, ..Patience::default() };
         let error = stores.fetch(&pin).expect_err("it is silent");
-        assert!(matches!(error, GitError::Silent { .. }), "{scheme}: {error:?}");
+        assert!(matches!(error, GitError::Silent { .. }), "{error:?}");
         let said = error.to_string();
-        let expected = [pin.url.as_str(), pin.commit.as_str(), "said nothing for 5 s", "node of the farm"];
+        let expected = [pin.url.as_str(), pin.commit.as_str(), "and said nothing for", "node of the farm"];
         assert!(expected.iter().all(|word| said.contains(word)), "{said}");
     }
 }
@@ -122,6 +131,97 @@ fn submodule_of_a_public_repository_leads_to_no_private_one() {
     check(&public, false, Some("--allow-private-origins"));
     check(&public, true, Some("a submodule of a public one"));
     check(&private, true, None);
+}
+
+#[test]
+fn public_name_that_leads_to_a_private_address_is_not_asked() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.set_nonblocking(true).expect("set");
+    let port = listener.local_addr().expect("bound").port();
+    let url = format!("https://git.example.org:{port}/upstream");
+    let pin =
+        GitPin { url: url.parse().expect("an address"), commit: "1".repeat(40).parse().expect("a commit") };
+    let mut stores = Stores::new();
+    stores.store.lookup = |_| Box::pin(async { Ok(vec!["127.0.0.1:0".parse().expect("an address")]) });
+    let error = stores.fetch_by(&pin, &Policy::default()).expect_err("it is private");
+    assert!(matches!(error, GitError::Private { .. }), "{error:?}");
+    let said = protocol::error_chain(&error);
+    let expected = [&url, "`git.example.org` leads to 127.0.0.1", "--allow-private-origins"];
+    assert!(expected.iter().all(|word| said.contains(word)), "{said}");
+    let asked = listener.accept().expect_err("nobody connects");
+    assert_eq!(asked.kind(), io::ErrorKind::WouldBlock);
+}
+
+#[test]
+fn public_name_may_lead_to_a_private_address_by_the_owners_word_alone() {
+    let check = |pin: &str, url: &str, policy: &Policy, expected: bool| {
+        let commit = "1".repeat(40).parse().expect("a commit");
+        let pin = GitPin { url: pin.parse().expect("an address"), commit };
+        let url = url.parse().expect("an address");
+        assert_eq!(fetch::may_be_private(policy, &pin, &url), expected, "{} {url}", pin.url);
+    };
+    let (office, other) = ("https://git.example.org/a", "https://other.example.org/b");
+    let brave = Policy { private_origins: true, ..Policy::default() };
+    check(office, office, &Policy::default(), false);
+    check(office, office, &brave, true);
+    // A submodule.
+    check(office, "https://git.example.org/lib", &brave, true);
+    check(office, other, &brave, false);
+    check("http://nas.local/a", other, &brave, true);
+    let hosts: std::collections::BTreeSet<String> = ["other.example.org".to_owned()].into();
+    check(office, other, &Policy { hosts: hosts.clone(), ..brave }, true);
+    check(office, other, &Policy { hosts, ..Policy::default() }, false);
+}
+
+#[test]
+fn submodule_without_an_address_that_is_followed_is_a_fault_of_the_commit() {
+    let inner = Upstream::new().commit(&[("lib.py", 0o100644, "inner\n")]);
+    let check = |modules: &str, expected: &[&str]| {
+        let (outer, stores) = (Upstream::new(), Stores::new());
+        let files = [(".gitmodules", 0o100644, modules), ("lib", 0o160000, inner.commit.as_str())];
+        let pin = outer.commit(&files);
+        let error = stores.fetch(&pin).expect_err("nobody knows where it is");
+        assert!(error.is_refusal(), "{error:?}");
+        let said = protocol::error_chain(&error);
+        let common = ["submodule `lib`", pin.url.as_str(), pin.commit.as_str(), "record a commit, or a fork"];
+        assert!(common.iter().chain(expected).all(|word| said.contains(word)), "{said}");
+    };
+    let listed = |url: &str| format!("[submodule \"lib\"]\n\tpath = lib\n\turl = {url}\n");
+    check(&listed("ssh://git@forge.example/a/b"), &["`ssh://git@forge.example/a/b`", "an https address"]);
+    check(&listed("/srv/lib"), &["`/srv/lib`"]);
+    check("[submodule \"other\"]\n\tpath = other\n\turl = https://example.org/a\n", &["no address"]);
+}
+
+#[test]
+fn list_of_branches_without_an_end_is_not_kept() {
+    let pin = answering(|mut stream| {
+        let _ = stream.write_all(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/x-git-upload-pack-advertisement\r\n\r\n\
+            001e# service=git-upload-pack\n0000",
+        );
+        let line = format!("{} refs/heads/{}\n", "1".repeat(40), "x".repeat(60_000));
+        let line = format!("{:04x}{line}", line.len() + 4);
+        while stream.write_all(line.as_bytes()).is_ok() {}
+    });
+    let error = Stores::new().fetch(&pin).expect_err("it has no end");
+    assert!(matches!(error, GitError::TooLarge { .. }), "{error:?}");
+}
+
+#[test]
+fn moved_and_missing_repositories_are_told_with_what_to_do() {
+    const MOVED: &str = "301 Moved Permanently\r\n\
+        Location: https://new.example.org/x/info/refs?service=git-upload-pack";
+    let check = |answer: &'static str, expected: &[&str]| {
+        let pin = answering(move |mut stream| {
+            let answer = format!("HTTP/1.1 {answer}\r\nContent-Length: 0\r\n\r\n");
+            let _ = stream.write_all(answer.as_bytes());
+        });
+        let said = Stores::new().fetch(&pin).expect_err("it is not there").to_string();
+        assert!(said.contains(pin.url.as_str()) && expected.iter().all(|word| said.contains(word)), "{said}");
+    };
+    check(MOVED, &["301", "it has moved to `https://new.example.org/x`", "record that address"]);
+    check("404 Not Found", &["404", "no repository is there that everybody may read"]);
+    check("200 OK\r\nContent-Type: text/html", &["200", "no git repository is there"]);
 }
 
 #[test]

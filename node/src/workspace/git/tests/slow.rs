@@ -1,0 +1,99 @@
+//! Upstreams that send something now and then, or less than anybody would wait for.
+
+use std::time::Duration;
+
+use super::served::answering;
+use super::*;
+
+/// Gives up below a thousand bytes a second.
+fn impatient() -> Stores {
+    let mut stores = Stores::new();
+    let (silence, low_speed_time) = (Duration::from_secs(30), Duration::from_secs(1));
+    stores.store.patience =
+        Patience { silence, low_speed_limit: 1000, low_speed_time, ..Patience::default() };
+    stores
+}
+
+/// The files in the store of an upstream that are not as git leaves them for good.
+fn unfinished(stores: &Stores, pin: &GitPin) -> Vec<String> {
+    let store = stores.store.repository(&pin.url).expect("made");
+    let names = walk(store.path());
+    names.into_iter().filter(|name| name.contains("_git2_") || name.ends_with(".lock")).collect()
+}
+
+fn walk(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    let below = |path: PathBuf| match path.is_dir() {
+        true => walk(&path),
+        false => vec![path.display().to_string()],
+    };
+    entries.flat_map(below).collect()
+}
+
+#[test]
+fn server_that_drips_is_given_up_wherever_it_begins_and_the_next_fetch_finds_nothing_in_its_way() {
+    let upstream = Upstream::new();
+    let made = upstream.commit(&[("main.py", 0o100644, &"text\n".repeat(10))]);
+    for method in ["GET", "POST"] {
+        let (stores, served) = (impatient(), Served::start(&upstream, true));
+        let pin = served.pin(&made);
+        served.drips.lock().expect("no panic").insert(method, Duration::from_millis(50));
+        let error = stores.fetch(&pin).expect_err("it drips");
+        assert!(matches!(error, GitError::Slow { .. }), "{method}: {error:?}");
+        let said = error.to_string();
+        let expected =
+            [pin.url.as_str(), pin.commit.as_str(), "1000 bytes a second for 1 s", "node of the farm"];
+        assert!(expected.iter().all(|word| said.contains(word)), "{said}");
+        assert!(!stores.store.holds(&pin));
+        assert_eq!(unfinished(&stores, &pin), [""; 0], "{method}");
+        served.drips.lock().expect("no panic").clear();
+        stores.fetch(&pin).expect("it has become a fast one");
+        assert_eq!(stores.checkout(&pin).expect("laid out")["main.py"], "text\n".repeat(10));
+    }
+}
+
+#[test]
+fn server_that_drips_its_very_first_line_is_given_up() {
+    let pin = answering(|mut stream| {
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nX-Drip: ");
+        while stream.write_all(b"x").is_ok() {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    });
+    let mut stores = Stores::new();
+    let (connect, silence) = (Duration::from_secs(1), Duration::from_secs(1));
+    stores.store.patience = Patience { connect, silence, ..Patience::default() };
+    let error = stores.fetch(&pin).expect_err("no answer ever begins");
+    assert!(matches!(error, GitError::Silent { .. }), "{error:?}");
+}
+
+#[test]
+fn slow_uplink_that_keeps_to_the_lowest_speed_is_waited_for() {
+    let upstream = Upstream::new();
+    let made = upstream.commit(&[("main.py", 0o100644, "text\n")]);
+    let (mut stores, served) = (impatient(), Served::start(&upstream, true));
+    stores.store.patience.low_speed_limit = 10;
+    let pin = served.pin(&made);
+    let pause = Duration::from_millis(3);
+    served.drips.lock().expect("no panic").extend([("GET", pause), ("POST", pause)]);
+    stores.fetch(&pin).expect("it comes");
+    assert_eq!(stores.checkout(&pin).expect("laid out")["main.py"], "text\n");
+}
+
+#[test]
+fn cancel_reaches_a_fetch_that_waits_for_a_byte() {
+    let upstream = Upstream::new();
+    let made = upstream.commit(&[("main.py", 0o100644, "text\n")]);
+    let (stores, served) = (Stores::new(), Served::start(&upstream, true));
+    let pin = served.pin(&made);
+    served.drips.lock().expect("no panic").insert("GET", Duration::from_secs(3600));
+    let fetched = std::thread::scope(|scope| {
+        let fetching = scope.spawn(|| stores.fetch(&pin));
+        while served.requests.load(Ordering::Relaxed) == 0 && !fetching.is_finished() {
+            std::thread::yield_now();
+        }
+        stores.cancel.cancel();
+        fetching.join().expect("no panic")
+    });
+    assert!(matches!(fetched, Err(GitError::Canceled)), "{fetched:?}");
+}

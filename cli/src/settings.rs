@@ -219,7 +219,7 @@ impl ManagedSettings {
         let hosts = first_given(arguments.code_host, table.allow_code_host.clone());
         let policy = Policy {
             trust_farm: !arguments.no_trust_farm && table.trust_farm.unwrap_or(true),
-            hosts: hosts.into_iter().collect(),
+            hosts: hosts.into_iter().map(|host| host.to_ascii_lowercase()).collect(),
             pickle: arguments.allow_pickle || table.allow_pickle,
             install_scripts: arguments.allow_install_scripts || table.allow_install_scripts,
             private_origins,

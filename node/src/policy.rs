@@ -3,6 +3,7 @@
 //! Judged on the lockfile alone, before anything that it names is fetched. Not here: how a process of a
 //! bundle is kept in its place.
 
+mod hosts;
 mod publishers;
 
 use std::collections::BTreeSet;
@@ -10,7 +11,10 @@ use std::fmt;
 
 use protocol::{CustomNode, LockedModel, Lockfile, PublisherKey, SignatureError};
 
+pub use hosts::CodeSource;
 pub use publishers::{TrustedPublishers, TrustedPublishersError};
+
+use crate::workspace::python::Indexes;
 
 /// The endings of files that hold no code: weights, settings, words, letters and pictures.
 const HARMLESS: [&str; 15] = [
@@ -36,7 +40,8 @@ const HARMLESS: [&str; 15] = [
 pub struct Policy {
     /// Whether what is deployed in the farm with a key of scope `deploy` runs. Defaults to true.
     pub trust_farm: bool,
-    /// The only hosts that code is fetched from; any public one where it is empty. Defaults to empty.
+    /// The only hosts that code is fetched from, besides the package indexes; any public one where it is empty.
+    /// Defaults to empty.
     pub hosts: BTreeSet<String>,
     /// Whether models may be pickles, which run code as they are loaded. Defaults to false.
     pub pickle: bool,
@@ -72,12 +77,12 @@ pub enum PolicyRefusal {
     Publisher(PublisherKey),
     /// Code would come from elsewhere than is allowed.
     #[error(
-        "it takes code from `{host}`, and this node takes it from {} only (`--allow-code-host`)",
-        list(allowed)
+        "{} comes from `{}`, and this node takes code from {} only: its owner can start it with `--allow-code-host {}`",
+        code.what, code.host, list(allowed), code.host
     )]
     Host {
-        /// From where.
-        host: String,
+        /// What, and from where.
+        code: CodeSource,
         /// From where it may.
         allowed: Vec<String>,
     },
@@ -105,27 +110,25 @@ fn list(hosts: &[String]) -> String {
 }
 
 impl Policy {
-    /// Judges a lockfile; `farm` is the key with which the farm signs, `trusted` what the owner added.
+    /// Judges a lockfile; `farm` is the key with which the farm signs, `trusted` what the owner added, `indexes` those
+    /// that packages come from on this node.
     pub fn judge(
         &self,
         lockfile: &Lockfile,
         farm: PublisherKey,
         trusted: &TrustedPublishers,
+        indexes: &Indexes,
     ) -> Result<(), PolicyRefusal> {
         self.check(lockfile.verify()?, farm, trusted)?;
-        let allowed = || self.hosts.iter().cloned().collect();
-        for host in code_hosts(lockfile) {
-            if !self.allows_host(&host) {
-                return Err(PolicyRefusal::Host { host, allowed: allowed() });
-            }
-        }
+        self.judge_hosts(lockfile, indexes)?;
         let carried = |node: &CustomNode| match node {
             CustomNode::Carried { name, .. } => Some(name.to_string()),
             _ => None,
         };
         let carried = lockfile.custom_nodes.iter().find_map(carried);
         if let Some(node) = carried.filter(|_| !self.hosts.is_empty()) {
-            return Err(PolicyRefusal::Carried { node, allowed: allowed() });
+            let allowed = self.hosts.iter().cloned().collect();
+            return Err(PolicyRefusal::Carried { node, allowed });
         }
         let mut models = lockfile.models.iter().filter(|model| !model.disabled);
         match models.find(|model| !self.pickle && may_be_pickle(model)) {
@@ -146,11 +149,6 @@ impl Policy {
             false => Err(PolicyRefusal::Publisher(publisher)),
         }
     }
-
-    /// Whether code may come from this host.
-    pub fn allows_host(&self, host: &str) -> bool {
-        self.hosts.is_empty() || self.hosts.contains(host)
-    }
 }
 
 /// Whether a file could run code as it is loaded.
@@ -164,16 +162,6 @@ fn may_be_pickle(model: &LockedModel) -> bool {
     !is_harmless && !is_word_of_hub && model.size > 0
 }
 
-/// The hosts that a lockfile takes code from.
-fn code_hosts(lockfile: &Lockfile) -> BTreeSet<String> {
-    let node = |node: &CustomNode| match node {
-        CustomNode::Git { url, disabled: false, .. } => Some(url.host()),
-        _ => None,
-    };
-    let comfyui = lockfile.comfyui.iter().map(|pin| pin.url.host());
-    comfyui.chain(lockfile.custom_nodes.iter().filter_map(node)).collect()
-}
-
 impl fmt::Display for Policy {
     /// For the terms that the owner agrees to.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -185,7 +173,11 @@ impl fmt::Display for Policy {
         ))?;
         match self.hosts.is_empty() {
             true => f.write_str("; code from any public host")?,
-            false => write!(f, "; code from {} only", list(&self.hosts.iter().cloned().collect::<Vec<_>>()))?,
+            false => write!(
+                f,
+                "; code from {} only, and packages from their indexes",
+                list(&self.hosts.iter().cloned().collect::<Vec<_>>())
+            )?,
         }
         f.write_str(yes(self.pickle, "; models of any kind", "; no pickled models"))?;
         f.write_str(yes(self.install_scripts, "; install scripts run", "; no install scripts"))?;
@@ -220,7 +212,7 @@ mod tests {
         const MODEL: &str = "models/vae/a.safetensors";
         let farm = key(1);
         let judge = |policy: &Policy, lockfile: &Lockfile, trusted: &[PublisherKey]| {
-            policy.judge(lockfile, farm, &trusted.iter().copied().collect())
+            policy.judge(lockfile, farm, &trusted.iter().copied().collect(), &Indexes::default())
         };
         let policy = Policy::default();
         assert_eq!(judge(&policy, &signed(1, MODEL), &[]), Ok(()));
@@ -245,7 +237,7 @@ mod tests {
         }
         let narrow = Policy { hosts: ["git.example.org".to_owned()].into(), ..Policy::default() };
         let refused = judge(&narrow, &signed(1, MODEL), &[]).expect_err("another host");
-        assert!(refused.to_string().contains("`github.com`"), "{refused}");
+        assert!(refused.to_string().contains("ComfyUI comes from `github.com`"), "{refused}");
 
         let mut carrying = signed(1, MODEL);
         carrying.custom_nodes.push(CustomNode::Carried {

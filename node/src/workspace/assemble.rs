@@ -32,7 +32,7 @@ use super::python::UvConfig;
 use super::record::WorkspaceRecord;
 use super::shelf::Whole;
 use crate::os::file::tells_full_disk;
-use crate::policy::{Policy, TrustedPublishers};
+use crate::policy::{Policy, PolicyRefusal, TrustedPublishers};
 
 /// Makes workspaces on this machine.
 pub struct Assembler {
@@ -61,6 +61,11 @@ fn failed(error: impl std::error::Error) -> BuildError {
     let reason = if reason.contains(FULL) { reason } else { format!("{FULL}: {reason}") };
     let hint = "`comfy-farm workspace rm` and `comfy-farm blob gc` make room; it is tried again later";
     BuildError::Failed(format!("{reason} ({hint})"))
+}
+
+/// What the owner's policy does not allow.
+fn refused(refusal: PolicyRefusal) -> BuildError {
+    BuildError::Refused(error_chain(&refusal))
 }
 
 /// Does what blocks on a thread that may.
@@ -146,8 +151,7 @@ impl Assembler {
             return Err(BuildError::Failed("the lockfile that came is another one".to_owned()));
         }
         let trusted = TrustedPublishers::load(&self.data).map_err(failed)?;
-        let judged = self.policy.judge(&lockfile, farm, &trusted);
-        judged.map_err(|refusal| BuildError::Refused(error_chain(&refusal)))?;
+        self.policy.judge(&lockfile, farm, &trusted, &self.uv.indexes).map_err(refused)?;
         Ok(lockfile)
     }
 

@@ -196,9 +196,7 @@ impl GitUrl {
     pub fn host(&self) -> String {
         match self.0.split_once("://") {
             Some(("file", _)) | None => "localhost".to_owned(),
-            Some((_, rest)) => {
-                rest.split(['/', '?', '#', ':']).next().unwrap_or_default().to_ascii_lowercase()
-            }
+            Some((_, rest)) => host(rest),
         }
     }
 
@@ -221,9 +219,20 @@ fn https_of_ssh(text: &str) -> Option<String> {
 impl HttpsUrl {
     /// The host, in lower case and without a port.
     pub fn host(&self) -> String {
-        let rest = &self.0["https://".len()..];
-        rest.split(['/', '?', '#', ':']).next().unwrap_or_default().to_ascii_lowercase()
+        host(&self.0["https://".len()..])
     }
+}
+
+impl WebUrl {
+    /// The host, in lower case and without a port.
+    pub fn host(&self) -> String {
+        host(self.0.split_once("://").map_or("", |(_, rest)| rest))
+    }
+}
+
+/// The host at the beginning of what follows a URL's scheme.
+fn host(rest: &str) -> String {
+    rest.split(['/', '?', '#', ':']).next().unwrap_or_default().to_ascii_lowercase()
 }
 
 /// A name with a dot that is no address and none that only a home or office network knows.

@@ -9,7 +9,7 @@ use protocol::{BlobHash, EnvironmentLock, EnvironmentSpec, Lockfile, PrepareStep
 use tokio_util::sync::CancellationToken;
 
 use super::files::Files;
-use super::{Assembler, failed};
+use super::{Assembler, failed, refused};
 use crate::os::file::replace;
 use crate::workspace::code::CodeTree;
 use crate::workspace::log::PrepareLog;
@@ -72,6 +72,7 @@ impl Assembler {
         private: Option<&Private>,
     ) -> Result<Option<Environment>, BuildError> {
         let Some(lock) = known.environment(&self.spec(lockfile)) else { return Ok(None) };
+        self.policy.judge_lock(lock, &self.uv.indexes).map_err(refused)?;
         let environments = self.environments(log, cancel).await?;
         match environments.build(lock, private, *files, log, cancel).await {
             // Another system of the same platform can be older.
@@ -92,6 +93,11 @@ impl Assembler {
         let environments = self.environments(log, cancel).await?;
         let spec = self.spec(lockfile);
         let asks = asks(tree).map_err(failed)?;
+        // Before uv asks them.
+        for ask in &asks {
+            let sources = ask.sources(&spec).map_err(failed)?;
+            self.policy.judge_packages(sources, &self.uv.indexes).map_err(refused)?;
+        }
         let kept = self.root.join("locks").join(format!("{}.json", lock_name(&spec, &asks)));
         // Building a source runs its code, as an install script does.
         let build_sources = self.policy.install_scripts;
@@ -105,6 +111,7 @@ impl Assembler {
                 lock
             }
         };
+        self.policy.judge_lock(&lock, &self.uv.indexes).map_err(refused)?;
         let private = private(lockfile, tree).filter(|_| self.policy.install_scripts);
         environments.build(&lock, private.as_ref(), *files, log, cancel).await.map_err(failed)
     }

@@ -3,9 +3,10 @@
 //! Pure. Only names, versions and archives are taken from it: which index is asked, and which files of this
 //! machine are read, is never a stranger's to say. Not here: whether the asks go together.
 
-use protocol::{EnvironmentSpec, normalized};
+use protocol::{EnvironmentSpec, GitUrl, HttpsUrl, normalized};
 
 use super::PythonError;
+use crate::policy::CodeSource;
 
 /// One `requirements.txt`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,10 +22,19 @@ pub struct Ask {
 pub(super) struct Requirement {
     /// The package's name, as indexes compare it.
     pub(super) name: String,
-    /// Whether it names an archive or repository and no version.
-    pub(super) is_url: bool,
+    /// Where it comes from, where it names that and no version.
+    pub(super) origin: Option<Origin>,
     /// The line as PEP 508 writes it.
     pub(super) text: String,
+}
+
+/// What a package comes from that no index has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// An archive.
+    Archive(HttpsUrl),
+    /// A repository, with what is wanted of it behind an `@`.
+    Repository(GitUrl),
 }
 
 /// What a file asks for, and its lines that are not obeyed.
@@ -45,6 +55,22 @@ impl Ask {
             !has_extra && spec.packages.iter().any(|package| normalized(package.name.as_str()) == asked.name)
         };
         self.read().is_ok_and(|asked| asked.requirements.iter().all(is_pinned))
+    }
+
+    /// What it takes from elsewhere than an index. Where a package is pinned, the pin stands.
+    pub fn sources(&self, spec: &EnvironmentSpec) -> Result<Vec<CodeSource>, PythonError> {
+        let is_pinned = |asked: &Requirement| {
+            spec.packages.iter().any(|package| normalized(package.name.as_str()) == asked.name)
+        };
+        let source = |asked: &Requirement| {
+            let host = match asked.origin.as_ref()? {
+                Origin::Archive(url) => url.host(),
+                Origin::Repository(url) => url.host(),
+            };
+            Some(CodeSource { what: format!("package `{}` of `{}`", asked.name, self.from), host })
+        };
+        let asked = self.read()?.requirements;
+        Ok(asked.iter().filter(|asked| !is_pinned(asked)).filter_map(source).collect())
     }
 
     /// Reads it.
@@ -95,11 +121,15 @@ impl Requirement {
             .strip_prefix(|c| c == '[')
             .and_then(|rest| rest.split_once(']'))
             .map_or(rest, |(_, rest)| rest);
-        let url = url.trim_start().strip_prefix('@').map(str::trim);
-        if let Some(url) = url {
-            is_taken(url)?;
-        }
-        Ok(Self { name: normalized(name), is_url: url.is_some(), text: https(text) })
+        // A marker may stand behind it.
+        let url = url.trim_start().strip_prefix('@').and_then(|url| url.split_whitespace().next());
+        let origin = url.map(Origin::read).transpose()?;
+        let text = match (&origin, url) {
+            // Its ssh address was read as the https one.
+            (Some(Origin::Repository(read)), Some(url)) => text.replacen(url, &format!("git+{read}"), 1),
+            _ => text.to_owned(),
+        };
+        Ok(Self { name: normalized(name), origin, text })
     }
 
     /// A bare repository, which must say what package it is.
@@ -112,18 +142,15 @@ impl Requirement {
     }
 }
 
-fn is_taken(url: &str) -> Result<(), &'static str> {
-    let known = ["https://", "git+https://", "git+ssh://git@github.com/", "git+ssh://git@gitlab.com/"];
-    if known.iter().any(|scheme| url.starts_with(scheme)) {
-        return Ok(());
+impl Origin {
+    fn read(url: &str) -> Result<Self, &'static str> {
+        let read = match url.strip_prefix("git+") {
+            // What strangers wrote into theirs is no reason to look about in the owner's network.
+            Some(url) => url.parse().ok().filter(GitUrl::is_public).map(Self::Repository),
+            None => url.parse().ok().map(Self::Archive),
+        };
+        read.ok_or("only https addresses of public hosts are, and ssh of known forges is read as https")
     }
-    Err("only https is spoken, and ssh of github.com and gitlab.com is read as https")
-}
-
-/// Repositories of known forges are there over https as well, with no key.
-fn https(text: &str) -> String {
-    text.replace("git+ssh://git@github.com/", "git+https://github.com/")
-        .replace("git+ssh://git@gitlab.com/", "git+https://gitlab.com/")
 }
 
 fn without_comment(line: &str) -> &str {
@@ -160,7 +187,7 @@ mod tests {
         let text = "\u{feff}# ComfyUI\r\ntorch\r\nTransformers>=4.50.3 # newer\nkornia>=0.7.1;python_version>'3'\n\
             --extra-index-url https://evil.example/simple\n-r more.txt\n\npydantic~=2.0 --hash=sha256:00\n\
             some[extra]>=1,\\\n<2\nlong @ https://example.org/long-1-py3-none-any.whl\n\
-            sam @ git+ssh://git@github.com/a/sam.git@abc\ngit+https://github.com/a/clip.git#egg=clip\n";
+            sam @ git+ssh://git@codeberg.org/a/sam.git@abc ; python_version>'3'\ngit+https://github.com/a/clip.git#egg=clip\n";
         let asked = ask(text).expect("it is taken");
         let texts: Vec<&str> =
             asked.requirements.iter().map(|requirement| requirement.text.as_str()).collect();
@@ -173,12 +200,23 @@ mod tests {
                 "pydantic~=2.0",
                 "some[extra]>=1, <2",
                 "long @ https://example.org/long-1-py3-none-any.whl",
-                "sam @ git+https://github.com/a/sam.git@abc",
+                "sam @ git+https://codeberg.org/a/sam.git@abc ; python_version>'3'",
                 "clip @ git+https://github.com/a/clip.git",
             ]
         );
         assert_eq!(asked.requirements[1].name, "transformers");
-        assert!(asked.requirements[5].is_url && !asked.requirements[4].is_url);
+        let hosts = |pinned: &str| {
+            let lockfile = format!(r#"{{"format":1,"packages":[{{"name":"{pinned}","version":"1"}}]}}"#);
+            let lockfile = Lockfile::parse(lockfile.as_bytes()).expect("a lockfile");
+            let spec = EnvironmentSpec::of(&lockfile, "linux-x86_64", Accelerator::Cpu);
+            let ask = Ask { from: "x/requirements.txt".to_owned(), text: text.to_owned() };
+            let sources = ask.sources(&spec).expect("it is taken");
+            sources.into_iter().map(|source| format!("{}: {}", source.what, source.host)).collect::<Vec<_>>()
+        };
+        let of = |name: &str, host: &str| format!("package `{name}` of `x/requirements.txt`: {host}");
+        let long = of("long", "example.org");
+        assert_eq!(hosts("torch"), [long.clone(), of("sam", "codeberg.org"), of("clip", "github.com")]);
+        assert_eq!(hosts("Sam"), [long, of("clip", "github.com")], "a pin stands");
         assert_eq!(asked.ignored, ["--extra-index-url https://evil.example/simple", "-r more.txt"]);
     }
 
@@ -191,6 +229,11 @@ mod tests {
             "https://example.org/a.whl",
             "git+https://github.com/a/b.git",
             "a @ file:///etc/passwd",
+            "a @ git+file:///etc",
+            "a @ https://github.com@evil.example/a.whl",
+            "a @ https://github.com\\@evil.example/a.whl",
+            "a @ https://10.0.0.1/a.whl",
+            "a @ git+https://printer.local/a.git",
             "a @ git+ssh://git@forge.example/a.git",
             "two words",
         ] {

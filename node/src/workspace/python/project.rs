@@ -73,10 +73,10 @@ impl Project {
         }
         for ask in asks {
             // The recorded version was what ran, wherever a custom node would have it from.
-            if ask.is_url && pins.contains_key(&ask.name) {
+            if ask.origin.is_some() && pins.contains_key(&ask.name) {
                 continue;
             }
-            if is_torch_family(&ask.name) && !ask.is_url {
+            if is_torch_family(&ask.name) && ask.origin.is_none() {
                 sources.add(&ask.name, indexes.of_build(build));
             }
             dependencies.push(ask.text.clone());
@@ -151,6 +151,7 @@ impl Sources {
 mod tests {
     use protocol::{Accelerator, Lockfile};
 
+    use super::super::ask::Origin;
     use super::*;
 
     fn spec(packages: &str) -> EnvironmentSpec {
@@ -167,15 +168,15 @@ mod tests {
             {"name":"odd","version":"1","index":"https://packages.example.org/simple"}]"#,
         );
         let pins = pins(&spec).expect("no package twice");
-        let ask = |name: &str, text: &str, is_url| Requirement {
+        let ask = |name: &str, text: &str, origin: Option<&str>| Requirement {
             name: name.to_owned(),
-            is_url,
+            origin: origin.map(|url| Origin::Archive(url.parse().expect("an address"))),
             text: text.to_owned(),
         };
         let asks = [
-            ask("torchvision", "torchvision", false),
-            ask("pillow", "pillow @ https://example.org/p.whl", true),
-            ask("tqdm", "tqdm>=4", false),
+            ask("torchvision", "torchvision", None),
+            ask("pillow", "pillow @ https://example.org/p.whl", Some("https://example.org/p.whl")),
+            ask("tqdm", "tqdm>=4", None),
         ];
         let project = Project::new(&pins, &asks, "3.11", &Indexes::default(), "cpu");
         let expected = r#"[project]

@@ -33,7 +33,25 @@ impl Default for Indexes {
     }
 }
 
+/// Where the public indexes keep their files.
+const FILE_HOSTS: [&str; 2] = ["files.pythonhosted.org", "download-r2.pytorch.org"];
+
 impl Indexes {
+    /// Whether packages come from this host unless they say otherwise: that of one of these indexes, or of a public one,
+    /// from which another node may have had them.
+    pub(crate) fn has_host(&self, host: &str) -> bool {
+        let indexes = [self.packages.as_str(), PACKAGE_INDEX, TORCH_INDEX];
+        let indexes = indexes.into_iter().chain(self.torch.as_deref());
+        let is_host = |index: &str| {
+            let authority =
+                index.split("://").nth(1).unwrap_or_default().split('/').next().unwrap_or_default();
+            // The owner's own may have a name and a password in it.
+            let named = authority.rsplit('@').next().unwrap_or_default().split(':').next();
+            named.is_some_and(|named| named.eq_ignore_ascii_case(host))
+        };
+        FILE_HOSTS.contains(&host) || indexes.into_iter().any(is_host)
+    }
+
     /// The index of a build of torch (empty: the plain one).
     pub(super) fn of_build(&self, build: &str) -> Option<String> {
         let torch = self.torch.as_ref()?;
@@ -128,6 +146,20 @@ mod tests {
         check("cu128", "cpu", &["cpu"]);
         let own = Indexes { torch: None, ..Indexes::default() };
         assert_eq!(own.builds("cu124", Accelerator::Cpu), [""]);
+    }
+
+    #[test]
+    fn hosts_of_indexes_are_those_of_the_owner_and_the_public_ones() {
+        let own = Indexes {
+            packages: "https://me:secret@Mirror.example:8443/simple".to_owned(),
+            torch: Some("http://torch.example/whl".to_owned()),
+        };
+        for host in ["mirror.example", "torch.example", "pypi.org", "files.pythonhosted.org"] {
+            assert!(own.has_host(host), "{host}");
+        }
+        for host in ["", "me", "example", "evil.example"] {
+            assert!(!own.has_host(host), "{host}");
+        }
     }
 
     #[test]

@@ -125,6 +125,55 @@ async fn each_fault_has_its_step_its_source_and_a_hint_and_the_node_goes_on() {
     assert!(made.expect("the node is sound").comfyui.join("main.py").is_file());
 }
 
+#[tokio::test]
+async fn packages_from_hosts_that_the_owner_does_not_allow_are_refused_wherever_they_are_named() {
+    let (comfyui, nodes) = (Upstream::new(), Upstream::new());
+    let main = comfyui.commit(&[("main.py", 0o100644, "run\n")]);
+    let asking =
+        nodes.commit(&[("requirements.txt", 0o100644, "lib\nodd @ https://evil.example/odd-1.whl\n")]);
+    let index = Index::serve(vec![wheel("lib", "1.0", &[])]).await;
+    let farm = Farm::new();
+    let Some(mut node) = Node::start(&farm, &index, None).await else { return };
+    // Where the repositories of this test are.
+    node.assembler.policy.hosts = ["localhost".to_owned()].into();
+    let publisher = key();
+    let pinning = |packages: serde_json::Value, custom_nodes: serde_json::Value| {
+        lockfile(json!({
+            "format": 1, "python": "3.11", "comfyui": main, "packages": packages, "custom_nodes": custom_nodes,
+        }))
+    };
+    let hint = ["`evil.example`", "from `localhost` only", "`--allow-code-host evil.example`"];
+
+    let url = json!([{ "name": "odd", "url": "https://evil.example/odd-1.whl" }]);
+    let found = node.fault(pinning(url, json!([])), &publisher).await;
+    check(found, PrepareStep::Lockfile, &[&["package `odd` comes from"], &hint[..]].concat());
+
+    let custom = json!([{ "from": "git", "url": asking.url, "commit": asking.commit, "disabled": false }]);
+    let found = node.fault(pinning(json!([]), custom), &publisher).await;
+    check(found, PrepareStep::Python, &[&["package `odd` of `ComfyUI/custom_nodes/"], &hint[..]].concat());
+
+    // What another node of the farm found is judged as well.
+    let mut good = pinning(json!([{ "name": "lib", "version": "1.0" }]), json!([]));
+    good.sign(publisher.signing_key());
+    let store = node.exchange.store();
+    let document = store.import_bytes(&good.to_canonical_json()).await.expect("there is room");
+    let mut want = wanted(&good, document, &node);
+    let steps = Steps::new(Shelf::new(node.assembler.root.join("ready")), want.lockfile);
+    let (farm, cancel) = (PublisherKey(publisher.peer().0), CancellationToken::new());
+    let assemble = async |want: &WantedWorkspace| node.assembler.assemble(want, farm, &steps, &cancel).await;
+    let whole = assemble(&want).await.expect("the index of the node is allowed");
+    let resolution = whole.resolution.expect("it is the first");
+    let resolution = store.read_all(resolution.hash, resolution.size).await.expect("it is here");
+    let mut resolution = Resolution::parse(&resolution).expect("a resolution");
+    resolution.environments[0].wheels[0].file.urls =
+        vec!["https://evil.example/lib.whl".parse().expect("an address")];
+    resolution.sign(publisher.signing_key());
+    want.resolution = Some(store.import_bytes(&resolution.to_canonical_json()).await.expect("there is room"));
+    let refused = assemble(&want).await.map(|_| ()).expect_err("it names another host");
+    let BuildError::Refused(reason) = refused else { panic!("{refused:?}") };
+    assert!(hint.iter().all(|word| reason.contains(word)), "{reason}");
+}
+
 /// A file system of 8 MiB.
 struct SmallDisk(PathBuf);
 

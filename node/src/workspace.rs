@@ -49,6 +49,14 @@ impl Workspace {
         (self.code, self.environment) == (other.code, other.environment)
     }
 
+    /// Whether this custom node has an install script that was not run. They are run in a copy of the code tree, within
+    /// the environment.
+    pub(crate) fn skipped_install_script(&self, node: &str) -> bool {
+        let environment = self.python.ancestors().nth(2);
+        let has_run = environment.is_some_and(|environment| self.comfyui.starts_with(environment));
+        !has_run && self.comfyui.join("custom_nodes").join(node).join(python::INSTALL_SCRIPT).is_file()
+    }
+
     /// What all workspaces of its code and environment, and no others, are called by.
     pub fn program(&self) -> String {
         program(self.code, self.environment)

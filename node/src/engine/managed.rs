@@ -8,6 +8,7 @@
 mod door;
 mod download;
 mod folders;
+mod imports;
 mod log;
 mod process;
 mod served;
@@ -305,6 +306,9 @@ impl Slot {
             })?;
             let process = self.launch.start(served, cancel).await.map_err(|error| match error {
                 StartError::Canceled => canceled(),
+                error @ StartError::Undeclared { .. } => {
+                    RunError::new(RunErrorKind::UndeclaredFile, error.to_string())
+                }
                 error => RunError::new(RunErrorKind::EngineUnavailable, protocol::error_chain(&error)),
             })?;
             place.process = Some(process);

@@ -1,6 +1,8 @@
-//! A download that walls stopped: which file an op wanted at run time that its lockfile does not name.
+//! A download that walls stopped: which file or package code wanted that its lockfile does not name.
 //!
 //! Pure; reads the words of exceptions as Python's libraries write them. Not here: the walls.
+
+use std::fmt;
 
 use protocol::{RunError, RunErrorKind};
 
@@ -20,23 +22,73 @@ const NO_NETWORK: [&str; 9] = [
 /// The longest URL that is shown.
 const LONGEST: usize = 500;
 
-/// The error of a run whose op wanted to download something, if that is what this one is. `said` are the lines of the
-/// process during the run.
+/// What pip says last where a package is nowhere to be had.
+const NO_PACKAGE: &str = "No matching distribution found for ";
+/// How an exception begins that a failed installation ends in, at once or where the package is imported.
+const NO_INSTALL: [&str; 3] = ["CalledProcessError", "ModuleNotFoundError", "ImportError"];
+
+/// What code wanted from the network that there is not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Blocked {
+    /// A file, at this address if that was to be seen.
+    File(Option<String>),
+    /// A Python package.
+    Package(String),
+}
+
+impl fmt::Display for Blocked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(Some(url)) => write!(f, "download `{url}`"),
+            Self::File(None) => f.write_str("download a file"),
+            Self::Package(name) => write!(f, "install package `{name}`"),
+        }
+    }
+}
+
+impl Blocked {
+    /// What to do about it.
+    pub(super) fn hint(&self) -> &'static str {
+        match self {
+            Self::File(_) => {
+                "pack it again with `comfy-farm pack --trace`, which runs the workflow once and records what it \
+                 fetches, and deploy that"
+            }
+            Self::Package(_) => {
+                "install it where the workflow was made, pack that again with `comfy-farm pack`, which records every \
+                 package, and deploy that"
+            }
+        }
+    }
+}
+
+/// What was wanted by code that failed with these words after it `said` these lines; `None` where it failed for another
+/// reason.
+pub(super) fn blocked(failed: &[&str], said: &[String]) -> Option<Blocked> {
+    let has = |words: &[&str]| words.iter().any(|words| failed.iter().any(|text| text.contains(words)));
+    let package = said.iter().rev().find_map(|line| line.split_once(NO_PACKAGE));
+    if let Some((_, name)) = package.filter(|_| has(&NO_INSTALL)) {
+        return Some(Blocked::Package(name.trim().chars().take(LONGEST).collect()));
+    }
+    if !has(&NO_NETWORK) {
+        return None;
+    }
+    let (first, others) = failed.split_first()?;
+    let texts = std::iter::once(*first).chain(said.iter().rev().map(String::as_str));
+    let mut texts: Vec<&str> = texts.chain(others.iter().copied()).collect();
+    let url = texts.iter().copied().find_map(pool_in).or_else(|| texts.drain(..).find_map(url_in));
+    Some(Blocked::File(url))
+}
+
+/// The error of a run whose op wanted something from the network, if that is what this one is. `said` are the lines of
+/// the process during the run.
 pub(super) fn undeclared(error: &RunError, said: &[String]) -> Option<RunError> {
     let op = error.op.as_ref().filter(|_| error.kind == RunErrorKind::OpFailed)?;
     let traceback = op.traceback.as_deref().unwrap_or_default();
-    if !NO_NETWORK.iter().any(|words| error.detail.contains(words) || traceback.contains(words)) {
-        return None;
-    }
-    let texts =
-        [error.detail.as_str()].into_iter().chain(said.iter().rev().map(String::as_str)).chain([traceback]);
-    let url = texts.clone().find_map(url_in).or_else(|| texts.clone().find_map(pool_in));
-    let what = url.map_or_else(|| "a file".to_owned(), |url| format!("`{url}`"));
-    let (id, class) = (&op.id, &op.class);
+    let wanted = blocked(&[&error.detail, traceback], said)?;
+    let (id, class, hint) = (&op.id, &op.class, wanted.hint());
     let detail = format!(
-        "op `{id}` ({class}) wants to download {what}, which the lockfile does not name, and runs have no network: \
-         pack it again with `comfy-farm pack --trace`, which runs the workflow once and records what it fetches, and \
-         deploy that"
+        "op `{id}` ({class}) wants to {wanted}, which the lockfile does not name, and runs have no network: {hint}"
     );
     Some(RunError { kind: RunErrorKind::UndeclaredFile, detail, op: error.op.clone() })
 }
@@ -70,7 +122,7 @@ mod tests {
         assert_eq!(found.is_some(), expected.is_some(), "{detail}");
         if let (Some(found), Some(expected)) = (found, expected) {
             assert_eq!(found.kind, RunErrorKind::UndeclaredFile);
-            assert!(found.detail.contains(&format!("wants to download {expected},")), "{}", found.detail);
+            assert!(found.detail.contains(&format!("wants to {expected},")), "{}", found.detail);
         }
     }
 
@@ -78,14 +130,23 @@ mod tests {
     fn downloads_are_told_with_their_addresses() {
         let urllib = "raised urllib.error.URLError: <urlopen error [Errno -2] Name or service not known>";
         let line = "Downloading: \"https://dl.example.org/vgg.pth\" to /x/vgg.pth";
-        check(urllib, "", &["got prompt", line], Some("`https://dl.example.org/vgg.pth`"));
-        check(urllib, "", &["got prompt"], Some("a file"));
+        check(urllib, "", &["got prompt", line], Some("download `https://dl.example.org/vgg.pth`"));
+        check(urllib, "", &["got prompt"], Some("download a file"));
         let requests = "raised requests.exceptions.ConnectionError: HTTPSConnectionPool(host='hub.example.org', \
                         port=443): Max retries exceeded with url: /a/b.bin (Caused by NameResolutionError(…))";
-        check(requests, "", &[], Some("`https://hub.example.org/a/b.bin`"));
+        check(requests, "", &[], Some("download `https://hub.example.org/a/b.bin`"));
         let hub =
             "raised huggingface_hub.errors.LocalEntryNotFoundError: An error happened while trying to locate";
-        check(hub, "requests.get('https://huggingface.co/x/y')", &[], Some("`https://huggingface.co/x/y`"));
+        let pip =
+            "raised subprocess.CalledProcessError: Command '['python', '-m', 'pip', …]' returned non-zero";
+        check(pip, "", &["ERROR: No matching distribution found for rembg"], Some("install package `rembg`"));
+        check(pip, "", &["got prompt"], None);
+        check(
+            hub,
+            "requests.get('https://huggingface.co/x/y')",
+            &[],
+            Some("download `https://huggingface.co/x/y`"),
+        );
     }
 
     #[test]

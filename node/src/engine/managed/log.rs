@@ -1,7 +1,6 @@
-//! What a ComfyUI process says: a file for people, its last lines for errors, and what it says of nodes that did not
-//! import.
+//! What a ComfyUI process says: a file for people, and its last lines for errors.
 //!
-//! Not here: reading its pipes.
+//! Not here: reading its pipes, and what the lines tell.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -11,6 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use protocol::RunId;
 use tracing::debug;
+
+use super::imports::{FailedImport, failed_imports};
 
 /// How many lines are kept in memory: those of a start with many custom nodes, with a traceback or two.
 const LINES: usize = 2_000;
@@ -77,6 +78,11 @@ impl ProcessLog {
         written.lines.range(written.lines.len() - written.of_run..).cloned().collect()
     }
 
+    /// All lines that are kept.
+    pub(super) fn all(&self) -> Vec<String> {
+        self.written().lines.iter().cloned().collect()
+    }
+
     /// The last lines, for an error.
     pub(super) fn tail(&self) -> String {
         let written = self.written();
@@ -85,7 +91,7 @@ impl ProcessLog {
     }
 
     /// What it says of custom nodes that did not import.
-    pub(super) fn failed_imports(&self) -> Vec<String> {
+    pub(super) fn failed_imports(&self) -> Vec<FailedImport> {
         failed_imports(self.written().lines.make_contiguous())
     }
 
@@ -94,46 +100,9 @@ impl ProcessLog {
     }
 }
 
-/// Each `Cannot import … module for custom nodes: …` with the traceback that stands before it.
-fn failed_imports(lines: &[String]) -> Vec<String> {
-    const TRACEBACK: &str = "Traceback (most recent call last):";
-    let mut failed = Vec::new();
-    let mut traceback: Option<usize> = None;
-    for (number, line) in lines.iter().enumerate() {
-        if line.starts_with(TRACEBACK) {
-            // The first of a chain (`During handling of the above exception …`) tells the cause.
-            traceback = traceback.or(Some(number));
-        } else if line.starts_with("Cannot import ") {
-            let from = traceback.take().unwrap_or(number);
-            let words = lines[from..=number].iter().map(String::as_str).filter(|line| !line.is_empty());
-            failed.push(words.collect::<Vec<_>>().join("\n"));
-        }
-    }
-    failed
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn failed_imports_are_told_with_their_tracebacks() {
-        let lines = "Starting server
-Traceback (most recent call last):
-  File \"nodes.py\", line 2131, in load_custom_node
-ModuleNotFoundError: No module named 'nowhere'
-
-Cannot import /x/custom_nodes/bad module for custom nodes: No module named 'nowhere'
-
-Import times for custom nodes:
-   0.0 seconds (IMPORT FAILED): /x/custom_nodes/bad";
-        let lines: Vec<String> = lines.lines().map(str::to_owned).collect();
-        let failed = failed_imports(&lines);
-        assert_eq!(failed.len(), 1);
-        assert!(failed[0].starts_with("Traceback") && failed[0].ends_with("'nowhere'"), "{failed:?}");
-        assert!(failed[0].contains("nodes.py"), "{failed:?}");
-        assert!(failed_imports(&lines[..1]).is_empty());
-    }
 
     #[test]
     fn lines_are_kept_with_the_run_that_they_belong_to() {

@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use super::ManagedConfig;
 use super::door::Door;
-use super::download::undeclared;
+use super::download::{Blocked, blocked, undeclared};
 use super::folders::Folders;
 use super::log::ProcessLog;
 use super::served::Served;
@@ -79,6 +79,18 @@ pub(super) enum StartError {
     Ended {
         /// How.
         status: String,
+        /// Its last lines.
+        tail: String,
+    },
+    /// It ended because it wanted something from the network.
+    #[error(
+        "undeclared_file: ComfyUI ended as it started, because it wants to {wanted}, which the lockfile does not name, \
+         and there is no network: {}; the last that it said:\n{tail}",
+        wanted.hint()
+    )]
+    Undeclared {
+        /// What.
+        wanted: Blocked,
         /// Its last lines.
         tail: String,
     },
@@ -150,7 +162,12 @@ impl Launch {
             ended = program.ended() => {
                 let status = how(ended);
                 program.close().await;
-                return Err(StartError::Ended { status, tail: tail() });
+                let (said, tail) = (log.all(), tail());
+                let wanted = if door.has_network() { None } else { blocked(&[&tail], &said) };
+                return Err(match wanted {
+                    Some(wanted) => StartError::Undeclared { wanted, tail },
+                    None => StartError::Ended { status, tail },
+                });
             }
             () = sleep(self.start_within) => {
                 program.close().await;
@@ -293,7 +310,10 @@ impl Process {
                 [] => reason.push_str(": no custom node of the lockfile has it"),
                 failed => {
                     reason.push_str(", because a custom node did not import:\n");
-                    reason.push_str(&failed.join("\n"));
+                    let told = failed.iter().map(|failed| {
+                        failed.told(self.door.has_network(), workspace.skipped_install_script(&failed.node))
+                    });
+                    reason.push_str(&told.collect::<Vec<_>>().join("\n"));
                 }
             }
             return Err(reason);

@@ -345,6 +345,43 @@ async fn workspace_is_proven_by_what_comfyui_has_and_refused_with_the_traceback(
 }
 
 #[tokio::test]
+async fn import_that_wants_the_network_is_told_as_an_undeclared_file() {
+    let Some(mut machine) = Machine::walled(|_| {}).await else { return };
+    machine.workspace.classes.extend(["Remote".to_owned(), "Installing".to_owned()]);
+    let download = "import urllib.request\nurllib.request.urlopen('https://models.example.org/face.pth')\n";
+    machine.file("custom_nodes/remote/__init__.py", download);
+    let install = "import subprocess, sys\nprint('ERROR: No matching distribution found for nowhere', flush=True)\n\
+        subprocess.check_call([sys.executable, '-c', 'raise SystemExit(1)'])\n";
+    machine.file("custom_nodes/installing/__init__.py", install);
+    let workspace = Arc::new(machine.workspace.clone());
+    let proven = machine.engine.prove(&workspace, &CancellationToken::new()).await;
+    let reason = proven.expect_err("neither imports");
+    for words in [
+        "undeclared_file: custom node `remote` wants to download `https://models.example.org/face.pth`",
+        "undeclared_file: custom node `installing` wants to install package `nowhere`",
+        "`comfy-farm pack --trace`",
+    ] {
+        assert!(reason.contains(words), "{words}: {reason}");
+    }
+}
+
+#[test]
+fn install_script_counts_as_skipped_unless_it_ran_in_the_environment() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let at = |path: &str| folder.path().join(path);
+    for tree in ["code/ComfyUI", "environment/ComfyUI"] {
+        std::fs::create_dir_all(at(tree).join("custom_nodes/scripted")).expect("made");
+        std::fs::write(at(tree).join("custom_nodes/scripted/install.py"), "").expect("written");
+    }
+    let skipped = |tree: &str, node: &str| {
+        let files = at("files");
+        workspace(&at(tree), &files, at("environment/bin/python")).skipped_install_script(node)
+    };
+    assert!(skipped("code/ComfyUI", "scripted"));
+    assert!(!skipped("code/ComfyUI", "plain") && !skipped("environment/ComfyUI", "scripted"));
+}
+
+#[tokio::test]
 async fn comfyui_that_does_not_come_up_is_told_with_its_last_words() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let tree = folder.path().join("tree");

@@ -62,6 +62,14 @@ impl Assembler {
             Some(environment) => environment,
             None => self.resolved_here(parts, &tree).await?,
         };
+        if let Some(private) = private(parts.lockfile, &tree).filter(|_| !self.policy.install_scripts) {
+            for node in private.scripts {
+                let name = node.file_name().unwrap_or_default().to_string_lossy();
+                parts.log.line(&format!(
+                    "`{INSTALL_SCRIPT}` of custom node `{name}` is not run, which needs `--allow-install-scripts`"
+                ));
+            }
+        }
         Ok((tree, environment))
     }
 
@@ -99,12 +107,11 @@ impl Assembler {
             self.policy.judge_packages(sources, &self.uv.indexes).map_err(refused)?;
         }
         let kept = self.root.join("locks").join(format!("{}.json", lock_name(&spec, &asks)));
-        // Building a source runs its code, as an install script does.
-        let build_sources = self.policy.install_scripts;
         let lock = match read_lock(&kept) {
             Some(lock) => lock,
             None => {
                 let uv = environments.uv.clone();
+                let build_sources = environments.build_sources;
                 let resolver = Resolver { uv, limits: Limits::default(), build_sources };
                 let lock = resolver.resolve(&spec, &asks, *files, log, cancel).await.map_err(failed)?;
                 keep_lock(&kept, &lock).map_err(failed)?;
@@ -126,7 +133,9 @@ impl Assembler {
         cancel: &CancellationToken,
     ) -> Result<Environments, BuildError> {
         let uv = Uv::find(self.uv.clone(), log, cancel).await.map_err(failed)?;
-        Ok(Environments { uv, folder: self.root.join("environments"), limits: Limits::default() })
+        let (folder, limits) = (self.root.join("environments"), Limits::default());
+        // Building a source runs its code, as an install script does.
+        Ok(Environments { uv, folder, limits, build_sources: self.policy.install_scripts })
     }
 }
 

@@ -38,6 +38,8 @@ pub struct Environments {
     pub folder: PathBuf,
     /// How long steps may take.
     pub limits: Limits,
+    /// Whether what nobody has built yet may be built from its source, which runs its code.
+    pub build_sources: bool,
 }
 
 /// One environment, whole, on disk.
@@ -189,8 +191,12 @@ impl Environments {
                 match get(wheel, files, &kept, cancel).await {
                     Ok(got) => path = Some(got),
                     Err(PythonError::Canceled) => return Err(PythonError::Canceled),
-                    Err(error) => log.line(&format!("{error}; it is built here")),
+                    Err(error) => log.line(&format!("what another node built did not come: {error}")),
                 }
+            }
+            if path.is_none() && !self.build_sources {
+                let (name, version) = (&built.name, &built.version);
+                return Err(PythonError::NoWheel { explanation: format!("`{name}` {version}") });
             }
             if path.is_none() {
                 let source = get(&built.source, files, &kept, cancel).await?;

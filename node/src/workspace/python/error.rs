@@ -86,10 +86,23 @@ pub enum PythonError {
         version: String,
     },
     /// A package has no wheel for this platform, and building is not allowed.
-    #[error("no wheel for this platform, and building from source is not allowed: {explanation}")]
+    #[error(
+        "no wheel for this platform, and this node builds no package from its source: pin a version that has one, or \
+         its owner starts it with `--allow-install-scripts`: {explanation}"
+    )]
     NoWheel {
         /// Which package, in uv's or our words.
         explanation: String,
+    },
+    /// A package has nothing that could be installed here.
+    #[error(
+        "package `{name}` {version} has neither a wheel for this platform nor a source: pin a version that has"
+    )]
+    NoFile {
+        /// The package.
+        name: String,
+        /// Its version.
+        version: String,
     },
     /// A package comes from a repository, which has no file to lock.
     #[error("package `{name}` comes from the repository `{url}`, which cannot be locked yet: pin a version")]

@@ -252,7 +252,11 @@ impl Chosen {
         let shown = || version.clone().unwrap_or_default();
         let Some(file) = found else {
             let Some(file) = files().next() else {
-                return Err(PythonError::NoWheel { explanation: format!("`{}` {}", package.name, shown()) });
+                let (name, version) = (package.name.clone(), shown());
+                return Err(match sources.is_empty() {
+                    true => PythonError::NoFile { name, version },
+                    false => PythonError::NoWheel { explanation: format!("`{name}` {version}") },
+                });
             };
             let Some(found) = sha256(file) else {
                 return Err(PythonError::NoHash { name: package.name.clone(), version: shown() });
@@ -345,7 +349,12 @@ mod tests {
             "sdist = {{ url = 'https://x.example/a-1.tar.gz', size = 3, hashes = {{ sha256 = '{ONE}' }} }}"
         ));
         assert!(choose(&source, &[], true).expect("a source").is_source);
-        assert!(matches!(choose(&source, &[], false), Err(PythonError::NoWheel { .. })));
+        let refused = choose(&source, &[], false).expect_err("building is not allowed").to_string();
+        assert!(refused.contains("`--allow-install-scripts`: `a` 1"), "{refused}");
+        let elsewhere = package(&format!(
+            "wheels = [{{ url = 'https://x.example/a-1-cp311-cp311-win_amd64.whl', hashes = {{ sha256 = '{ONE}' }} }}]"
+        ));
+        assert!(matches!(choose(&elsewhere, &[], true), Err(PythonError::NoFile { .. })));
         let unproven = package("wheels = [{ url = 'https://x.example/a-1-py3-none-any.whl' }]");
         assert!(matches!(choose(&unproven, &[], false), Err(PythonError::NoHash { .. })));
         let repository = package("vcs = { type = 'git', url = 'https://x.example/a.git' }");

@@ -49,7 +49,7 @@ impl Setting {
 
     fn environments(&self) -> Environments {
         let folder = self.folder.path().join("environments");
-        Environments { uv: self.uv.clone(), folder, limits: Limits::default() }
+        Environments { uv: self.uv.clone(), folder, limits: Limits::default(), build_sources: true }
     }
 
     async fn resolve(&self, packages: &str, asks: &str) -> Result<EnvironmentLock, PythonError> {
@@ -191,6 +191,18 @@ async fn source_is_built_once_and_others_install_what_was_built() {
     let built = second.build(&environment.lock).await.expect("the built wheel is enough");
     assert_eq!(built.lock, environment.lock);
     assert_eq!(python(&built, "import old; print(old.VERSION)"), "0.6");
+
+    // One whose owner allows no builds takes what was built, and builds nothing where that does not come.
+    let third = Setting::new(Vec::new()).await.expect("there is a uv");
+    third.downloads.add(&environment.lock.built[0].source, &first.downloads.path(&lock.built[0].source));
+    let environments = Environments { build_sources: false, ..third.environments() };
+    let build = async || {
+        environments.build(&environment.lock, None, &*third.downloads, &third.log, &third.cancel).await
+    };
+    let refused = build().await.expect_err("nobody gives the wheel").to_string();
+    assert!(refused.contains("`--allow-install-scripts`: `old` 0.6"), "{refused}");
+    third.downloads.add(&wheel, &environment.built[0]);
+    assert_eq!(build().await.expect("the wheel is here").lock, environment.lock);
 }
 
 #[tokio::test]

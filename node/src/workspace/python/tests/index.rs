@@ -206,7 +206,12 @@ impl Downloads {
 
     /// Takes a file in as a peer would give it.
     pub(crate) fn add(&self, file: &LockedFile, path: &Path) {
-        std::fs::copy(path, self.folder.join(file.sha256.to_string())).expect("it is copied");
+        std::fs::copy(path, self.path(file)).expect("it is copied");
+    }
+
+    /// Where a file lies, or will.
+    pub(crate) fn path(&self, file: &LockedFile) -> PathBuf {
+        self.folder.join(file.sha256.to_string())
     }
 }
 
@@ -219,7 +224,7 @@ impl WheelSource for Downloads {
     ) -> Result<PathBuf, WheelError> {
         self.count.fetch_add(1, Ordering::Relaxed);
         let _alone = self.alone.lock().await;
-        let path = self.folder.join(file.sha256.to_string());
+        let path = self.path(file);
         if path.is_file() {
             return Ok(path);
         }

@@ -103,6 +103,8 @@ enum ServeError {
     Silent,
     #[error("the asker asks for what the conversation does not allow")]
     OutOfTurn,
+    #[error("piece {0} is not here, or no more")]
+    NotHere(u64),
     #[error("the blob cannot be read")]
     Read(#[from] io::Error),
     #[error(transparent)]
@@ -136,6 +138,10 @@ pub(crate) async fn serve_task(channel: Channel, store: BlobStore, bounds: Bound
         Err(ServeError::Frame(FrameError::Codec(CodecError::TooLarge { .. }))) => {
             bounds.blame("it announced more than a request may hold");
         }
+        Err(ServeError::Frame(FrameError::Codec(CodecError::Body { .. } | CodecError::TooShort(_)))) => {
+            bounds.blame("it sent what is no request");
+        }
+        Err(ServeError::OutOfTurn) => bounds.blame("it asked for what the conversation does not allow"),
         Err(error @ (ServeError::Read(_) | ServeError::Store(_))) => warn!(%error, "blob not served"),
         Err(error) => debug!(%error, "conversation ended early"),
     }
@@ -191,6 +197,7 @@ impl Conversation {
         self.answer(&BlobAnswer::Have(have(&pieces)), &[]).await?;
         let askers = Arc::clone(&self.asker.askers);
         let mut news = News::new(subject.name(), self.asker.peer, askers, &source, pieces);
+        let mut asked = Pieces::none(subject.pieces());
         loop {
             let request = tokio::select! {
                 request = self.requests.recv() => request?,
@@ -203,7 +210,8 @@ impl Conversation {
             match (request, subject) {
                 (None, _) => return Ok(()),
                 (Some(BlobRequest::Get(get)), _) => {
-                    let range = checked_range(get, subject.pieces()).ok_or(ServeError::OutOfTurn)?;
+                    let range = checked_range(get, &asked).ok_or(ServeError::OutOfTurn)?;
+                    range.clone().for_each(|piece| asked.insert(piece));
                     self.send_pieces(range, subject, &source, &mut news).await?;
                 }
                 (Some(BlobRequest::Announce(announce)), _) => {
@@ -296,7 +304,7 @@ impl Conversation {
     ) -> Result<(), ServeError> {
         for index in range {
             if !source.has(index) {
-                return Err(ServeError::OutOfTurn);
+                return Err(ServeError::NotHere(index));
             }
             let turn = self.throttle.uploads.take(self.asker.peer).await;
             in_turn(turn, self.send_piece(index, subject, source, news)).await?;
@@ -347,9 +355,11 @@ fn have(pieces: &Pieces) -> Have {
     if pieces.is_full() { Have::Whole } else { Have::Pieces(pieces.bits().to_vec()) }
 }
 
-fn checked_range(get: Get, pieces: u64) -> Option<Range<u64>> {
+/// The pieces that are asked for: pieces of the blob, each asked for once in a conversation.
+fn checked_range(get: Get, asked: &Pieces) -> Option<Range<u64>> {
     let end = get.first.checked_add(get.count)?;
-    ((1..=MAX_RANGE).contains(&get.count) && end <= pieces).then_some(get.first..end)
+    let is_within = (1..=MAX_RANGE).contains(&get.count) && end <= asked.count();
+    (is_within && !(get.first..end).any(|piece| asked.contains(piece))).then_some(get.first..end)
 }
 
 /// An asker could not verify what we sent: either it lies, or our disk does.
@@ -362,18 +372,19 @@ async fn check(bad: Bad, blob: BlobRef, store: &BlobStore, bounds: &Bounds) -> R
 
 #[cfg(test)]
 mod tests {
-    use protocol::{BlobHash, PIECE_SIZE};
-
     use super::*;
 
     #[test]
-    fn ranges_outside_the_blob_are_refused() {
-        let blob = BlobRef { hash: BlobHash([1; 32]), size: 3 * PIECE_SIZE + 1 };
-        let check = |first, count| checked_range(Get { first, count }, blob.pieces());
-        assert_eq!(check(0, 4), Some(0..4));
-        assert_eq!(check(3, 1), Some(3..4));
+    fn ranges_outside_the_blob_and_those_asked_for_before_are_refused() {
+        let mut asked = Pieces::none(4);
+        let check = |asked: &Pieces, first, count| checked_range(Get { first, count }, asked);
+        assert_eq!(check(&asked, 0, 4), Some(0..4));
+        assert_eq!(check(&asked, 3, 1), Some(3..4));
         for (first, count) in [(0, 5), (4, 1), (0, 0), (u64::MAX, 1), (0, u64::MAX), (1, MAX_RANGE + 1)] {
-            assert_eq!(check(first, count), None, "{count} from {first}");
+            assert_eq!(check(&asked, first, count), None, "{count} from {first}");
         }
+        asked.insert(2);
+        assert_eq!(check(&asked, 0, 2), Some(0..2));
+        assert_eq!(check(&asked, 1, 2), None);
     }
 }

@@ -17,7 +17,7 @@ use protocol::wire::{
 };
 use protocol::{BlobRef, SourceName};
 use tokio::runtime::Handle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::context::TokioContext;
 
 use super::gather::Gathering;
@@ -35,6 +35,8 @@ use crate::tree::{OutboardVerifier, PAIR, Tree, pairs_of, piece_size, upper_size
 const OUTBOARD_PART: usize = 1024 * PAIR;
 /// How much news may come before an outboard.
 const MAX_PUT_OFF: usize = 64;
+/// Of how many others one peer may tell us.
+const MAX_INTRODUCED: usize = 4096;
 /// How long a peer may take to hear that it was wrong.
 const BLAME_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -101,8 +103,14 @@ struct PeerSource {
     asked: VecDeque<Range<u64>>,
     /// News that came while something else was waited for.
     put_off: VecDeque<Event>,
-    /// How long it may send nothing.
+    /// How many pieces it may still say that it gained, each being gained once.
+    may_gain: u64,
+    /// Of how many others it may still tell.
+    may_introduce: usize,
+    /// How long it may send nothing of what it was asked for.
     patience: Duration,
+    /// For how long the next part has been waited for.
+    waited: Duration,
     throttle: Arc<Throttle>,
 }
 
@@ -117,7 +125,10 @@ impl PeerSource {
             whole: target.takes_whole_pieces().then(Vec::new),
             asked: VecDeque::new(),
             put_off: VecDeque::new(),
+            may_gain: target.pieces().count(),
+            may_introduce: MAX_INTRODUCED,
             patience,
+            waited: Duration::ZERO,
             throttle,
         }
     }
@@ -151,16 +162,33 @@ impl PeerSource {
     }
 
     /// What an answer says that belongs to no request; the answer itself where it says something else.
-    fn news_in(&self, answer: BlobAnswer) -> Result<Result<Event, BlobAnswer>, SourceError> {
+    /// Whoever has nothing to say does not say it, and nobody gains a piece twice: so news come to an end.
+    fn news_in(&mut self, answer: BlobAnswer) -> Result<Result<Event, BlobAnswer>, SourceError> {
+        let out_of_turn = || SourceError::OutOfTurn;
         Ok(match answer {
-            BlobAnswer::Gained(Gained { ranges }) if ranges.len() <= MAX_GAINED => {
+            BlobAnswer::Gained(Gained { ranges }) if (1..=MAX_GAINED).contains(&ranges.len()) => {
                 let within = ranges.into_iter().map(|range| range.within(self.pieces));
-                let ranges: Option<_> = within.collect();
-                Ok(Event::Gained(ranges.ok_or(SourceError::OutOfTurn)?))
+                let ranges: Vec<Range<u64>> = within.collect::<Option<_>>().ok_or_else(out_of_turn)?;
+                let gained: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+                self.may_gain = self.may_gain.checked_sub(gained).ok_or_else(out_of_turn)?;
+                Ok(Event::Gained(ranges))
             }
-            BlobAnswer::Peers(peers) => Ok(Event::Learned(peers.dialable().ok_or(SourceError::OutOfTurn)?)),
+            BlobAnswer::Peers(peers) => {
+                let told = peers.providers.len().max(1);
+                self.may_introduce = self.may_introduce.checked_sub(told).ok_or_else(out_of_turn)?;
+                Ok(Event::Learned(peers.dialable().ok_or_else(out_of_turn)?))
+            }
             answer => Err(answer),
         })
+    }
+
+    /// The next answer while a part is waited for. News do not make up for it.
+    async fn awaited(&mut self) -> Result<BlobAnswer, SourceError> {
+        let began = Instant::now();
+        let left = self.patience.saturating_sub(self.waited);
+        let answer = timeout(left, self.answer()).await.unwrap_or(Err(SourceError::Silent(self.patience)));
+        self.waited += began.elapsed();
+        answer
     }
 
     /// Takes bytes of the piece whose turn it is; what they are to the target, if anything yet.
@@ -189,6 +217,7 @@ impl PeerSource {
         self.throttle.download.take(bytes.len()).await;
         let came = bytes.len() - part.pairs;
         self.came += came;
+        self.waited = Duration::ZERO;
         let is_whole = came == left;
         if is_whole {
             self.came = 0;
@@ -219,7 +248,7 @@ impl Source for PeerSource {
             return Ok(event);
         }
         loop {
-            let answer = in_time(self.patience, self.answer()).await?;
+            let answer = self.awaited().await?;
             match self.news_in(answer)? {
                 Ok(event) => return Ok(event),
                 Err(BlobAnswer::Piece(piece)) => {

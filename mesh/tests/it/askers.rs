@@ -5,7 +5,7 @@ use std::sync::Arc;
 use mesh::gate::{Side, exchange_hellos};
 use mesh::plane::{Channel, Link, Plane, TlsPlane};
 use protocol::codec::encode;
-use protocol::wire::{BlobRequest, MAX_BLOB_FRAME};
+use protocol::wire::{BlobRequest, Get, MAX_BLOB_FRAME};
 use protocol::{BlobRef, PeerId};
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
@@ -87,4 +87,32 @@ async fn asker_that_sends_without_end_is_dropped() {
     timeout(PATIENCE, sending).await.expect("the link is closed soon");
     asker.was_blamed_once("it announced more than a request may hold");
     still_serves(&farm, &holder, blob).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn asker_whose_ranges_are_none_of_the_blob_or_overlap_is_dropped() {
+    let farm = Farm::new();
+    let holder = farm.peer().await;
+    let blob = holder.store.import_bytes(&[1; 3 << 20]).await.expect("there is room");
+    let get = |first, count| BlobRequest::Get(Get { first, count });
+    let past_the_end = vec![get(2, 2)];
+    let overlapping = vec![get(0, 2), get(1, 1)];
+    let not_to_be_counted = vec![get(u64::MAX, u64::MAX)];
+    let out_of_order = vec![BlobRequest::Open(blob)];
+    for requests in [past_the_end, overlapping, not_to_be_counted, out_of_order] {
+        let asker = asker(&farm, &holder).await;
+        let Channel { mut reader, mut writer } = asker.link.open().await.expect("the link is open");
+        for request in [vec![BlobRequest::Open(blob)], requests.clone()].concat() {
+            let frame = encode(&request, MAX_BLOB_FRAME).expect("it is small");
+            writer.write_all(&frame).await.expect("the link is open");
+        }
+        writer.flush().await.expect("the link is open");
+        let ending = async {
+            let _ = tokio::io::copy(&mut reader, &mut tokio::io::sink()).await;
+            asker.link.closed().await;
+        };
+        timeout(PATIENCE, ending).await.expect("the link is closed soon");
+        asker.was_blamed_once("it asked for what the conversation does not allow");
+        still_serves(&farm, &holder, blob).await;
+    }
 }

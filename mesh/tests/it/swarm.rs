@@ -1,6 +1,7 @@
 //! One blob from many peers at once, some of whom are slow, gone, silent, or worse.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use mesh::fetch::{Exchange, Progress};
 use mesh::frames::{FrameReceiver, FrameSender};
@@ -9,10 +10,13 @@ use mesh::limits::{Caps, Limits};
 use mesh::plane::{Plane, RacingPlane, TlsPlane};
 use mesh::store::{BlobStore, ByteSize};
 use mesh::tree::{pairs_of, upper_size};
-use protocol::wire::{BlobAnswer, BlobRequest, Gained, Have, MAX_BLOB_FRAME, Outboard, PART_SIZE, Piece};
+use protocol::message::Provider;
+use protocol::wire::{
+    BlobAnswer, BlobRequest, Gained, Have, MAX_BLOB_FRAME, Outboard, PART_SIZE, Peers, Piece,
+};
 use protocol::{BlobRef, Fetched, PIECE_SIZE, PeerId, PieceRange};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::cut::CutPlane;
 use crate::farm::{Farm, PATIENCE, Peer, bytes, exchange_config, key, loopback};
@@ -184,11 +188,15 @@ enum Mischief {
     WrongPairs,
     WrongBytes,
     EndlessNews,
+    EndlessNewsOfPieces,
+    EmptyNews,
 }
 
 async fn misbehave(mut talk: Talk, mischief: Mischief, size: u64, outboard: Vec<u8>) {
     let have = match mischief {
         Mischief::LongBitmap => Have::Pieces(vec![0xff; 60 << 10]),
+        // It has nothing, and so is never asked for any.
+        Mischief::EndlessNewsOfPieces | Mischief::EmptyNews => Have::Pieces(vec![0]),
         _ => Have::Whole,
     };
     let _ = talk.requests.recv().await;
@@ -205,6 +213,10 @@ async fn misbehave(mut talk: Talk, mischief: Mischief, size: u64, outboard: Vec<
             answers.push((BlobAnswer::Outboard(Outboard { length }), vec![7; upper.len()]));
         }
         Mischief::GainsBeyondTheEnd => answers.push((gained(u64::MAX - 1), Vec::new())),
+        Mischief::EndlessNewsOfPieces => answers.extend((0..2).map(|_| (gained(0), Vec::new()))),
+        Mischief::EmptyNews => {
+            answers.push((BlobAnswer::Gained(Gained { ranges: Vec::new() }), Vec::new()));
+        }
         Mischief::EndlessNews => answers.extend((0..1000).map(|_| (gained(0), Vec::new()))),
         Mischief::PieceThatNobodyAskedFor | Mischief::WrongPairs | Mischief::WrongBytes => {
             answers.push((BlobAnswer::Outboard(Outboard { length }), upper));
@@ -250,6 +262,8 @@ async fn whoever_breaks_the_wire_is_dropped_and_remembered_and_the_blob_comes_fr
         Mischief::WrongPairs,
         Mischief::WrongBytes,
         Mischief::EndlessNews,
+        Mischief::EndlessNewsOfPieces,
+        Mischief::EmptyNews,
     ] {
         let outboard = outboard.clone();
         log::listen();
@@ -271,6 +285,39 @@ async fn whoever_breaks_the_wire_is_dropped_and_remembered_and_the_blob_comes_fr
         let fetched = fetched.expect("in time").unwrap_or_else(|error| panic!("{mischief:?}: {error}"));
         assert_eq!(from(&fetched, good.id), blob.size, "{mischief:?}");
         assert_eq!(asker.store.read_all(blob.hash, u64::MAX).await.expect("it is whole"), original);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn source_that_tells_news_in_place_of_what_it_was_asked_for_is_silent() {
+    let farm = Farm::new();
+    let good = farm.peer().await;
+    let blob = give(&[&good], &bytes(3 * PIECE_SIZE as usize)).await;
+    let path = good.store.path_of(blob.hash).expect("it is whole").with_extension("outboard");
+    let outboard = std::fs::read(path).expect("own file");
+    let chatty = Rogue::start(&farm, move |talk| chat(talk, blob.size, outboard.clone())).await;
+    let asker = farm.peer().await;
+    let alone = asker.exchange.fetch(blob, std::slice::from_ref(&chatty.provider), None);
+    let refused = timeout(PATIENCE, alone).await.expect("in time").expect_err("it gives nothing");
+    assert!(refused.to_string().contains("it sent nothing for"), "{refused}");
+}
+
+/// Sends the outboard, and then tells of others every now and then, and never sends a piece.
+async fn chat(mut talk: Talk, size: u64, outboard: Vec<u8>) {
+    let length = upper_size(size);
+    let upper = &outboard[..length as usize];
+    let _ = talk.requests.recv().await;
+    let begun = async {
+        talk.answers.send(&BlobAnswer::Have(Have::Whole)).await?;
+        talk.answers.send_with(&BlobAnswer::Outboard(Outboard { length }), upper).await
+    };
+    if begun.await.is_err() {
+        return;
+    }
+    let addresses = vec!["127.0.0.1:9".parse().expect("an address")];
+    let news = BlobAnswer::Peers(Peers { providers: vec![Provider { peer: key().peer(), addresses }] });
+    while talk.answers.send(&news).await.is_ok() {
+        sleep(Duration::from_millis(100)).await;
     }
 }
 

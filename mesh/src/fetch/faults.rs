@@ -1,6 +1,6 @@
 //! Who sent wrong bytes: not asked for that blob again for a while.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use protocol::{BlobName, PeerId};
@@ -23,6 +23,12 @@ struct Fault {
     noticed: Instant,
 }
 
+impl Fault {
+    fn is_recent(&self) -> bool {
+        self.noticed.elapsed() < FAULT_LIFETIME
+    }
+}
+
 impl Faults {
     pub(super) fn add(&mut self, peer: PeerId, name: BlobName, reason: String) {
         if self.0.len() == MAX_FAULTS {
@@ -34,7 +40,13 @@ impl Faults {
     /// What the peer did wrong with this blob lately.
     pub(super) fn of(&self, peer: PeerId, name: &BlobName) -> Option<String> {
         let fault = self.0.iter().rev().find(|fault| fault.peer == peer && fault.name == *name)?;
-        (fault.noticed.elapsed() < FAULT_LIFETIME).then(|| fault.reason.clone())
+        fault.is_recent().then(|| fault.reason.clone())
+    }
+
+    /// What the peer did wrong lately, by the blob that it was asked for.
+    pub(super) fn by(&self, peer: PeerId) -> HashMap<BlobName, String> {
+        let lately = self.0.iter().filter(|fault| fault.peer == peer && fault.is_recent());
+        lately.map(|fault| (fault.name, fault.reason.clone())).collect()
     }
 
     pub(super) fn all(&self) -> Vec<(PeerId, BlobName, String)> {

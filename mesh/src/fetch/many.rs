@@ -80,6 +80,12 @@ impl Exchange {
         let mut asking: Vec<&Provider> =
             providers.iter().filter(|provider| provider.peer != ourselves).take(MAX_PROVIDERS).collect();
         let mut tried: Vec<(SourceName, String)> = Vec::new();
+        for provider in &asking {
+            let faults = self.inner.faults().by(provider.peer);
+            if let Some(reason) = wanted.leave_out(provider.peer, &faults) {
+                tried.push((SourceName::Peer(provider.peer), SourceError::Fault(reason).to_string()));
+            }
+        }
         loop {
             asking.retain(|provider| wanted.has_for(provider.peer));
             if asking.is_empty() {
@@ -153,10 +159,16 @@ impl Exchange {
             taken.left.drain(..).zip(matching).partition(|(_, is_right)| *is_right);
         taken.left.extend(wrong.iter().map(|(blob, _)| *blob));
         taken.wanted.tell(right.iter().map(|(blob, _)| blob.size).sum(), Some(peer));
-        let Some(blob) = taken.left.front() else { return Ok(()) };
+        if taken.left.is_empty() {
+            return Ok(());
+        }
         let error = SourceError::Wrong(WrongPart::Piece(0));
-        warn!(provider = %peer.fmt_short(), %error, "provider sent wrong bytes, not asked for this blob again");
-        self.inner.faults().add(peer, BlobName::Blake3(blob.hash), error_chain(&error));
+        let blobs = taken.left.len();
+        warn!(provider = %peer.fmt_short(), %error, blobs, "provider sent wrong bytes, not asked for these blobs again");
+        let mut faults = self.inner.faults();
+        for blob in &taken.left {
+            faults.add(peer, BlobName::Blake3(blob.hash), error_chain(&error));
+        }
         Err(error)
     }
 }
@@ -245,6 +257,20 @@ impl Wanted<'_> {
     fn has_for(&self, peer: PeerId) -> bool {
         let state = self.lock();
         state.waiting.iter().any(|blob| !state.lacks(peer, blob))
+    }
+
+    /// This provider is not asked for what it sent wrong; the reason, where there is such a blob.
+    fn leave_out(&self, peer: PeerId, faults: &HashMap<BlobName, String>) -> Option<String> {
+        let mut state = self.lock();
+        let State { waiting, lacking, .. } = &mut *state;
+        let mut reason = None;
+        for blob in waiting.iter().filter(|_| !faults.is_empty()) {
+            if let Some(fault) = faults.get(&BlobName::Blake3(blob.hash)) {
+                lacking.entry(blob.hash).or_default().insert(peer);
+                reason = Some(fault.clone());
+            }
+        }
+        reason
     }
 
     /// As many blobs as one request asks this provider for.

@@ -1,13 +1,13 @@
 //! Folders that cross as collections, and many blobs from several peers at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use mesh::collection::{collect_folder, fetch_collection, fetch_folder};
 use mesh::fetch::FetchError;
-use protocol::{BlobHash, BlobRef, PIECE_SIZE, SourceName};
+use protocol::{BlobHash, BlobName, BlobRef, PIECE_SIZE, SourceName};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -100,7 +100,14 @@ async fn blobs_come_from_whoever_holds_them_and_a_liar_is_left_out() {
     }
     let refused = asker.exchange.fetch_many(&blobs, &[liar.provider()], None).await;
     assert!(matches!(refused, Err(FetchError::NoProvider { .. })), "{refused:?}");
-    assert!(!asker.exchange.faults().is_empty());
+    let wrong: BTreeSet<_> = asker.exchange.faults().into_iter().map(|(_, name, _)| name).collect();
+    let asked_again: Vec<_> =
+        blobs.iter().copied().filter(|blob| wrong.contains(&BlobName::Blake3(blob.hash))).collect();
+    assert!(!asked_again.is_empty());
+    let again = asker.exchange.fetch_many(&asked_again, &[liar.provider()], None).await;
+    let Err(FetchError::NoProvider { tried, .. }) = &again else { panic!("{again:?}") };
+    assert!(tried.iter().all(|(_, reason)| reason.starts_with("it sent wrong bytes before")), "{tried:?}");
+    assert_eq!(asker.exchange.faults().len(), wrong.len(), "it was asked again");
     let providers = [&liar, &one, &other].map(Peer::provider);
     let came = asker.exchange.fetch_many(&blobs, &providers, None).await.expect("two are honest");
     assert_eq!(came.keys().copied().collect::<Vec<_>>(), {

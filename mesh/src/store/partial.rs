@@ -43,6 +43,7 @@ pub struct PartialBlob {
 
 impl PartialBlob {
     pub(super) fn open(store: &BlobStore, blob: BlobRef) -> Result<Self, StoreError> {
+        take_back_outboard(store, blob)?;
         let open = |path: PathBuf| {
             let mut options = fs::File::options();
             options
@@ -309,4 +310,11 @@ impl PartialBlob {
     fn lock(&self) -> MutexGuard<'_, Pieces> {
         self.pieces.lock().expect("nothing panics while it holds the pieces")
     }
+}
+
+/// Who was killed while it made a whole blob of a partial one may have moved the outboard and not the data.
+fn take_back_outboard(store: &BlobStore, blob: BlobRef) -> Result<(), StoreError> {
+    let (partial, moved) = (store.partial_path(blob.hash, "outboard"), store.outboard_path(blob.hash));
+    let is_between = store.partial_path(blob.hash, "data").exists() && !partial.exists() && moved.exists();
+    if is_between { fs::rename(&moved, &partial).map_err(failure("moving", &moved)) } else { Ok(()) }
 }

@@ -130,6 +130,27 @@ async fn piece_that_came_from_another_meanwhile_makes_nobody_a_liar() {
 }
 
 #[tokio::test]
+async fn blob_whose_outboard_alone_was_moved_before_a_crash_is_not_fetched_again() {
+    let (folder, store) = store().await;
+    let bytes: Vec<u8> = (0..2 * PIECE_SIZE).map(|index| (index % 251) as u8).collect();
+    let (blob, partial, pairs) = begun(&store, &bytes).await;
+    for (index, piece) in bytes.chunks(PIECE_SIZE as usize).enumerate() {
+        assert!(partial.write_part(index as u64, 0, &pairs[index], piece).expect("there is room"));
+    }
+    store.make_parent(&store.blob_path(blob.hash)).expect("own folder");
+    let outboard = store.partial_path(blob.hash, "outboard");
+    fs::rename(outboard, store.outboard_path(blob.hash)).expect("own folder");
+    drop((partial, store));
+
+    let store = BlobStore::open(folder.path()).await.expect("the store again");
+    let partial = store.partial(blob).await.expect("what is left");
+    assert!(partial.pieces().is_full() && !partial.needs_outboard());
+    partial.finish().await.expect("it is whole");
+    assert_eq!(store.read_all(blob.hash, blob.size).await.expect("it is whole"), bytes);
+    assert!(store.verify(blob.hash).await.expect("it can be read"));
+}
+
+#[tokio::test]
 async fn marked_piece_that_does_not_verify_is_fetched_again() {
     let (folder, store) = store().await;
     let bytes: Vec<u8> = (0..3 * PIECE_SIZE).map(|index| (index % 251) as u8).collect();

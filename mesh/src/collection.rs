@@ -54,7 +54,7 @@ pub async fn collect_folder(
     let read = |source: io::Error| IndexError::Read { path: folder.to_owned(), source };
     let root = std::fs::canonicalize(folder).map_err(read)?;
     let mut files = Vec::new();
-    for found in walk(&root).map_err(read)? {
+    for found in walk(&root).map_err(read)?.found {
         let blob = match store.file_at(&found.path) {
             Some(file) => file.blob,
             None if found.metadata.len() == 0 => store.import_bytes(&[]).await?,

@@ -46,6 +46,9 @@ pub enum FindError {
     /// There is no session.
     #[error("no coordinator can be reached at the moment")]
     Offline,
+    /// There is no session, and none of the members that are reached holds it.
+    #[error("no coordinator can be reached at the moment, and no member says that it has it")]
+    Nowhere,
     /// It did not answer in time.
     #[error("the coordinator did not answer in time")]
     Timeout,

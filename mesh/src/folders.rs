@@ -64,6 +64,8 @@ pub struct Indexed {
     pub dropped: u64,
     /// Files that could not be read or changed meanwhile; the next look tries them again.
     pub skipped: u64,
+    /// Symbolic links, which are not followed: whoever can write into the folder could lead one anywhere.
+    pub links: u64,
 }
 
 /// How far a look is.
@@ -89,12 +91,12 @@ pub async fn index_task(store: BlobStore, roots: Vec<PathBuf>, stop: Cancellatio
         for root in &roots {
             let indexed = index(&store, root, stop.clone(), log_progress()).await;
             match indexed {
-                Ok(Indexed { files, bytes, hashed, dropped, skipped }) => {
+                Ok(Indexed { files, bytes, hashed, dropped, skipped, links }) => {
                     let bytes = ByteSize(bytes);
                     if hashed + dropped > 0 {
-                        info!(folder = %root.display(), files, %bytes, hashed, dropped, skipped, "models are indexed");
+                        info!(folder = %root.display(), files, %bytes, hashed, dropped, skipped, links, "models are indexed");
                     } else {
-                        debug!(folder = %root.display(), files, %bytes, skipped, "models are as they were");
+                        debug!(folder = %root.display(), files, %bytes, skipped, links, "models are as they were");
                     }
                 }
                 Err(IndexError::Stopped(_)) => return,
@@ -151,14 +153,14 @@ fn index_blocking(
     let read = |source| IndexError::Read { path: root.to_owned(), source };
     let root = &std::fs::canonicalize(root).map_err(read)?;
     let roots = paths::folders_of(root).map_err(read)?;
-    let mut found = Vec::new();
+    let (mut found, mut indexed) = (Vec::new(), Indexed::default());
     for root in &roots {
-        let all = walk(root).map_err(|source| IndexError::Read { path: root.clone(), source })?;
+        let walked = walk(root).map_err(|source| IndexError::Read { path: root.clone(), source })?;
+        indexed.links += walked.links;
         // An empty file is no model.
-        found.extend(all.into_iter().filter(|found| found.metadata.len() > 0));
+        found.extend(walked.found.into_iter().filter(|found| found.metadata.len() > 0));
     }
 
-    let mut indexed = Indexed::default();
     let paths: HashSet<&Path> = found.iter().map(|found| found.path.as_path()).collect();
     let known = roots.iter().flat_map(|root| store.files_below(root));
     let gone: Vec<PathBuf> = known.filter(|path| !paths.contains(path.as_path())).collect();

@@ -103,9 +103,9 @@ pub(crate) struct NodeFinder {
 impl Finder for NodeFinder {
     async fn locate(&self, name: &BlobName) -> Result<Found, FindError> {
         match self.session.locate(name).await {
-            // What no member holds either is told in the words of the session.
             Err(error) => match self.members.locate(name).await {
                 Ok(found) if !found.providers.is_empty() => Ok(found),
+                Ok(_) if error == FindError::Offline => Err(FindError::Nowhere),
                 _ => Err(error),
             },
             located => located,
@@ -250,7 +250,7 @@ mod tests {
         let found = located.await.expect("it is found");
         assert_eq!((found.blob, found.providers[0].peer), (Some(blob), holder));
         let unknown = BlobName::Blake3(BlobHash([9; 32]));
-        assert_eq!(finder.locate(&unknown).await, Err(FindError::Offline), "in the session's words");
+        assert_eq!(finder.locate(&unknown).await, Err(FindError::Nowhere));
     }
 
     #[tokio::test]

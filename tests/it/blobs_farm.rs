@@ -131,7 +131,8 @@ async fn what_nobody_holds_is_told_with_whom_was_asked() -> anyhow::Result<()> {
     holding.farm.coordinator.signal(Signal::SIGKILL);
     let log = || holding.farm.nodes[1].process.log();
     eventually(|| async { Ok(log().contains("session lost").then_some(())) }).await?;
-    check(&[&nobody], "no coordinator can be reached").await?;
+    let asked = "asked this node and the members that it reaches: no coordinator can be reached";
+    check(&[&nobody], asked).await?;
     let (code, said, _) = words(&holding.second(&["where", &nobody]).await?);
     assert_eq!(code, Some(0));
     assert!(said.contains("no coordinator can be reached"), "{said}");

@@ -156,6 +156,9 @@ impl Reach {
         let (found, silence) = match self.finder.locate(name).await {
             Ok(found) => (found, "the coordinator, which knows of no node that has it".to_owned()),
             Err(error @ FindError::Offline) => (Found::default(), format!("this node alone: {error}")),
+            Err(error @ FindError::Nowhere) => {
+                (Found::default(), format!("this node and the members that it reaches: {error}"))
+            }
             Err(error @ FindError::Timeout) => (Found::default(), format!("in vain: {error}")),
         };
         let Found { blob, providers, readers } = found;

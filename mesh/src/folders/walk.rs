@@ -25,14 +25,24 @@ pub(crate) struct Found {
     pub(crate) shared: bool,
 }
 
+/// What is in a folder.
+#[derive(Debug, Default)]
+pub(crate) struct Walked {
+    /// Its files.
+    pub(crate) found: Vec<Found>,
+    /// How many symbolic links were not followed.
+    pub(crate) links: u64,
+}
+
 /// The files of a folder, or the one file.
-pub(crate) fn walk(root: &Path) -> io::Result<Vec<Found>> {
+pub(crate) fn walk(root: &Path) -> io::Result<Walked> {
     let metadata = fs::metadata(root)?;
+    let mut walked = Walked::default();
     if metadata.is_file() {
-        return Ok(vec![Found { path: root.to_owned(), metadata, shared: true }]);
+        walked.found.push(Found { path: root.to_owned(), metadata, shared: true });
+        return Ok(walked);
     }
     let private = private_paths(root)?;
-    let mut found = Vec::new();
     let mut folders = vec![(root.to_owned(), 0)];
     while let Some((folder, depth)) = folders.pop() {
         let entries = match fs::read_dir(&folder) {
@@ -51,15 +61,18 @@ pub(crate) fn walk(root: &Path) -> io::Result<Vec<Found>> {
             if entry.file_name().to_string_lossy().starts_with('.') {
                 continue;
             }
-            if metadata.is_dir() && depth < MAX_DEPTH {
+            if metadata.is_symlink() {
+                debug!(path = %path.display(), "symbolic link is passed over");
+                walked.links += 1;
+            } else if metadata.is_dir() && depth < MAX_DEPTH {
                 folders.push((path, depth + 1));
             } else if metadata.is_file() && is_finished(&path) {
                 let shared = !private.iter().any(|private| path.starts_with(private));
-                found.push(Found { path, metadata, shared });
+                walked.found.push(Found { path, metadata, shared });
             }
         }
     }
-    Ok(found)
+    Ok(walked)
 }
 
 /// Whether no download is still writing it, as far as names tell.

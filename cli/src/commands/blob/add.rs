@@ -35,5 +35,12 @@ pub(super) async fn add(arguments: &AddArguments) -> anyhow::Result<()> {
     if indexed.skipped > 0 {
         println!("{} files were passed over; the log says why", indexed.skipped);
     }
+    if indexed.links > 0 {
+        println!(
+            "{} symbolic links were not followed (`find {} -type l` lists them): add what they lead to by itself",
+            indexed.links,
+            arguments.path.display()
+        );
+    }
     Ok(())
 }

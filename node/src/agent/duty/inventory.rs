@@ -7,9 +7,10 @@ use std::collections::BTreeSet;
 
 use mesh::store::BlobEntry;
 use protocol::message::{Aliases, Inventory, MAX_LIST, NodeMessage};
-use protocol::{Alias, BlobHash, BlobRef, PIECE_SIZE};
+use protocol::{Alias, BlobHash, BlobRef};
 
 use super::Duty;
+use crate::provide::is_told;
 
 /// What the coordinator knows of it.
 #[derive(Default)]
@@ -67,10 +68,6 @@ impl Duty {
     async fn tell_aliases(&mut self, aliases: &[Alias]) {
         self.send(NodeMessage::Aliases(Aliases { aliases: aliases.to_vec() })).await;
     }
-}
-
-fn is_told(entry: &BlobEntry) -> bool {
-    entry.shared && (entry.size >= PIECE_SIZE || entry.pinned || !entry.in_place.is_empty())
 }
 
 fn to_blob(entry: BlobEntry) -> BlobRef {

@@ -9,6 +9,7 @@
 //! Not here: leases, time, and what a job is. Nothing waits or reads a clock.
 
 mod choice;
+mod memory;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -19,6 +20,8 @@ use protocol::{
 };
 
 use self::choice::{Open, choose, doubt};
+pub use self::memory::{Lack, RanOut};
+use self::memory::{is_too_small, largest, least};
 use crate::view::{Requirements, WaitReason};
 
 /// The most nodes that [`explain`] names.
@@ -55,8 +58,10 @@ pub struct Waiting<'a> {
     pub order: u64,
     /// The files that it needs.
     pub inputs: &'a [BlobHash],
-    /// The nodes on which it failed.
+    /// The nodes on which it failed, other than for want of memory.
     pub avoid: Vec<PeerId>,
+    /// Where it ran out of memory.
+    pub ran_out: Option<RanOut>,
 }
 
 /// A node, as the planner sees it.
@@ -93,6 +98,8 @@ pub struct FreeSlot<'a> {
     pub since: Duration,
     /// On a managed node, the lockfiles that its ComfyUI serves; `None` where it has none.
     pub serves: Option<&'a BTreeSet<LockfileHash>>,
+    /// The memory of its device.
+    pub memory: u64,
 }
 
 /// A job's way to a slot.
@@ -121,11 +128,14 @@ pub fn plan(picture: &Picture<'_>) -> Vec<Placement> {
     }
     let mut fitting: Vec<Vec<usize>> =
         picture.classes.iter().map(|class| fitting(class.requirements, picture)).collect();
+    let largest: Vec<u64> =
+        picture.classes.iter().map(|class| largest(class.requirements, &picture.nodes)).collect();
     for (class, job) in in_order(picture) {
         if left == 0 {
             break;
         }
-        let chosen = choose(job, &picture.classes[class], &fitting[class], &free, &picture.nodes);
+        let least = least(job, largest[class]);
+        let chosen = choose(job, least, &picture.classes[class], &fitting[class], &free, &picture.nodes);
         let Some((index, place)) = chosen else { continue };
         if let Some(lockfile) = picture.classes[class].requirements.lockfile
             && is_trial(&lockfile, &picture.nodes[index])
@@ -146,33 +156,40 @@ pub fn plan(picture: &Picture<'_>) -> Vec<Placement> {
 pub fn explain(
     workflow: &WorkflowVersion,
     requirements: &Requirements,
-    avoid: &[PeerId],
+    job: &Waiting<'_>,
     nodes: &[NodePicture<'_>],
 ) -> Vec<WaitReason> {
     if nodes.is_empty() {
         let reason = "the farm has no nodes yet: invite one (`comfy-farm invite`)".to_owned();
         return vec![WaitReason { node: None, reason }];
     }
-    let able = nodes.iter().filter(|node| obstacle(requirements, node).is_none());
-    let least = able.map(|node| doubt(avoid, workflow, node)).min().unwrap_or_default();
+    let memory = least(job, largest(requirements, nodes));
+    let obstacle =
+        |node: &NodePicture<'_>| obstacle(requirements, node).or_else(|| is_too_small(job, memory, node));
+    let able = nodes.iter().filter(|node| obstacle(node).is_none());
+    let least = able.map(|node| doubt(job, workflow, node)).min().unwrap_or_default();
     let reason = |node: &NodePicture<'_>| {
-        obstacle(requirements, node).unwrap_or_else(|| {
-            let doubt = doubt(avoid, workflow, node);
+        obstacle(node).unwrap_or_else(|| {
+            let doubt = doubt(job, workflow, node);
             if doubt.failed_there && !least.failed_there {
                 "the job failed there, so another node goes first".to_owned()
             } else if let Some(why) = node.aside.get(workflow).filter(|_| doubt > least) {
                 format!("it is set aside for this workflow, so another node goes first: {why}")
             } else if node.free.is_empty() {
                 "all its slots are busy".to_owned()
+            } else if node.free.iter().all(|slot| slot.memory < memory) {
+                "all its slots with enough memory are busy".to_owned()
             } else {
                 "it is next in turn".to_owned()
             }
         })
     };
     let mut reasons = Vec::new();
-    if nodes.iter().all(|node| obstacle(requirements, node).is_some()) {
+    if nodes.iter().all(|node| obstacle(node).is_some()) {
         reasons.push(WaitReason { node: None, reason: "no node of the farm can run it now".to_owned() });
     }
+    let lack = job.ran_out.as_ref().and_then(|ran_out| ran_out.lack(requirements, nodes));
+    reasons.extend(lack.map(|lack| WaitReason { node: None, reason: lack.to_string() }));
     let listed = nodes.iter().take(MAX_REASONS);
     reasons.extend(listed.map(|node| WaitReason { node: Some(node.peer), reason: reason(node) }));
     if nodes.len() > MAX_REASONS {

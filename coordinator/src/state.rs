@@ -444,6 +444,8 @@ impl State {
 }
 
 #[cfg(test)]
+mod cards;
+#[cfg(test)]
 mod invariants;
 #[cfg(test)]
 mod made_farm;

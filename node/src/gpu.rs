@@ -2,15 +2,20 @@
 //!
 //! Not here: the driver's library, which is `os::nvml`.
 
+use std::fmt;
+
 use protocol::{Accelerator, Device};
 
 /// Finds the graphics cards of a machine.
-pub trait GpuProbe {
+pub trait GpuProbe: fmt::Debug + Send + Sync {
     /// The cards, in the driver's order; the reason in words where none can be used.
     fn gpus(&self) -> Result<Vec<Device>, NoGpu>;
 
     /// What torch can compute on with the driver that is installed.
     fn accelerator(&self) -> Accelerator;
+
+    /// How many bytes of a card's memory are in use, by whatever program; `None` where nobody says.
+    fn used(&self, uuid: &str) -> Option<u64>;
 }
 
 /// Why no graphics card is used.
@@ -42,5 +47,5 @@ pub fn cpu_slots(count: u16) -> Vec<Device> {
 fn cpu_part(of: u32) -> Device {
     let threads = std::thread::available_parallelism().map_or(1, |count| count.get());
     let threads = u32::try_from(threads).unwrap_or(u32::MAX);
-    Device::Cpu { threads: (threads / of.max(1)).max(1) }
+    Device::Cpu { threads: (threads / of.max(1)).max(1), memory: crate::os::machine::memory() }
 }

@@ -123,6 +123,7 @@ mod tests {
     use super::*;
     use crate::gpu::NoGpu;
 
+    #[derive(Debug)]
     struct NoCards;
 
     impl GpuProbe for NoCards {
@@ -132,6 +133,10 @@ mod tests {
 
         fn accelerator(&self) -> Accelerator {
             Accelerator::Cpu
+        }
+
+        fn used(&self, _uuid: &str) -> Option<u64> {
+            None
         }
     }
 

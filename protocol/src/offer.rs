@@ -80,6 +80,8 @@ pub enum Device {
     Cpu {
         /// Its threads.
         threads: u32,
+        /// The machine's memory in bytes, which all its slots share.
+        memory: u64,
     },
     /// A graphics card.
     Gpu {
@@ -90,6 +92,15 @@ pub enum Device {
         /// Its memory in bytes.
         memory: u64,
     },
+}
+
+impl Device {
+    /// How many bytes it has to compute in.
+    pub fn memory(&self) -> u64 {
+        match self {
+            Self::Cpu { memory, .. } | Self::Gpu { memory, .. } => *memory,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -163,8 +163,8 @@ mod tests {
         assert!(refused.contains("`--slots 2`") && refused.contains("each is a slot"), "{refused}");
         assert_eq!(slots(None, vec![]).expect("the processor"), [cpu()]);
         let shared = slots(Some(32), vec![]).expect("the processor");
-        let Device::Cpu { threads } = cpu() else { panic!("a processor") };
-        let share = Device::Cpu { threads: (threads / 32).max(1) };
+        let Device::Cpu { threads, memory } = cpu() else { panic!("a processor") };
+        let share = Device::Cpu { threads: (threads / 32).max(1), memory };
         assert_eq!((shared.len(), &shared[31]), (32, &share));
     }
 }

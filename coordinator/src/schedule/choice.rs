@@ -5,9 +5,10 @@
 
 use std::collections::BTreeSet;
 
-use protocol::{LockfileHash, PeerId, WorkflowVersion};
+use protocol::{LockfileHash, WorkflowVersion};
 
-use super::{Class, FreeSlot, NodePicture, Picture, Waiting, is_managed};
+use super::memory::memory_of;
+use super::{Class, FreeSlot, NodePicture, Picture, RanOut, Waiting, is_managed};
 
 /// A free slot while a plan is made.
 #[derive(Clone, Copy, Debug)]
@@ -34,16 +35,19 @@ impl<'a> Open<'a> {
 /// The best slot for a job: the place of its node among all, and its own among the free ones of that node.
 pub(super) fn choose(
     job: &Waiting<'_>,
+    least_memory: u64,
     class: &Class<'_>,
     able: &[usize],
     free: &[Vec<Open<'_>>],
     nodes: &[NodePicture<'_>],
 ) -> Option<(usize, usize)> {
-    let doubt = |index: usize| doubt(&job.avoid, class.workflow, &nodes[index]);
+    let doubt = |index: usize| doubt(job, class.workflow, &nodes[index]);
+    let able = || able.iter().copied().filter(|&index| memory_of(&nodes[index]) >= least_memory);
     // A busy node is waited for rather than one of more doubt used.
-    let least = able.iter().map(|&index| doubt(index)).min()?;
-    let certain = able.iter().copied().filter(|&index| !free[index].is_empty() && doubt(index) == least);
+    let least = able().map(doubt).min()?;
+    let certain = able().filter(|&index| doubt(index) == least);
     let slots = certain.flat_map(|index| (0..free[index].len()).map(move |place| (index, place)));
+    let slots = slots.filter(|&(index, place)| free[index][place].slot.memory >= least_memory);
     slots.min_by_key(|&(index, place)| preference(job, class, &nodes[index], &free[index][place]))
 }
 
@@ -56,8 +60,10 @@ pub(super) struct Doubt {
     is_aside: bool,
 }
 
-pub(super) fn doubt(avoid: &[PeerId], workflow: &WorkflowVersion, node: &NodePicture<'_>) -> Doubt {
-    Doubt { failed_there: avoid.contains(&node.peer), is_aside: node.aside.contains_key(workflow) }
+pub(super) fn doubt(job: &Waiting<'_>, workflow: &WorkflowVersion, node: &NodePicture<'_>) -> Doubt {
+    let has_no_more = |ran_out: &RanOut| ran_out.is_all_that(node);
+    let failed_there = job.avoid.contains(&node.peer) || job.ran_out.as_ref().is_some_and(has_no_more);
+    Doubt { failed_there, is_aside: node.aside.contains_key(workflow) }
 }
 
 /// The soft rules, the strongest first; the least value wins.

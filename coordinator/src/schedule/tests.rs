@@ -27,7 +27,7 @@ pub(super) struct Made {
 impl Made {
     pub(super) fn node(seed: u8, slots: u16) -> Self {
         let free: Vec<_> = (0..slots).map(|slot| (SlotId(slot), Duration::from_secs(slot.into()))).collect();
-        let device = Device::Cpu { threads: 1 };
+        let device = Device::Cpu { threads: 1, memory: 8 << 30 };
         let offer = Offer {
             host_name: format!("host-{seed}"),
             agent_version: String::new(),
@@ -61,7 +61,11 @@ impl Made {
             free: self
                 .free
                 .iter()
-                .map(|&(id, since)| FreeSlot { id, since, serves: self.warm.get(&id) })
+                .map(|&(id, since)| {
+                    let memory =
+                        self.offer.slots.iter().find(|slot| slot.id == id).map(|slot| slot.device.memory());
+                    FreeSlot { id, since, serves: self.warm.get(&id), memory: memory.unwrap_or_default() }
+                })
                 .collect(),
             ran: &self.ran,
             holds: &self.holds,
@@ -85,7 +89,7 @@ fn job(number: u64) -> JobId {
 }
 
 pub(super) fn waiting(number: u64) -> Waiting<'static> {
-    Waiting { job: job(number), priority: 50, order: number, inputs: &[], avoid: vec![] }
+    Waiting { job: job(number), priority: 50, order: number, inputs: &[], avoid: vec![], ran_out: None }
 }
 
 pub(super) fn needs(classes: &[&str]) -> Requirements {
@@ -138,9 +142,9 @@ fn node_that_is_set_aside_for_a_workflow_takes_it_where_no_other_could() {
     let one = || vec![waiting(1)];
     assert_eq!(plan_one_class(one(), &needs(&[]), &nodes), [], "the busy one is waited for");
     let pictures: Vec<_> = nodes.iter().map(Made::picture).collect();
-    let told = explain(&version(1), &needs(&[]), &[], &pictures);
+    let told = explain(&version(1), &needs(&[]), &waiting(1), &pictures);
     assert!(told[0].reason.contains("set aside") && told[0].reason.ends_with("out of memory"), "{told:?}");
-    let other = explain(&version(2), &needs(&[]), &[], &pictures);
+    let other = explain(&version(2), &needs(&[]), &waiting(1), &pictures);
     assert_eq!(other[0].reason, "it is next in turn");
     nodes[1].draining = true;
     assert_eq!(plan_one_class(one(), &needs(&[]), &nodes), [(1, 1)]);
@@ -157,13 +161,13 @@ fn node_that_is_set_aside_goes_before_one_on_which_the_job_failed() {
     let one = || vec![Waiting { avoid: avoid.clone(), ..waiting(1) }];
     assert_eq!(plan_one_class(one(), &needs(&[]), &nodes), [(1, 2)], "though the other one is warm");
     let pictures: Vec<_> = nodes.iter().map(Made::picture).collect();
-    let told = explain(&version(1), &needs(&[]), &avoid, &pictures);
+    let told = explain(&version(1), &needs(&[]), &one()[0], &pictures);
     assert!(told[0].reason.contains("the job failed there"), "{told:?}");
     assert_eq!(told[1].reason, "it is next in turn");
     nodes[1].connected = false;
     assert_eq!(plan_one_class(one(), &needs(&[]), &nodes), [(1, 1)]);
     let pictures: Vec<_> = nodes.iter().map(Made::picture).collect();
-    let told = explain(&version(1), &needs(&[]), &avoid, &pictures);
+    let told = explain(&version(1), &needs(&[]), &one()[0], &pictures);
     assert!(told[2].reason.contains("set aside"), "{told:?}");
 }
 
@@ -172,7 +176,7 @@ fn each_hard_rule_is_told_in_words() {
     let check = |change: fn(&mut Made), requirements: Requirements, expected: &str| {
         let mut node = Made::node(1, 1);
         change(&mut node);
-        let reasons = explain(&version(1), &requirements, &[], &[node.picture()]);
+        let reasons = explain(&version(1), &requirements, &waiting(1), &[node.picture()]);
         let told = reasons.last().map(|reason| (reason.node, reason.reason.as_str()));
         assert_eq!(told, Some((Some(node.peer), expected)));
         let can_wait_for_it = ["it is next in turn", "all its slots are busy"].contains(&expected);
@@ -191,7 +195,7 @@ fn each_hard_rule_is_told_in_words() {
     let refused = "it has an attached ComfyUI, which proves no lock, and the workflow was not deployed with `--accept-attached`";
     check(attach, needs(&[]), refused);
     check(attach, Requirements { accept_attached: true, ..needs(&[]) }, "it is next in turn");
-    assert_eq!(explain(&version(1), &needs(&[]), &[], &[])[0].node, None);
+    assert_eq!(explain(&version(1), &needs(&[]), &waiting(1), &[])[0].node, None);
 }
 
 #[test]

@@ -120,7 +120,7 @@ impl Player {
             engine: Engine::Builtin,
             classes: BTreeSet::from(["EmptyImage".to_owned(), "SaveImage".to_owned()]),
             models: BTreeSet::new(),
-            slots: vec![SlotOffer { id: SlotId(0), device: Device::Cpu { threads: 1 } }],
+            slots: vec![SlotOffer { id: SlotId(0), device: Device::Cpu { threads: 1, memory: 8 << 30 } }],
         };
         let register = Register { offer, data_addresses: vec![], leases: vec![], ended, draining: false };
         self.session.sender.send(&NodeMessage::Register(register)).await.expect("sent");

@@ -66,7 +66,10 @@ impl State {
         turn: &mut Turn,
     ) {
         self.release(good, workflow, turn);
-        let is_its_own = |failed: &&FailedRun| failed.node != good && !is_nobodys_fault(failed.error.kind);
+        // How much memory a run needs depends on its parameters: others may fit where one did not.
+        let is_its_own = |failed: &&FailedRun| {
+            failed.node != good && failed.ran_out_of.is_none() && !is_nobodys_fault(failed.error.kind)
+        };
         for failed in failures.iter().filter(is_its_own) {
             let aside = Aside::new(failed.error.detail.clone(), false, turn.now.monotonic);
             self.set_aside(failed.node, workflow, aside, turn);

@@ -12,7 +12,7 @@ use super::jobs::{Job, Jobs, Place};
 use super::nodes::{Node, Slot};
 use super::runs::Run;
 use super::{Action, GrantOrder, Now, State, Turn};
-use crate::schedule::{Class, FreeSlot, NodePicture, Picture, Placement, Waiting, plan};
+use crate::schedule::{Class, FreeSlot, NodePicture, Picture, Placement, RanOut, Waiting, plan};
 use crate::view::{DeployedWorkflow, FarmEventKind};
 
 /// How many jobs of a class the planner sees beyond one for each free slot: those that wait for
@@ -56,8 +56,12 @@ impl State {
         let usable = node.slots.iter().filter(|(_, slot)| {
             connected && !draining && slot.lease.is_none() && now.monotonic >= slot.not_before
         });
-        let slot =
-            |(&id, slot): (&SlotId, &Slot)| FreeSlot { id, since: slot.since, serves: node.warm.get(&id) };
+        let slot = |(&id, slot): (&SlotId, &Slot)| FreeSlot {
+            id,
+            since: slot.since,
+            serves: node.warm.get(&id),
+            memory: node.memory(id).unwrap_or_default(),
+        };
         let free = usable.map(slot).collect();
         NodePicture {
             peer,
@@ -140,13 +144,15 @@ fn needed(job: &Job, workflow: &DeployedWorkflow) -> BTreeSet<BlobHash> {
     documents.chain(bundled).chain(job.new.inputs.iter().copied()).collect()
 }
 
-fn waiting(job: &Job) -> Waiting<'_> {
+/// A job as the planner sees it.
+pub(super) fn waiting(job: &Job) -> Waiting<'_> {
     Waiting {
         job: job.new.id,
         priority: job.new.priority,
         order: job.order,
         inputs: &job.new.inputs,
         avoid: Jobs::failed_on(job),
+        ran_out: RanOut::of(job.failures()),
     }
 }
 

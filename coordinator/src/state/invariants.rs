@@ -36,6 +36,7 @@ fn step() -> impl Strategy<Value = Step> {
     let kinds = prop::sample::select(vec![
         RunErrorKind::InvalidInput,
         RunErrorKind::OpFailed,
+        RunErrorKind::OutOfMemory,
         RunErrorKind::NodeStopping,
         RunErrorKind::Stalled,
         RunErrorKind::Canceled,

@@ -236,9 +236,12 @@ impl Jobs {
         wanted.iter().filter_map(position).collect()
     }
 
-    /// Nodes on which a job failed, each once; not those that were not given what they need.
+    /// Nodes on which a job failed, each once; not those that were not given what they need, or on one of whose
+    /// devices it ran out of memory.
     pub(crate) fn failed_on(job: &Job) -> Vec<PeerId> {
-        let failures = job.failures().iter().filter(|failed| failed.error.kind != RunErrorKind::LostBlob);
+        let is_its_own =
+            |failed: &&FailedRun| failed.error.kind != RunErrorKind::LostBlob && failed.ran_out_of.is_none();
+        let failures = job.failures().iter().filter(is_its_own);
         let nodes: BTreeSet<PeerId> = failures.map(|failed| failed.node).collect();
         nodes.into_iter().collect()
     }

@@ -191,6 +191,26 @@ impl Farm {
         leases: Vec<HeldLease>,
         ended: Vec<RunEnded>,
     ) {
+        let devices = vec![Device::Cpu { threads: 1, memory: 8 << 30 }];
+        self.register_devices(seed, engine, devices, leases, ended);
+    }
+
+    /// A node registers with a card for each of these memories, in GiB.
+    pub(super) fn register_cards(&mut self, seed: u8, memories: &[u64]) {
+        let card =
+            |memory: &u64| Device::Gpu { name: String::new(), uuid: String::new(), memory: memory << 30 };
+        let cards = memories.iter().map(card).collect();
+        self.register_devices(seed, Engine::Builtin, cards, vec![], vec![]);
+    }
+
+    fn register_devices(
+        &mut self,
+        seed: u8,
+        engine: Engine,
+        devices: Vec<Device>,
+        leases: Vec<HeldLease>,
+        ended: Vec<RunEnded>,
+    ) {
         self.sessions += 1;
         let offer = Offer {
             host_name: format!("host-{seed}"),
@@ -199,7 +219,7 @@ impl Farm {
             engine,
             classes: BTreeSet::new(),
             models: BTreeSet::new(),
-            slots: vec![SlotOffer { id: SlotId(0), device: Device::Cpu { threads: 1 } }],
+            slots: (0..).map(SlotId).zip(devices).map(|(id, device)| SlotOffer { id, device }).collect(),
         };
         let register = Register { offer, data_addresses: vec![], leases, ended, draining: false };
         let (session, labels) = (self.sessions, BTreeMap::new());

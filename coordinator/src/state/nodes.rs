@@ -98,6 +98,12 @@ impl Node {
         }
     }
 
+    /// The memory of a slot's device.
+    pub(crate) fn memory(&self, slot: SlotId) -> Option<u64> {
+        let offered = self.offer.slots.iter().find(|offered| offered.id == slot)?;
+        Some(offered.device.memory())
+    }
+
     /// Notes that it ran a workflow.
     pub(crate) fn note_ran(&mut self, workflow: &WorkflowVersion) {
         if self.ran.len() >= MAX_RAN && !self.ran.contains(workflow) {

@@ -14,7 +14,8 @@ use protocol::{
 use super::claims::bounded;
 use super::jobs::{Job, Place};
 use super::record::{EndedJob, EndedRun, KnownLease, Record};
-use super::{Action, State, Turn};
+use super::{Action, Now, State, Turn};
+use crate::schedule::{Lack, RanOut};
 use crate::view::{FailedRun, FarmEventKind, RunView};
 
 /// The most runs of a job that may fail and count.
@@ -250,14 +251,24 @@ impl State {
     fn fail_current(&mut self, node: PeerId, lease: Lease, error: RunError, turn: &mut Turn) {
         let taken = self.ended_run(node, lease);
         self.runs.remove(&lease.id);
-        let Some(job) = self.jobs.get_mut(lease.job) else { return };
+        if self.jobs.get(lease.job).is_none() {
+            return;
+        }
         if !error.kind.counts_as_attempt() {
             self.rest_slot(node, taken.slot, turn);
             let reason = format!("{} gave it back: {}", node.fmt_short(), error.detail);
             return self.queue_again(lease.job, lease.id, reason, turn);
         }
-        let failed = FailedRun { id: lease.run, node, error: error.clone() };
-        if is_final(job.failures(), &failed) {
+        let memory = || self.nodes.get(node)?.memory(taken.slot);
+        let ran_out_of = (error.kind == RunErrorKind::OutOfMemory).then(memory).flatten();
+        let mut failed = FailedRun { id: lease.run, node, error, ran_out_of };
+        let lack = self.lack_of_memory(lease.job, &failed, turn.now);
+        let Some(job) = self.jobs.get_mut(lease.job) else { return };
+        if is_final(job.failures(), &failed, lack.as_ref()) {
+            if let Some(lack) = lack.filter(|_| ran_out_of.is_some()) {
+                failed.error.detail = format!("{}; {lack}", failed.error.detail);
+            }
+            let error = failed.error.clone();
             job.history_mut().failures.push(failed);
             let outcome =
                 Outcome { taken: Some(taken), error: Some(error), ..Outcome::without_run(JobState::Failed) };
@@ -266,6 +277,14 @@ impl State {
         self.record(Record::RunFailed { job: lease.job, failed }, turn);
         self.jobs.put(lease.job, Place::Queued);
         turn.actions.push(Action::Unleased(lease.id));
+    }
+
+    /// What a job lacks that has run out of memory on all devices that the farm has for it.
+    fn lack_of_memory(&self, id: JobId, failed: &FailedRun, now: Now) -> Option<Lack> {
+        let job = self.jobs.get(id)?;
+        let ran_out = RanOut::of(job.failures().iter().chain([failed]))?;
+        let requirements = &self.catalog.get(&job.new.workflow)?.requirements;
+        ran_out.lack(requirements, &self.node_pictures(now))
     }
 
     /// A node vanished with a run, or came back without it.
@@ -329,11 +348,25 @@ impl State {
 }
 
 /// Whether a job has failed with this failure after the earlier ones.
-fn is_final(earlier: &[FailedRun], failed: &FailedRun) -> bool {
+fn is_final(earlier: &[FailedRun], failed: &FailedRun, lack: Option<&Lack>) -> bool {
     let kind = failed.error.kind;
     // The same on two nodes is the job's fault, and a third would only take longer.
     let is_jobs_fault = matches!(kind, RunErrorKind::OpFailed | RunErrorKind::NoOutput);
     let nodes: BTreeSet<PeerId> =
         earlier.iter().chain([failed]).filter(|run| run.error.kind == kind).map(|run| run.node).collect();
-    !kind.retry_elsewhere() || earlier.len() + 1 >= MAX_ATTEMPTS || (is_jobs_fault && nodes.len() >= 2)
+    let attempts = attempts(earlier.iter().chain([failed]), lack);
+    !kind.retry_elsewhere() || attempts >= MAX_ATTEMPTS || (is_jobs_fault && nodes.len() >= 2)
+}
+
+/// How many of a job's failures count: not those that ran out of memory where a larger device was tried after them,
+/// or is there to be tried.
+fn attempts<'a>(failures: impl Iterator<Item = &'a FailedRun>, lack: Option<&Lack>) -> usize {
+    let (mut most, mut count) = (0, 0);
+    for failed in failures {
+        match failed.ran_out_of {
+            Some(memory) if memory > most => most = memory,
+            _ => count += 1,
+        }
+    }
+    count + usize::from(lack.is_some())
 }

@@ -5,7 +5,8 @@ use std::collections::HashSet;
 use protocol::message::Provider;
 use protocol::{FarmId, JobId, JobState, PeerId};
 
-use super::jobs::{Job, Jobs, Place};
+use super::grants::waiting;
+use super::jobs::{Job, Place};
 use super::nodes::Node;
 use super::runs::Run;
 use super::{Now, State};
@@ -98,7 +99,7 @@ impl State {
             }
             Place::Queued => {
                 let Some(workflow) = self.catalog.get(&job.new.workflow) else { return Vec::new() };
-                explain(&workflow.id, &workflow.requirements, &Jobs::failed_on(job), nodes)
+                explain(&workflow.id, &workflow.requirements, &waiting(job), nodes)
             }
         }
     }

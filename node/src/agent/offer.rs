@@ -84,7 +84,8 @@ mod tests {
 
     #[test]
     fn node_offers_slots_only_while_its_engine_answers() {
-        let devices = [Device::Cpu { threads: 4 }, Device::Cpu { threads: 4 }];
+        let devices =
+            [Device::Cpu { threads: 4, memory: 8 << 30 }, Device::Cpu { threads: 4, memory: 8 << 30 }];
         let description = Description {
             engine: EngineKind::Builtin,
             classes: ["SaveImage".to_owned()].into(),

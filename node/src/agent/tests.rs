@@ -53,7 +53,7 @@ async fn play(behaviours: Vec<Behaviour>) -> Played {
         private_origins: false,
         engine: engine.clone(),
         rebuilding: None,
-        devices: vec![Device::Cpu { threads: 1 }],
+        devices: vec![Device::Cpu { threads: 1, memory: 8 << 30 }],
     };
     let starting = tokio::spawn(Agent::start(config));
     let Some(Incoming::Join { peer, answer, .. }) = next(&mut incoming).await else { panic!("no join") };

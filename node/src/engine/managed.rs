@@ -1,8 +1,8 @@
 //! A ComfyUI of the node's own for each slot, in the locked workspace that a run needs.
 //!
 //! A slot has at most one process, so at most one holds its device's memory: it is started for the first run of a
-//! workspace, stays for the next ones, also for those of other workspaces with the same environment and code, makes way
-//! for all others, and ends after a while without work. One that died or hangs is started anew and its run is tried
+//! workspace, or for its proof, stays for the next ones, also for those of other workspaces with the same environment
+//! and code, makes way for all others, and ends after a while without work. One that died or hangs is started anew and its run is tried
 //! once more. Not here: the requests that a run consists of (`comfyui`), and how a workspace is made (`workspace`).
 
 mod door;
@@ -10,6 +10,7 @@ mod download;
 mod folders;
 mod imports;
 mod log;
+mod memory;
 mod process;
 mod served;
 mod warmth;
@@ -21,13 +22,15 @@ use std::sync::{Arc, Mutex as StdMutex, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::future::select_all;
 use protocol::{Device, LockfileHash, Phase, Progress, RunError, RunErrorKind, SlotId};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
+use self::memory::{Card, NotBack};
 use self::process::{Launch, Process, StartError, blocking};
 use self::served::Served;
 use self::warmth::Warmth;
@@ -91,6 +94,7 @@ struct Slot {
     process: Mutex<Place>,
     warmth: Warmth,
     launch: Launch,
+    card: Option<Card>,
 }
 
 /// The process of a slot, if it has one.
@@ -99,6 +103,10 @@ struct Place {
     process: Option<Process>,
     /// Ends the process when it had no work for a while.
     unloading: Option<AbortOnDropHandle<()>>,
+    /// How much of the card's memory was in use before the process started.
+    before: Option<u64>,
+    /// What did not come back of it when the last one ended.
+    not_back: Option<NotBack>,
 }
 
 impl Place {
@@ -115,8 +123,9 @@ impl Managed {
     }
 
     /// Sees that ComfyUI comes up in a workspace with all that it must have. The reason in words where it has not. A
-    /// process that is idle and can serve the workspace too shows it; else one is started, which stays for the first
-    /// run in a slot that has none, and ends where all have one.
+    /// process that is idle and can serve the workspace too shows it; else one is started in a slot, which stays for the
+    /// first run: in one that has none, or where the process that is there has nothing to do, or, as soon as one is, in
+    /// the first whose run is over. Never beside a run, which needs the device's memory.
     pub async fn prove(&self, workspace: &Arc<Workspace>, cancel: &CancellationToken) -> Result<(), String> {
         let slots: Vec<Arc<Slot>> = self.slot_ids().map(|id| self.slot(id)).collect();
         for slot in &slots {
@@ -127,26 +136,17 @@ impl Managed {
                 return Ok(());
             }
         }
-        for slot in &slots {
-            let Ok(mut place) = slot.process.try_lock() else { continue };
-            if place.process.is_none() {
-                let process = prove(&slot.launch, workspace, cancel).await?;
-                place.process = Some(process);
-                self.unload_later(slot, &mut place);
-                return Ok(());
-            }
-        }
-        let folder = self.config.folder.join("proof");
-        let launch = Launch::new(&self.config, folder, self.config.devices.first());
-        let proven = match prove(&launch, workspace, cancel).await {
-            Ok(process) => {
-                process.stop().await;
-                Ok(())
-            }
-            Err(reason) => Err(reason),
+        let idle = slots.iter().filter_map(|slot| Some((slot, slot.process.try_lock().ok()?)));
+        let idle = idle.min_by_key(|(_, place)| place.process.is_some());
+        let (slot, mut place) = match idle {
+            Some(idle) => idle,
+            None => first_free(&slots, cancel).await?,
         };
-        launch.clear().await;
-        proven
+        place.unloading = None;
+        slot.stop(&mut place).await;
+        slot.prove(&mut place, workspace, cancel).await?;
+        self.unload_later(slot, &mut place);
+        Ok(())
     }
 
     /// Ends the process of each slot, and waits until it has ended and its last lines are written.
@@ -173,8 +173,10 @@ impl Managed {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh = || {
             let folder = self.config.folder.join(format!("slot-{}", id.0));
-            let launch = Launch::new(&self.config, folder, self.config.devices.get(usize::from(id.0)));
-            Arc::new(Slot { process: Mutex::default(), warmth: Warmth::default(), launch })
+            let device = self.config.devices.get(usize::from(id.0));
+            let launch = Launch::new(&self.config, folder, device);
+            let card = Card::of(device);
+            Arc::new(Slot { process: Mutex::default(), warmth: Warmth::default(), launch, card })
         };
         Arc::clone(slots.entry(id).or_insert_with(fresh))
     }
@@ -270,7 +272,7 @@ impl Slot {
                 }
                 _ => {}
             }
-            return Err(failed);
+            return Err(with_memory(failed, place.not_back));
         }
     }
 
@@ -304,42 +306,85 @@ impl Slot {
                 let detail = format!("the files of the workspace cannot be read: {error}");
                 RunError::new(RunErrorKind::NodeFault, detail)
             })?;
-            let process = self.launch.start(served, cancel).await.map_err(|error| match error {
+            self.start(place, served, cancel).await.map_err(|error| match error {
                 StartError::Canceled => canceled(),
                 error @ StartError::Undeclared { .. } => {
                     RunError::new(RunErrorKind::UndeclaredFile, error.to_string())
                 }
-                error => RunError::new(RunErrorKind::EngineUnavailable, protocol::error_chain(&error)),
+                error => {
+                    let detail = protocol::error_chain(&error);
+                    with_memory(RunError::new(RunErrorKind::EngineUnavailable, detail), place.not_back)
+                }
             })?;
-            place.process = Some(process);
         }
         Ok(place.process.as_mut().expect("it was just started, or was there"))
     }
 
+    /// Starts a process, which has all that its workspace must have.
+    async fn prove(
+        &self,
+        place: &mut Place,
+        workspace: &Arc<Workspace>,
+        cancel: &CancellationToken,
+    ) -> Result<(), String> {
+        let wanted = Arc::clone(workspace);
+        let served = blocking(move || Served::alone(&wanted)).await;
+        let served = served.map_err(|error| format!("the files of the workspace cannot be read: {error}"))?;
+        self.start(place, served, cancel).await.map_err(|error| protocol::error_chain(&error))?;
+        let process = place.process.as_ref().expect("it was just started");
+        let proven = process.prove(workspace).await;
+        if proven.is_err() {
+            self.stop(place).await;
+        }
+        proven
+    }
+
+    async fn start(
+        &self,
+        place: &mut Place,
+        served: Served,
+        cancel: &CancellationToken,
+    ) -> Result<(), StartError> {
+        if let Some(card) = &self.card {
+            place.before = card.used().await;
+            place.not_back = place.not_back.and_then(|not_back| not_back.still(place.before));
+        }
+        place.process = Some(self.launch.start(served, cancel).await?);
+        Ok(())
+    }
+
+    /// Ends the process, and sees that its memory comes back.
     async fn stop(&self, place: &mut Place) {
-        if let Some(process) = place.process.take() {
-            process.stop().await;
+        let Some(process) = place.process.take() else { return };
+        process.stop().await;
+        let Some((card, before)) = self.card.as_ref().zip(place.before) else { return };
+        place.not_back = card.until_back(before).await.err();
+        if let Some(not_back) = &place.not_back {
+            warn!(%not_back, "the memory of a card does not come back");
         }
     }
 }
 
-/// A process that has all that its workspace must have.
-async fn prove(
-    launch: &Launch,
-    workspace: &Arc<Workspace>,
+/// The first slot whose run is over, for whoever waits longest.
+async fn first_free<'a>(
+    slots: &'a [Arc<Slot>],
     cancel: &CancellationToken,
-) -> Result<Process, String> {
-    let wanted = Arc::clone(workspace);
-    let served = blocking(move || Served::alone(&wanted)).await;
-    let served = served.map_err(|error| format!("the files of the workspace cannot be read: {error}"))?;
-    let process = launch.start(served, cancel).await;
-    let process = process.map_err(|error| protocol::error_chain(&error))?;
-    match process.prove(workspace).await {
-        Ok(()) => Ok(process),
-        Err(reason) => {
-            process.stop().await;
-            Err(reason)
-        }
+) -> Result<(&'a Arc<Slot>, MutexGuard<'a, Place>), String> {
+    let free = slots.iter().map(|slot| Box::pin(async move { (slot, slot.process.lock().await) }));
+    let free: Vec<_> = free.collect();
+    if free.is_empty() {
+        return Err("this node has no slot in which ComfyUI could start".to_owned());
+    }
+    let first = cancel.run_until_cancelled(select_all(free)).await;
+    first.map(|(first, ..)| first).ok_or_else(|| "it was broken off".to_owned())
+}
+
+/// A failure for which the card's memory may be to blame, with what is known of that.
+fn with_memory(failed: RunError, not_back: Option<NotBack>) -> RunError {
+    use RunErrorKind::{EngineUnavailable, OutOfMemory};
+    match not_back.filter(|_| matches!(failed.kind, OutOfMemory | EngineUnavailable)) {
+        Some(not_back) => RunError { detail: format!("{}; {not_back}", failed.detail), ..failed },
+        None => failed,
     }
 }
 
@@ -348,9 +393,9 @@ async fn unload_task(slot: Weak<Slot>, idle: Duration) {
     sleep(idle).await;
     let Some(slot) = slot.upgrade() else { return };
     let mut place = slot.process.lock().await;
-    if let Some(process) = place.process.take() {
+    if place.process.is_some() {
         info!("comfyui had no work for a while and is stopped");
-        process.stop().await;
+        slot.stop(&mut place).await;
     }
 }
 

@@ -8,6 +8,7 @@ use protocol::{Accelerator, Device};
 use crate::gpu::{GpuProbe, NoGpu};
 
 /// Asks NVML.
+#[derive(Debug)]
 pub(crate) struct NvmlProbe;
 
 impl GpuProbe for NvmlProbe {
@@ -23,6 +24,11 @@ impl GpuProbe for NvmlProbe {
             major: part(cuda_driver_version_major(version)),
             minor: part(cuda_driver_version_minor(version)),
         })
+    }
+
+    fn used(&self, uuid: &str) -> Option<u64> {
+        let nvml = Nvml::init().ok()?;
+        Some(nvml.device_by_uuid(uuid).ok()?.memory_info().ok()?.used)
     }
 }
 

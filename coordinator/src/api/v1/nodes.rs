@@ -108,7 +108,8 @@ mod tests {
     }
 
     fn node(peer: PeerId) -> NodeView {
-        let slot = |id: u16| SlotOffer { id: SlotId(id), device: Device::Cpu { threads: 4 } };
+        let slot =
+            |id: u16| SlotOffer { id: SlotId(id), device: Device::Cpu { threads: 4, memory: 8 << 30 } };
         let offer = Offer {
             host_name: "studio-3".to_owned(),
             agent_version: "0.1.0".to_owned(),

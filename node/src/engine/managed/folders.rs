@@ -112,7 +112,7 @@ impl Folders {
     }
 
     /// Removes all but the log.
-    pub(super) fn clear(&self) -> io::Result<()> {
+    fn clear(&self) -> io::Result<()> {
         for folder in [self.root.clone(), self.further()] {
             match std::fs::remove_dir_all(folder) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

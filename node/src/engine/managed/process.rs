@@ -122,7 +122,7 @@ pub(super) struct Process {
 impl Launch {
     pub(super) fn new(config: &ManagedConfig, root: PathBuf, device: Option<&Device>) -> Self {
         let threads = match device {
-            Some(Device::Cpu { threads }) if config.devices.len() > 1 => Some(*threads),
+            Some(Device::Cpu { threads, .. }) if config.devices.len() > 1 => Some(*threads),
             _ => None,
         };
         Self {
@@ -177,14 +177,6 @@ impl Launch {
         }
         info!(seconds = begun.elapsed().as_secs_f64(), "comfyui is up");
         Ok(Process { served, program, comfyui, log, folders: self.folders.clone(), door })
-    }
-
-    /// Removes what a process left in its folders.
-    pub(super) async fn clear(&self) {
-        let folders = self.folders.clone();
-        if let Err(error) = blocking(move || folders.clear()).await {
-            warn!(%error, folder = %self.folders.root.display(), "folders of a process stay");
-        }
     }
 
     async fn make_folders(&self, served: &Served) -> Result<ProcessLog, StartError> {
@@ -444,7 +436,7 @@ mod tests {
         };
         let gpu = Device::Gpu { name: "RTX".to_owned(), uuid: "GPU-1".to_owned(), memory: 1 };
         check("", Some(&gpu), "--listen 127.0.0.1 --port 8199");
-        check("", Some(&Device::Cpu { threads: 2 }), "--listen 127.0.0.1 --port 8199 --cpu");
+        check("", Some(&Device::Cpu { threads: 2, memory: 8 << 30 }), "--listen 127.0.0.1 --port 8199 --cpu");
         let known = r#"parser.add_argument("--front-end-root", parser.add_argument("--disable-api-nodes","#;
         let known = format!("{known} parser.add_argument(\"--preview-method\",");
         let newest = "--listen 127.0.0.1 --port 8199 --front-end-root /f --disable-api-nodes \

@@ -61,7 +61,10 @@ impl Machine {
         let (real, folder) = (PathBuf::from(real), tempfile::tempdir().expect("a temporary folder"));
         let workspace =
             workspace(&real.join("ComfyUI"), &folder.path().join("files"), real.join("venv/bin/python"));
-        let mut config = ManagedConfig::new(folder.path().join("slots"), vec![Device::Cpu { threads: 2 }]);
+        let mut config = ManagedConfig::new(
+            folder.path().join("slots"),
+            vec![Device::Cpu { threads: 2, memory: 8 << 30 }],
+        );
         // Of the same programs each time: nobody compiles them again.
         config.byte_code = std::env::temp_dir().join("comfy-farm-test-byte-code");
         change(&mut config);
@@ -305,15 +308,35 @@ NODE_CLASS_MAPPINGS = {"Swap": Swap}
 "#;
 
 #[tokio::test]
-async fn out_of_memory_is_told_apart_and_leaves_the_process() {
+async fn out_of_memory_is_told_apart_frees_what_models_hold_and_leaves_the_process() {
     let Some(machine) = Machine::new(|_| {}) else { return };
+    machine.file("custom_nodes/freed/__init__.py", FREED);
+    let freed = machine.folder.path().join("slots/slot-0/ComfyUI/output/freed");
     let cancel = CancellationToken::new();
+    machine.run(inverted(), &cancel).await.expect("a picture");
+    let id = machine.process().await.expect("it is warm");
+    assert!(!freed.exists(), "a run that succeeds leaves its models where they are");
     let failed = machine.run(saving(1, "TestFail", &json!({ "kind": "cuda_oom" })), &cancel).await;
     assert_eq!(failed.expect_err("no memory").kind, RunErrorKind::OutOfMemory);
-    let id = machine.process().await.expect("it stays");
+    let freed = std::fs::read_to_string(freed).expect("it was told to free its memory");
+    assert_eq!(freed, "unload_models True\nfree_memory True\n");
     machine.run(inverted(), &cancel).await.expect("a picture");
     assert_eq!(machine.process().await, Some(id));
 }
+
+/// Writes down what `/free` asks of ComfyUI's queue.
+const FREED: &str = r#"
+import os, folder_paths
+from server import PromptServer
+queue = PromptServer.instance.prompt_queue
+set_flag = queue.set_flag
+def told(name, data):
+    with open(os.path.join(folder_paths.get_output_directory(), "freed"), "a") as file:
+        file.write(f"{name} {data}\n")
+    set_flag(name, data)
+queue.set_flag = told
+NODE_CLASS_MAPPINGS = {}
+"#;
 
 #[tokio::test]
 async fn workspace_is_proven_by_what_comfyui_has_and_refused_with_the_traceback() {
@@ -387,7 +410,7 @@ async fn comfyui_that_does_not_come_up_is_told_with_its_last_words() {
     let tree = folder.path().join("tree");
     std::fs::create_dir_all(&tree).expect("made");
     std::fs::write(tree.join("main.py"), "print('no such thing'); raise SystemExit(7)\n").expect("written");
-    let mut config = ManagedConfig::new(folder.path().join("slots"), vec![]);
+    let mut config = ManagedConfig::new(folder.path().join("slots"), vec![crate::gpu::cpu()]);
     let cancel = CancellationToken::new();
     let of = workspace(&tree, &folder.path().join("files"), "/usr/bin/env");
     // `env main.py` is no Python: it ends at once.

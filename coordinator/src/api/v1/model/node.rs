@@ -216,7 +216,7 @@ impl From<protocol::Engine> for Engine {
 impl From<protocol::Device> for Device {
     fn from(device: protocol::Device) -> Self {
         match device {
-            protocol::Device::Cpu { threads } => Self::Cpu { threads },
+            protocol::Device::Cpu { threads, .. } => Self::Cpu { threads },
             protocol::Device::Gpu { name, memory, .. } => Self::Gpu { name, memory },
         }
     }

@@ -108,7 +108,7 @@ async fn process_serves_all_workspaces_of_its_code_and_starts_anew_where_two_con
 
 #[tokio::test]
 async fn two_slots_work_side_by_side_each_in_a_process_and_folders_of_its_own() {
-    let two = |config: &mut ManagedConfig| config.devices.push(Device::Cpu { threads: 1 });
+    let two = |config: &mut ManagedConfig| config.devices.push(Device::Cpu { threads: 1, memory: 8 << 30 });
     let Some(machine) = Machine::walled(two).await else { return };
     // Neither goes on before the other is there.
     let meeting = machine.folder.path().join("slots");
@@ -143,6 +143,44 @@ async fn two_slots_work_side_by_side_each_in_a_process_and_folders_of_its_own() 
     assert_eq!(colours, [[0, 0, 1], [0, 0, 2]], "each has its own picture");
     let (one, other) = (machine.process_of(SlotId(0)).await, machine.process_of(SlotId(1)).await);
     assert!(one.is_some() && other.is_some() && one != other);
+}
+
+#[tokio::test]
+async fn proof_takes_an_idle_slot_or_waits_for_one_and_starts_nothing_beside_a_run() {
+    let Some(machine) = Machine::walled(|_| {}).await else { return };
+    machine.file("custom_nodes/meeting/__init__.py", MEETING);
+    machine.file("models/upscale_models/a.safetensors", "another model at this path");
+    let output = machine.folder.path().join("slots/slot-0/ComfyUI/output");
+    // No process can serve both.
+    let contradicting = machine.beside(2, "a.safetensors", &machine.upscaler(1));
+    let cancel = CancellationToken::new();
+    machine.run(inverted(), &cancel).await.expect("a picture");
+    let first = machine.process().await.expect("it is warm");
+    assert_eq!(machine.engine.prove(&contradicting, &cancel).await, Ok(()));
+    let second = machine.process().await.expect("it stays for the first run");
+    assert!(first != second && !PathBuf::from(format!("/proc/{first}")).exists(), "the idle one made way");
+
+    let at_work = machine.run(saving(1, "Meeting", &json!({ "name": "0" })), &cancel);
+    let proof = async {
+        while !output.join("here-0").exists() {
+            sleep(Duration::from_millis(20)).await;
+        }
+        let proving = machine.engine.prove(&contradicting, &cancel);
+        tokio::pin!(proving);
+        // It has looked at the one slot, which is busy.
+        assert!(futures::poll!(proving.as_mut()).is_pending());
+        std::fs::write(output.join("go"), "").expect("written");
+        proving.await
+    };
+    let (made, proven) = timeout(START * 3, async { tokio::join!(at_work, proof) }).await.expect("both end");
+    made.expect("the run is not disturbed");
+    assert_eq!(proven, Ok(()));
+    let proof = machine.process().await.expect("the proof came into the slot");
+    machine.enlarge(&contradicting, "a.safetensors").await;
+    assert_eq!(machine.process().await, Some(proof));
+    let slots = std::fs::read_dir(machine.folder.path().join("slots")).expect("a folder");
+    let names = slots.map(|entry| entry.expect("an entry").file_name().into_string().expect("a name"));
+    assert_eq!(names.filter(|name| !name.starts_with("slot-0")).count(), 0, "no process had another folder");
 }
 
 /// Says that it is there, and waits until it may go on.

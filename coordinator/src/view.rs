@@ -186,6 +186,8 @@ pub struct WorkspaceView {
     pub workflows: Vec<WorkflowVersion>,
     /// How far it is.
     pub state: WorkspaceState,
+    /// Whether its torch is another build than the author's.
+    pub equivalent: bool,
 }
 
 /// A blob, as the farm knows it.

@@ -16,6 +16,7 @@ pub mod python;
 pub mod log;
 pub mod assemble;
 pub mod prepare;
+pub mod progress;
 pub mod shelf;
 pub mod record;
 pub mod care;
@@ -41,6 +42,8 @@ pub struct Workspace {
     pub classes: BTreeSet<String>,
     /// The model files that a process of it must list, as `folder/name`.
     pub model_names: BTreeSet<String>,
+    /// Whether its torch is another build of the recorded version: equivalent, and not identical.
+    pub equivalent: bool,
 }
 
 impl Workspace {

@@ -57,6 +57,8 @@ pub struct WorkspaceReport {
     pub lockfile: LockfileHash,
     /// How far.
     pub state: WorkspaceState,
+    /// Whether it is equivalent to the author's and not identical: torch is another build of the recorded version.
+    pub equivalent: bool,
 }
 
 /// What the parts of a lockfile came to on a node that has built it.
@@ -110,6 +112,17 @@ pub struct Preparing {
     pub done: u64,
     /// How much that is in all, as far as it is known; 0 where it is not.
     pub total: u64,
+}
+
+impl fmt::Display for Preparing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (step, done, total) = (self.step, self.done >> 20, self.total >> 20);
+        match (self.done, self.total) {
+            (0, 0) => write!(f, "{step}"),
+            (_, 0) => write!(f, "{step}, {done} MiB so far"),
+            _ => write!(f, "{step}, {done} of {total} MiB"),
+        }
+    }
 }
 
 /// The steps of building a workspace, in order.
@@ -176,13 +189,7 @@ impl fmt::Display for WorkspaceState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Waiting => f.write_str("its workspace waits for its turn there"),
-            Self::Preparing(Preparing { step, done, total }) if *total > 0 => {
-                let mib = |bytes: &u64| bytes >> 20;
-                write!(f, "its workspace is being prepared: {step}, {} of {} MiB", mib(done), mib(total))
-            }
-            Self::Preparing(Preparing { step, .. }) => {
-                write!(f, "its workspace is being prepared: {step}")
-            }
+            Self::Preparing(preparing) => write!(f, "its workspace is being prepared: {preparing}"),
             Self::Loaded => f.write_str("its workspace is loaded, and its first run there is not done yet"),
             Self::Proven => f.write_str("its workspace is proven"),
             Self::Failed { step, reason } => write!(f, "its workspace failed at {step}: {reason}"),
@@ -203,5 +210,7 @@ mod tests {
         let preparing = Preparing { step: PrepareStep::Models, done: 3 << 20, total: 9 << 20 };
         let told = WorkspaceState::Preparing(preparing).to_string();
         assert_eq!(told, "its workspace is being prepared: models, 3 of 9 MiB");
+        let open = Preparing { step: PrepareStep::Code, done: 3 << 20, total: 0 };
+        assert_eq!(open.to_string(), "code, 3 MiB so far");
     }
 }

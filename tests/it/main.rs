@@ -20,6 +20,7 @@ mod pack;
 mod trace;
 mod people;
 mod previews;
+mod progress;
 mod real_comfyui;
 mod slots;
 mod sources;

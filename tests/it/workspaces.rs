@@ -72,7 +72,7 @@ pub(crate) fn upscaling() -> Value {
 }
 
 /// Inverts a picture.
-fn inverting() -> Value {
+pub(crate) fn inverting() -> Value {
     json!({
         "1": { "class_type": "LoadImage", "inputs": { "image": "x.png" } },
         "2": { "class_type": "ImageInvert", "inputs": { "image": ["1", 0] } },

@@ -343,7 +343,7 @@ mod tests {
         farm.apply(Event::Deploy(Arc::new(lockable)));
         let report = |state| {
             let lockfile = LockfileHash(BlobHash([9; 32]));
-            NodeMessage::WorkspaceReport(WorkspaceReport { lockfile, state })
+            NodeMessage::WorkspaceReport(WorkspaceReport { lockfile, state, equivalent: false })
         };
         for seed in [1, 2] {
             farm.register_managed(seed);

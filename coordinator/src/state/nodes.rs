@@ -53,6 +53,8 @@ pub(crate) struct Node {
     pub(crate) pinned: BTreeSet<BlobHash>,
     /// How far it is with the workspaces that it was told to have.
     pub(crate) workspaces: BTreeMap<LockfileHash, WorkspaceState>,
+    /// Those of them whose torch is another build than the author's.
+    pub(crate) equivalent: BTreeSet<LockfileHash>,
     /// In which of them each slot can work with the ComfyUI that it has.
     pub(crate) warm: BTreeMap<SlotId, BTreeSet<LockfileHash>>,
     /// The workflows for which it is set aside.

@@ -39,6 +39,7 @@ impl State {
             room: 0,
             pinned: BTreeSet::new(),
             workspaces: Default::default(),
+            equivalent: Default::default(),
             warm: Default::default(),
             aside: Default::default(),
             transfers: Transfers::default(),

@@ -93,12 +93,17 @@ impl State {
 
     /// Takes in how far a node is.
     pub(super) fn workspace_told(&mut self, peer: PeerId, report: WorkspaceReport, turn: &mut Turn) {
-        let WorkspaceReport { lockfile, state } = report;
+        let WorkspaceReport { lockfile, state, equivalent } = report;
         let Some(node) = self.nodes.get_mut(peer) else { return };
         let has_room = node.workspaces.len() < MAX_WORKSPACES || node.workspaces.contains_key(&lockfile);
         if is_managed(node) && has_room {
             let wants_proof = wants_proof(node.workspaces.get(&lockfile), &state);
             node.workspaces.insert(lockfile, state.bounded());
+            if equivalent {
+                node.equivalent.insert(lockfile);
+            } else {
+                node.equivalent.remove(&lockfile);
+            }
             self.plan_due = true;
             turn.notify(FarmEventKind::NodeChanged(peer));
             if wants_proof {
@@ -151,6 +156,7 @@ impl State {
                 lockfile: *lockfile,
                 workflows: workflows.map(|workflow| workflow.id.clone()).collect(),
                 state: state.clone(),
+                equivalent: node.equivalent.contains(lockfile),
             }
         };
         node.workspaces.iter().map(view).collect()
@@ -220,7 +226,10 @@ mod tests {
         for seed in [1, 2] {
             farm.register_managed(seed);
             let (lockfile, state) = (LOCKFILE, WorkspaceState::Proven);
-            farm.say(seed, NodeMessage::WorkspaceReport(WorkspaceReport { lockfile, state }));
+            farm.say(
+                seed,
+                NodeMessage::WorkspaceReport(WorkspaceReport { lockfile, state, equivalent: false }),
+            );
         }
         let goes_to = |farm: &mut Farm, number: u64| {
             farm.submit(number);
@@ -240,7 +249,7 @@ mod tests {
         farm.disconnect(2);
         farm.register_managed(2);
         let (lockfile, state) = (LOCKFILE, WorkspaceState::Proven);
-        farm.say(2, NodeMessage::WorkspaceReport(WorkspaceReport { lockfile, state }));
+        farm.say(2, NodeMessage::WorkspaceReport(WorkspaceReport { lockfile, state, equivalent: false }));
         assert_eq!(goes_to(&mut farm, 4), node(1), "a new session knows nothing of the old one");
     }
 
@@ -251,7 +260,10 @@ mod tests {
         farm.register_managed(1);
         farm.submit(1);
         assert_eq!(farm.grants(), []);
-        let report = |state| NodeMessage::WorkspaceReport(WorkspaceReport { lockfile: LOCKFILE, state });
+        let report = |state| {
+            let lockfile = LOCKFILE;
+            NodeMessage::WorkspaceReport(WorkspaceReport { lockfile, state, equivalent: true })
+        };
         farm.say(1, report(WorkspaceState::Refused { reason: "the publisher is not trusted".into() }));
         assert_eq!(farm.grants(), []);
         let waits = farm.view(1).waits;
@@ -259,6 +271,8 @@ mod tests {
         farm.say(1, report(WorkspaceState::Loaded));
         let (on, lease) = farm.granted();
         assert_eq!(on, node(1));
+        let view = farm.state.node_view(node(1)).expect("registered");
+        assert!(view.workspaces[0].equivalent, "people see that torch is another build");
         farm.submit(2);
         assert_eq!(farm.grants(), [], "one run tries it");
         farm.say(1, report(WorkspaceState::Proven));

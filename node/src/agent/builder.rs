@@ -2,18 +2,22 @@
 //!
 //! Not here: either of the two.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use protocol::{Accelerator, PublisherKey, WantedWorkspace};
+use protocol::{Accelerator, LockfileHash, PublisherKey, WantedWorkspace};
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use crate::engine::managed::Managed;
 use crate::policy::{Policy, TrustedPublishers};
 use crate::workspace::Workspace;
 use crate::workspace::assemble::Assembler;
 use crate::workspace::care::Caretaker;
-use crate::workspace::prepare::{BuildError, Builder, Steps};
+use crate::workspace::log::PrepareLog;
+use crate::workspace::prepare::{BuildError, Builder};
+use crate::workspace::progress::Steps;
 use crate::workspace::python::UvConfig;
 use crate::workspace::shelf::Whole;
 
@@ -53,6 +57,16 @@ impl Builder for Rebuilder {
 
     async fn prove(&self, workspace: &Arc<Workspace>, cancel: &CancellationToken) -> Result<(), String> {
         self.engine.prove(workspace, cancel).await
+    }
+
+    fn keep_log(&self, lockfile: LockfileHash, reason: &str) -> Option<PathBuf> {
+        let kept = PrepareLog::keep_failed(&self.assembler.root, lockfile, reason);
+        kept.inspect_err(|error| warn!(%error, "the log of what failed is not kept")).ok()
+    }
+
+    fn forget_log(&self, lockfile: LockfileHash) {
+        // A log that stays is not worth an error.
+        let _ = std::fs::remove_file(PrepareLog::last_failed(&self.assembler.root, lockfile));
     }
 
     fn trusted(&self) -> TrustedPublishers {

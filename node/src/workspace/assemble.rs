@@ -27,7 +27,8 @@ use super::Workspace;
 use super::code::{CodeError, CodeTree, CodeTrees};
 use super::git::{Fetching, GitStore};
 use super::log::PrepareLog;
-use super::prepare::{BuildError, Steps};
+use super::prepare::BuildError;
+use super::progress::Steps;
 use super::python::UvConfig;
 use super::record::WorkspaceRecord;
 use super::shelf::Whole;
@@ -85,17 +86,12 @@ impl Assembler {
         steps: &Steps,
         cancel: &CancellationToken,
     ) -> Result<Whole, BuildError> {
-        let logs = self.root.join("logs");
-        std::fs::create_dir_all(&logs).map_err(failed)?;
-        let log = PrepareLog::create(&logs.join(format!("{}.log", wanted.lockfile))).map_err(failed)?;
+        std::fs::create_dir_all(self.root.join("logs")).map_err(failed)?;
+        let log = PrepareLog::create(&PrepareLog::latest(&self.root, wanted.lockfile)).map_err(failed)?;
         let assembled = self.assemble_logged(wanted, farm, steps, &log, cancel).await;
-        match &assembled {
+        match assembled {
             Err(_) if cancel.is_cancelled() => Err(BuildError::Canceled),
-            Err(BuildError::Failed(reason) | BuildError::Refused(reason)) => {
-                log.line(reason);
-                assembled
-            }
-            _ => assembled,
+            assembled => assembled,
         }
     }
 
@@ -107,14 +103,14 @@ impl Assembler {
         log: &PrepareLog,
         cancel: &CancellationToken,
     ) -> Result<Whole, BuildError> {
-        let files = Files::new(&self.reach, &wanted.providers, cancel);
+        let files = Files::new(&self.reach, &wanted.providers, steps, cancel);
         let lockfile = self.lockfile(wanted, farm, &files).await?;
         let known = self.resolution(wanted, farm, &files, log).await;
         let folder = self.root.join("ready").join(wanted.lockfile.to_string());
         let mut record = WorkspaceRecord::begin(&folder, &lockfile, &wanted.workflow).map_err(failed)?;
         let mut holds = Vec::new();
         let (tree, environment) = {
-            let code = self.code(&lockfile, &known, &files, steps, log, &mut holds);
+            let code = self.code(&lockfile, &known, &files, log, &mut holds);
             let parts = Parts { lockfile: &lockfile, known: &known, files: &files, log, cancel };
             self.code_and_python(code, &parts, steps).await?
         };
@@ -122,7 +118,7 @@ impl Assembler {
         record.save(&folder).map_err(failed)?;
         steps.enter(PrepareStep::Models);
         let folder = folder.join("files");
-        holds.extend(files.models(&lockfile, &folder, steps).await?);
+        holds.extend(files.models(&lockfile, &folder).await?);
         let resolution = self.resolved(&lockfile, &known, &environment, &mut holds).await?;
         let workspace = Workspace {
             lockfile: wanted.lockfile,
@@ -134,6 +130,7 @@ impl Assembler {
             files: folder,
             classes: wanted.classes.clone(),
             model_names: wanted.models.clone(),
+            equivalent: environment.lock.equivalent,
         };
         Ok(Whole { workspace: Arc::new(workspace), holds, resolution })
     }
@@ -160,7 +157,6 @@ impl Assembler {
         lockfile: &Lockfile,
         known: &Resolution,
         files: &Files<'_>,
-        steps: &Steps,
         log: &PrepareLog,
         holds: &mut Vec<BlobHold>,
     ) -> Result<CodeTree, BuildError> {
@@ -173,12 +169,19 @@ impl Assembler {
             let store = self.reach.exchange.store();
             holds.extend(CodeTrees::archives(&spec).iter().map(|files| store.hold(files.hash)));
         } else {
+            let carried = CodeTrees::archives(&spec).iter().map(|files| files.size).sum();
+            files.steps.expect(PrepareStep::Code, carried);
             self.unpack(&spec, known, &git, files, log).await?;
             archives = files.archives(&spec, holds).await?;
         }
-        let (policy, steps, cancel) = (self.policy.clone(), steps.clone(), files.cancel.clone());
+        let (policy, steps, cancel) = (self.policy.clone(), files.steps.clone(), files.cancel.clone());
         blocking(move || {
-            let progress = |bytes| steps.tell(bytes, 0);
+            let commits = steps.part(PrepareStep::Code);
+            let progress = |bytes| {
+                // An upstream does not say how much it will send.
+                steps.open(PrepareStep::Code);
+                commits.set_of_next(bytes);
+            };
             let fetching = Fetching { policy: &policy, progress: &progress, cancel: &cancel };
             trees.build(&spec, &archives, &fetching).map_err(|error| match error {
                 // To try again would bring as much again.

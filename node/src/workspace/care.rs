@@ -65,6 +65,10 @@ pub struct WorkspaceEntry {
     pub state: String,
     /// At which step it is, or why it failed.
     pub detail: Option<String>,
+    /// The log of its last preparation that failed, until one succeeds.
+    pub log: Option<PathBuf>,
+    /// Whether its torch is another build of the recorded version: equivalent to the author's, and not identical.
+    pub equivalent: bool,
     /// Whether the farm wants it here; `None` where that is not known.
     pub wanted: Option<bool>,
     /// Whether a run or a ComfyUI is in it.

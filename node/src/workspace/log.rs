@@ -5,8 +5,10 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use protocol::LockfileHash;
 
 /// How many lines an error shows.
 const TAIL: usize = 40;
@@ -29,6 +31,25 @@ impl PrepareLog {
     pub fn create(path: &Path) -> io::Result<Self> {
         let file = Some(File::create(path)?);
         Ok(Self(Arc::new(Mutex::new(Written { file, tail: VecDeque::new() }))))
+    }
+
+    /// Where the log of a lockfile's latest preparation is, below the folder of workspaces.
+    pub fn latest(root: &Path, lockfile: LockfileHash) -> PathBuf {
+        root.join("logs").join(format!("{lockfile}.log"))
+    }
+
+    /// Where the log of the last one is that failed.
+    pub fn last_failed(root: &Path, lockfile: LockfileHash) -> PathBuf {
+        root.join("logs").join(format!("{lockfile}.failed.log"))
+    }
+
+    /// Keeps the log of the latest one, which failed with this reason, from the next attempt; says where it is.
+    pub fn keep_failed(root: &Path, lockfile: LockfileHash, reason: &str) -> io::Result<PathBuf> {
+        let (latest, failed) = (Self::latest(root, lockfile), Self::last_failed(root, lockfile));
+        let mut file = File::options().append(true).create(true).open(&latest)?;
+        writeln!(file, "{reason}")?;
+        std::fs::rename(latest, &failed)?;
+        Ok(failed)
     }
 
     /// A log that is kept in memory alone, of which only the last lines are there.
@@ -69,5 +90,22 @@ mod tests {
         assert_eq!(text.lines().count(), 50);
         assert_eq!(log.tail().len(), TAIL);
         assert_eq!(log.tail().last().map(String::as_str), Some("line 49"));
+    }
+
+    #[test]
+    fn log_of_a_failure_is_kept_from_the_next_attempt() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (root, lockfile) = (folder.path(), LockfileHash(protocol::BlobHash([1; 32])));
+        std::fs::create_dir(root.join("logs")).expect("made");
+        for attempt in ["first", "second"] {
+            PrepareLog::create(&PrepareLog::latest(root, lockfile)).expect("a log").line(attempt);
+            let kept = PrepareLog::keep_failed(root, lockfile, "the disk is full").expect("kept");
+            PrepareLog::create(&PrepareLog::latest(root, lockfile)).expect("a log").line("next");
+            assert_eq!(kept, PrepareLog::last_failed(root, lockfile));
+            assert_eq!(
+                std::fs::read_to_string(kept).expect("a log"),
+                format!("{attempt}\nthe disk is full\n")
+            );
+        }
     }
 }

@@ -5,13 +5,13 @@
 //! stays, and is found by whoever needs it next. Not here: the steps themselves, which a [`Builder`] does.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use protocol::{
-    BlobRef, LockfileHash, PrepareStep, Preparing, PublisherKey, WantWorkspaces, WantedWorkspace,
-    WorkspaceState,
+    BlobRef, LockfileHash, PrepareStep, PublisherKey, WantWorkspaces, WantedWorkspace, WorkspaceState,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info, info_span, warn};
 
 use super::Workspace;
+use super::progress::Steps;
 use super::shelf::{Shelf, Whole};
 use crate::policy::TrustedPublishers;
 
@@ -44,6 +45,12 @@ pub trait Builder: Send + Sync + 'static {
     /// Starts ComfyUI in it and sees that it has all that it must have. Who keeps the workspace is at work in it.
     async fn prove(&self, workspace: &Arc<Workspace>, cancel: &CancellationToken) -> Result<(), String>;
 
+    /// Keeps the log of a preparation that failed with this reason; says where it is.
+    fn keep_log(&self, lockfile: LockfileHash, reason: &str) -> Option<PathBuf>;
+
+    /// Forgets what was kept of those that failed, because one succeeded.
+    fn forget_log(&self, lockfile: LockfileHash);
+
     /// Whom the owner trusts at the moment. Once they are others, what is wanted is judged again.
     fn trusted(&self) -> TrustedPublishers;
 
@@ -63,38 +70,6 @@ pub enum BuildError {
     /// It was broken off as asked.
     #[error("it was broken off")]
     Canceled,
-}
-
-/// Where a builder tells at which step it is and how far.
-#[derive(Clone)]
-pub struct Steps {
-    shelf: Shelf,
-    lockfile: LockfileHash,
-    step: watch::Sender<PrepareStep>,
-}
-
-impl Steps {
-    pub(super) fn new(shelf: Shelf, lockfile: LockfileHash) -> Self {
-        let steps = Self { shelf, lockfile, step: watch::Sender::new(PrepareStep::Lockfile) };
-        steps.enter(PrepareStep::Lockfile);
-        steps
-    }
-
-    /// Goes on to the next step.
-    pub fn enter(&self, step: PrepareStep) {
-        self.step.send_replace(step);
-        self.tell(0, 0);
-    }
-
-    /// Tells how many bytes of the step are done, of how many.
-    pub fn tell(&self, done: u64, total: u64) {
-        self.shelf.set_preparing(self.lockfile, Preparing { step: self.step(), done, total });
-    }
-
-    /// The step that it is at.
-    pub(super) fn step(&self) -> PrepareStep {
-        *self.step.borrow()
-    }
 }
 
 /// Prepares whatever is wanted, until `stop`.
@@ -263,6 +238,7 @@ async fn prepare(
             };
             if matches!(state, WorkspaceState::Loaded | WorkspaceState::Proven) {
                 info!(seconds = begun.elapsed().as_secs_f64(), "workspace is ready");
+                builder.forget_log(lockfile);
                 shelf.put(lockfile, whole, state.clone());
                 return state;
             }
@@ -272,9 +248,12 @@ async fn prepare(
         Err(BuildError::Refused(reason)) => WorkspaceState::Refused { reason },
         Err(BuildError::Failed(reason)) => WorkspaceState::Failed { step: steps.step(), reason },
     };
+    let log = |reason| builder.keep_log(lockfile, reason).map(|log| log.display().to_string());
     match &state {
-        WorkspaceState::Failed { step, reason } => warn!(%step, reason, "workspace failed"),
-        WorkspaceState::Refused { reason } => warn!(reason, "workspace is refused"),
+        WorkspaceState::Failed { step, reason } => {
+            warn!(%step, reason, log = log(reason), "workspace failed");
+        }
+        WorkspaceState::Refused { reason } => warn!(reason, log = log(reason), "workspace is refused"),
         _ => {}
     }
     shelf.set(lockfile, state.clone());
@@ -283,7 +262,6 @@ async fn prepare(
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
     use std::sync::Mutex;
 
     use protocol::{BlobHash, CodeHash, EnvironmentKey, WorkflowVersion};
@@ -296,6 +274,8 @@ mod tests {
         answers: Mutex<BTreeMap<u8, Vec<Result<(), BuildError>>>>,
         built: Mutex<Vec<u8>>,
         missing: Mutex<BTreeSet<u8>>,
+        /// Of which a log of a failure is kept.
+        kept: Mutex<Vec<u8>>,
         trusted: Mutex<TrustedPublishers>,
     }
 
@@ -333,6 +313,15 @@ mod tests {
             }
         }
 
+        fn keep_log(&self, lockfile: LockfileHash, _reason: &str) -> Option<PathBuf> {
+            self.kept.lock().expect("no panic").push(lockfile.0.0[0]);
+            None
+        }
+
+        fn forget_log(&self, lockfile: LockfileHash) {
+            self.kept.lock().expect("no panic").retain(|kept| *kept != lockfile.0.0[0]);
+        }
+
         fn trusted(&self) -> TrustedPublishers {
             self.trusted.lock().expect("no panic").clone()
         }
@@ -354,6 +343,7 @@ mod tests {
             files: PathBuf::new(),
             classes: wanted.classes.clone(),
             model_names: wanted.models.clone(),
+            equivalent: false,
         }
     }
 

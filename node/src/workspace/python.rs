@@ -34,7 +34,7 @@ pub(super) mod tests;
 use std::time::Duration;
 
 pub use ask::Ask;
-pub use build::{Environment, Environments, Private};
+pub use build::{Environment, Environments, Private, is_equivalent};
 pub use error::{PythonError, WrongHash};
 pub use interpreter::Interpreter;
 pub use resolve::Resolver;

@@ -24,16 +24,29 @@ pub(super) async fn ls(arguments: &LsArguments) -> anyhow::Result<()> {
         if let Some(detail) = &workspace.detail {
             println!("\n{}: {detail}", short(workspace));
         }
+        if let Some(log) = &workspace.log {
+            println!("\n{}: the log of what failed last is `{}`", short(workspace), log.display());
+        }
+        if workspace.equivalent {
+            println!(
+                "\n{}: equivalent and not identical: torch is another build of the recorded version, as this machine \
+                 needs it",
+                short(workspace)
+            );
+        }
     }
     Ok(())
 }
 
 fn row(workspace: &WorkspaceEntry) -> Vec<String> {
     let workflows: Vec<_> = workspace.workflows.iter().map(String::as_str).collect();
-    let state = match workspace.at_work {
-        true => format!("{}, at work", workspace.state),
-        false => workspace.state.clone(),
-    };
+    let mut state = workspace.state.clone();
+    for (holds, word) in [(workspace.equivalent, "equivalent"), (workspace.at_work, "at work")] {
+        if holds {
+            state.push_str(", ");
+            state.push_str(word);
+        }
+    }
     let wanted = match workspace.wanted {
         Some(true) => "yes",
         Some(false) => "no",
@@ -81,6 +94,8 @@ mod tests {
             workflows: ["fox@1".to_owned(), "fox@2".to_owned()].into(),
             state: "proven".to_owned(),
             detail: None,
+            log: None,
+            equivalent: true,
             wanted: Some(true),
             at_work: true,
             code_bytes: 0,
@@ -89,7 +104,7 @@ mod tests {
             own_bytes: 0,
             used: Some(1_700_000_000),
         };
-        let expected = ["abababababababab", "fox@1, fox@2", "proven, at work", "yes"];
+        let expected = ["abababababababab", "fox@1, fox@2", "proven, equivalent, at work", "yes"];
         assert_eq!(row(&workspace)[..4], expected);
         assert_eq!(to_json(&workspace)["used"], "2023-11-14T22:13:20Z");
     }

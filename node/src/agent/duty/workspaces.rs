@@ -2,7 +2,7 @@
 //!
 //! Not here: preparing them (`workspace::prepare`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use protocol::message::NodeMessage;
@@ -76,13 +76,17 @@ impl Duty {
         let (states, usable) = (shelf.states(), shelf.all_usable());
         // First, so that nothing is granted for a workspace before it is known where it is warm.
         self.send_warm_slots(&usable).await;
+        let equivalent = usable.iter().filter(|workspace| workspace.equivalent);
+        let equivalent: BTreeSet<_> = equivalent.map(|workspace| workspace.lockfile).collect();
         drop(usable);
         self.wants.told.retain(|lockfile, _| states.contains_key(lockfile));
         for (lockfile, state) in states {
             let state = state.bounded();
             if self.wants.told.get(&lockfile) != Some(&state) {
                 self.wants.told.insert(lockfile, state.clone());
-                self.send(NodeMessage::WorkspaceReport(WorkspaceReport { lockfile, state })).await;
+                let equivalent = equivalent.contains(&lockfile);
+                let report = WorkspaceReport { lockfile, state, equivalent };
+                self.send(NodeMessage::WorkspaceReport(report)).await;
                 self.send_resolved(lockfile).await;
             }
         }

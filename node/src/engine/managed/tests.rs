@@ -32,6 +32,7 @@ pub(super) fn workspace(comfyui: &Path, files: &Path, python: impl Into<PathBuf>
         files: files.to_owned(),
         classes: ["SaveImage".to_owned()].into(),
         model_names: Default::default(),
+        equivalent: false,
     }
 }
 

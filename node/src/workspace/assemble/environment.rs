@@ -13,7 +13,8 @@ use super::{Assembler, failed, refused};
 use crate::os::file::replace;
 use crate::workspace::code::CodeTree;
 use crate::workspace::log::PrepareLog;
-use crate::workspace::prepare::{BuildError, Steps};
+use crate::workspace::prepare::BuildError;
+use crate::workspace::progress::Steps;
 use crate::workspace::python::{
     Ask, Environment, Environments, INSTALL_SCRIPT, Limits, Private, PythonError, Resolver, Uv,
 };

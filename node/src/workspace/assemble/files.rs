@@ -13,8 +13,8 @@ use mesh::fetch::{FetchFileError, OriginFile, OriginSizeError, Progress};
 use mesh::store::{BlobHold, GrowingFile, StoreError};
 use protocol::message::Provider;
 use protocol::{
-    BlobHash, BlobName, BlobRef, CodeSpec, FileRef, LockedFile, LockedModel, Lockfile, MAX_CARRIED, WebUrl,
-    error_chain,
+    BlobHash, BlobName, BlobRef, CodeSpec, FileRef, LockedFile, LockedModel, Lockfile, MAX_CARRIED,
+    PrepareStep, WebUrl, error_chain,
 };
 use tokio::sync::{SemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
@@ -22,7 +22,8 @@ use tokio_util::sync::CancellationToken;
 use super::failed;
 use crate::os;
 use crate::workspace::code::CodeTrees;
-use crate::workspace::prepare::{BuildError, Steps};
+use crate::workspace::prepare::BuildError;
+use crate::workspace::progress::Steps;
 use crate::workspace::python::{WheelError, WheelSource};
 
 /// Where files of one workspace come from.
@@ -30,21 +31,28 @@ pub(super) struct Files<'a> {
     pub(super) reach: &'a Reach,
     /// Who holds them for sure.
     pub(super) providers: &'a [Provider],
+    /// Who is told how far they are.
+    pub(super) steps: &'a Steps,
     pub(super) cancel: &'a CancellationToken,
     /// What was given by its path stays at it.
     given: Mutex<Vec<BlobHold>>,
 }
 
 impl<'a> Files<'a> {
-    pub(super) fn new(reach: &'a Reach, providers: &'a [Provider], cancel: &'a CancellationToken) -> Self {
-        Self { reach, providers, cancel, given: Mutex::default() }
+    pub(super) fn new(
+        reach: &'a Reach,
+        providers: &'a [Provider],
+        steps: &'a Steps,
+        cancel: &'a CancellationToken,
+    ) -> Self {
+        Self { reach, providers, steps, cancel, given: Mutex::default() }
     }
 }
 
 impl Files<'_> {
-    /// Has a blob here, from whoever holds it, and keeps it as long as the answer lives.
-    pub(super) async fn blob(&self, blob: BlobRef) -> Result<BlobHold, BuildError> {
-        let exchange = &self.reach.exchange;
+    /// Has a blob of a step here, from whoever holds it, and keeps it as long as the answer lives.
+    pub(super) async fn blob(&self, blob: BlobRef, step: PrepareStep) -> Result<BlobHold, BuildError> {
+        let (exchange, part) = (&self.reach.exchange, self.steps.part(step));
         let hold = exchange.store().hold(blob.hash);
         if exchange.store().check(blob.hash).await.map_err(failed)? != Some(blob) {
             let found = self.reach.finder.locate(&BlobName::Blake3(blob.hash)).await.unwrap_or_default();
@@ -52,10 +60,12 @@ impl Files<'_> {
                 |provider: &Provider| !self.providers.iter().any(|known| known.peer == provider.peer);
             let found: Vec<Provider> = found.providers.into_iter().filter(is_new).collect();
             let providers = [&found, self.providers].concat();
-            let fetching = exchange.fetch(blob, &providers, None);
+            let (sender, progress) = watch::channel(Progress::default());
+            let fetching = part.count(progress, exchange.fetch(blob, &providers, Some(&sender)));
             let fetched = self.cancel.run_until_cancelled(fetching).await;
             fetched.ok_or(BuildError::Canceled)?.map_err(failed)?;
         }
+        part.set(blob.size);
         Ok(hold)
     }
 
@@ -70,7 +80,8 @@ impl Files<'_> {
             let size = blob.size;
             return Err(BuildError::Failed(format!("{what} of {size} bytes: at most {limit} are read")));
         }
-        let _held = self.blob(blob).await?;
+        self.steps.expect(PrepareStep::Lockfile, blob.size);
+        let _held = self.blob(blob, PrepareStep::Lockfile).await?;
         self.reach.exchange.store().read_all(blob.hash, blob.size).await.map_err(failed)
     }
 
@@ -93,7 +104,7 @@ impl Files<'_> {
                     files.size
                 )));
             }
-            holds.push(self.blob(files).await.map_err(|error| match error {
+            holds.push(self.blob(files, PrepareStep::Code).await.map_err(|error| match error {
                 BuildError::Failed(reason) => fail(reason),
                 error => error,
             })?);
@@ -108,14 +119,13 @@ impl Files<'_> {
         &self,
         lockfile: &Lockfile,
         folder: &Path,
-        steps: &Steps,
     ) -> Result<Vec<BlobHold>, BuildError> {
         std::fs::create_dir_all(folder).map_err(failed)?;
         let models: Vec<&LockedModel> = lockfile.models.iter().filter(|model| !model.disabled).collect();
         let total = models.iter().fold(0_u64, |total, model| total.saturating_add(model.size));
-        let (mut holds, mut done) = (Vec::new(), 0);
+        self.steps.expect(PrepareStep::Models, total);
+        let mut holds = Vec::new();
         for model in models {
-            steps.tell(done, total);
             let (blob, hold) = self.model(model).await?;
             holds.push(hold);
             let store = self.reach.exchange.store();
@@ -125,9 +135,7 @@ impl Files<'_> {
             os::file::link(&target, &folder.join(model.path.as_str())).map_err(|source| {
                 BuildError::Failed(format!("model `{}` cannot be put at its place: {source}", model.path))
             })?;
-            done += model.size;
         }
-        steps.tell(done, total);
         Ok(holds)
     }
 
@@ -157,7 +165,7 @@ impl Files<'_> {
             if !model.share && store.check(blob.hash).await.map_err(failed)? != Some(blob) {
                 return Err(not_given(model));
             }
-            let hold = self.blob(blob).await.map_err(|error| match error {
+            let hold = self.blob(blob, PrepareStep::Models).await.map_err(|error| match error {
                 BuildError::Failed(reason) => {
                     BuildError::Failed(format!("model `{}` did not come: {reason}", model.path))
                 }
@@ -177,7 +185,9 @@ impl Files<'_> {
         let exchange = &self.reach.exchange;
         // Under this name until the other one is known.
         let _held = exchange.store().hold(sha256);
-        let fetching = exchange.fetch_file(&wanted, self.providers, None);
+        let (part, (sender, progress)) =
+            (self.steps.part(PrepareStep::Models), watch::channel(Progress::default()));
+        let fetching = part.count(progress, exchange.fetch_file(&wanted, self.providers, Some(&sender)));
         let fetched = self.cancel.run_until_cancelled(fetching).await.ok_or(BuildError::Canceled)?;
         let blob = match fetched {
             Err(FetchFileError::NoSource { tried, .. }) if !model.share && tried.is_empty() => {
@@ -185,6 +195,7 @@ impl Files<'_> {
             }
             fetched => fetched.map_err(|error| fail(&error))?.blob,
         };
+        part.set(model.size);
         Ok((blob, exchange.store().hold(blob.hash)))
     }
 }
@@ -216,17 +227,22 @@ impl WheelSource for Files<'_> {
         };
         let store = self.reach.exchange.store();
         let _held = store.hold(file.sha256);
+        let part = self.steps.part(PrepareStep::Python);
         let (sender, mut progress) = watch::channel(Progress::default());
+        let counted = progress.clone();
         let came = async move {
             let _ = progress.wait_for(|progress| progress.bytes >= file.size).await;
             drop(turn);
         };
         let fetching = self.reach.exchange.fetch_file(&wanted, self.providers, Some(&sender));
         let mut fetching = std::pin::pin!(fetching);
-        let fetched = tokio::select! {
-            fetched = &mut fetching => fetched,
-            () = came => fetching.await,
+        let fetching = async {
+            tokio::select! {
+                fetched = &mut fetching => fetched,
+                () = came => fetching.await,
+            }
         };
+        let fetched = part.count(counted, fetching).await;
         let blob = match fetched {
             Ok(fetched) => fetched.blob,
             Err(FetchFileError::NoSource { tried, .. }) => {
@@ -239,10 +255,15 @@ impl WheelSource for Files<'_> {
             }
             Err(error) => return Err(WheelError::Store { file_name, source: Box::new(error) }),
         };
+        part.set(file.size);
         self.given.lock().unwrap_or_else(PoisonError::into_inner).push(store.hold(blob.hash));
         let gone = || io::Error::from(io::ErrorKind::NotFound);
         let path = store.path_of(blob.hash);
         path.ok_or_else(|| WheelError::Store { file_name, source: Box::new(gone()) })
+    }
+
+    fn expects(&self, bytes: u64) {
+        self.steps.expect(PrepareStep::Python, bytes);
     }
 
     fn read<'a>(&'a self, file: &'a LockedFile) -> BoxStream<'a, Result<Vec<u8>, WheelError>> {

@@ -9,7 +9,7 @@ use std::path::Path;
 use mesh::store::BlobHold;
 use protocol::{
     Alias, BlobName, BlobRef, CodeSpec, EnvironmentLock, GitPack, GitPin, LockedFile, Lockfile,
-    MAX_RESOLUTION, PublisherKey, Resolution, WantedWorkspace,
+    MAX_RESOLUTION, PrepareStep, PublisherKey, Resolution, WantedWorkspace,
 };
 
 use super::files::Files;
@@ -58,8 +58,13 @@ impl Assembler {
         files: &Files<'_>,
         log: &PrepareLog,
     ) -> Result<(), BuildError> {
-        for pin in spec.pins() {
-            let Some(pack) = known.pack(&pin) else { continue };
+        let store = git.clone();
+        let packs: Vec<_> =
+            spec.pins().into_iter().filter_map(|pin| Some((known.pack(&pin)?, pin))).collect();
+        let missing = move || Ok(packs.into_iter().filter(|(_, pin)| !store.holds(pin)).collect::<Vec<_>>());
+        let missing = blocking(missing).await?;
+        files.steps.expect(PrepareStep::Code, missing.iter().map(|(pack, _)| pack.size).sum());
+        for (pack, pin) in missing {
             match self.unpack_one(&pin, pack, git, files).await {
                 Ok(()) => log.line(&format!("`{}` comes from a pack", pin.url)),
                 Err(BuildError::Canceled) => return Err(BuildError::Canceled),
@@ -76,11 +81,7 @@ impl Assembler {
         git: &GitStore,
         files: &Files<'_>,
     ) -> Result<(), BuildError> {
-        let (store, wanted) = (git.clone(), pin.clone());
-        if blocking(move || Ok(store.holds(&wanted))).await? {
-            return Ok(());
-        }
-        let _held = files.blob(pack).await?;
+        let _held = files.blob(pack, PrepareStep::Code).await?;
         let path = self.reach.exchange.store().path_of(pack.hash);
         let path = path.ok_or_else(|| BuildError::Failed("the pack was removed meanwhile".to_owned()))?;
         let (git, pin) = (git.clone(), pin.clone());

@@ -207,8 +207,6 @@ async fn model_that_nobody_gives_is_named_with_the_reason_and_a_private_one_stay
         let failed = assemble(&lockfile).await.expect_err("nobody has it");
         let BuildError::Failed(reason) = failed else { panic!("{failed:?}") };
         assert!(reason.contains(words) && reason.contains("gone.safetensors"), "{reason}");
-        let log = node.assembler.root.join("logs").join(format!("{}.log", lockfile.hash()));
-        assert!(std::fs::read_to_string(log).expect("a log").contains("gone.safetensors"));
     }
     store.import_bytes(b"own").await.expect("there is room");
     assemble(&lockfile(false, json!({ "blob": blob.hash }))).await.expect("its owner put it here");

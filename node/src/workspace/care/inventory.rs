@@ -8,12 +8,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use protocol::{LockfileHash, Preparing, WorkspaceState};
+use protocol::{LockfileHash, WorkspaceState};
 use tracing::warn;
 
 use super::{CareError, Caretaker, WorkspaceEntry};
 use crate::os::beneath;
+use crate::workspace::log::PrepareLog;
 use crate::workspace::program;
+use crate::workspace::python::is_equivalent;
 use crate::workspace::record::WorkspaceRecord;
 use crate::workspace::shelf::Shelf;
 
@@ -118,6 +120,7 @@ impl Caretaker {
                     model_bytes: models.fold(0, u64::saturating_add),
                     own_bytes: own.sum::<u64>() + bytes(&kept.folder),
                     used: kept.used(),
+                    equivalent: parts.get(1).is_some_and(|environment| is_equivalent(environment)),
                     ..self.entry(kept.lockfile, on_disk)
                 }
             })
@@ -145,16 +148,19 @@ impl Caretaker {
         let shelf = self.running.as_ref().map(|running| &running.shelf);
         let state = shelf.and_then(|shelf| shelf.state(lockfile));
         let detail = state.as_ref().and_then(|state| match state {
-            WorkspaceState::Preparing(Preparing { step, .. }) => Some(step.to_string()),
+            WorkspaceState::Preparing(preparing) => Some(preparing.to_string()),
             WorkspaceState::Failed { step, reason } => Some(format!("{step}: {reason}")),
             WorkspaceState::Refused { reason } => Some(reason.clone()),
             _ => None,
         });
+        let log = PrepareLog::last_failed(&self.root, lockfile);
         WorkspaceEntry {
             lockfile,
             workflows: BTreeSet::new(),
             state: state.map_or(on_disk, |state| state.as_str()).to_owned(),
             detail,
+            log: log.is_file().then_some(log),
+            equivalent: false,
             wanted: self.wanted().map(|wanted| wanted.contains(&lockfile)),
             at_work: shelf.is_some_and(|shelf| shelf.is_at_work(lockfile)),
             code_bytes: 0,

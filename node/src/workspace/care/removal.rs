@@ -14,6 +14,7 @@ use super::inventory::{Kept, bytes, names};
 use super::{CareError, Caretaker, Removed};
 use crate::os::removal::remove;
 use crate::workspace::git::clear_leftovers;
+use crate::workspace::log::PrepareLog;
 
 /// The folders with parts that workspaces share.
 const SHARED: [&str; 3] = ["code", "environments", "slots/byte-code"];
@@ -94,7 +95,9 @@ impl Caretaker {
         removed.bytes += bytes(&kept.folder);
         remove_folder(&kept.folder)?;
         // People may have read it already, and it is not worth an error.
-        let _ = std::fs::remove_file(self.root.join("logs").join(format!("{}.log", kept.lockfile)));
+        for log in [PrepareLog::latest, PrepareLog::last_failed] {
+            let _ = std::fs::remove_file(log(&self.root, kept.lockfile));
+        }
         removed.workspaces.push(kept.lockfile);
         Ok(())
     }

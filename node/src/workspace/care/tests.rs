@@ -100,6 +100,7 @@ impl Kept {
             files: PathBuf::new(),
             classes: BTreeSet::new(),
             model_names: BTreeSet::new(),
+            equivalent: false,
         };
         let whole = Whole { workspace: Arc::new(workspace), holds: vec![], resolution: None };
         self.shelf.put(lockfile, whole, WorkspaceState::Loaded);

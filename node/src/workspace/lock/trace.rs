@@ -164,6 +164,7 @@ async fn run(
         files: tree.files.clone(),
         classes: filled.workflow.classes(),
         model_names: Default::default(),
+        equivalent: false,
     };
     let execution = Execution {
         run: RUN.parse::<RunId>().expect("it is one"),

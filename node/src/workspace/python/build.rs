@@ -213,6 +213,12 @@ impl Environments {
     }
 }
 
+/// Whether the environment in this folder has another build of torch than was recorded.
+pub fn is_equivalent(folder: &Path) -> bool {
+    let lock = std::fs::read(folder.join(LOCK)).ok();
+    lock.and_then(|lock| EnvironmentLock::parse(&lock).ok()).is_some_and(|lock| lock.equivalent)
+}
+
 /// Refuses a lock with a wheel that this machine cannot install.
 fn check_tags(lock: &EnvironmentLock, python: &Interpreter) -> Result<(), PythonError> {
     let unfit = |name: &&str| python.tags.rank(name).is_none();

@@ -31,6 +31,9 @@ pub trait WheelSource: Send + Sync {
     async fn file(&self, file: &LockedFile, turn: Option<SemaphorePermit<'_>>)
     -> Result<PathBuf, WheelError>;
 
+    /// Hears how many bytes more are to come by [`file`](Self::file).
+    fn expects(&self, _bytes: u64) {}
+
     /// The parts of a file in their order, those that are not here yet as they come by [`file`](Self::file). Nothing
     /// has proven them.
     fn read<'a>(&'a self, file: &'a LockedFile) -> BoxStream<'a, Result<Vec<u8>, WheelError>>;
@@ -119,6 +122,7 @@ pub(super) async fn gather(
 ) -> Result<(), PythonError> {
     let mut files: Vec<_> = wheels.iter().filter(|wheel| wheel.path.is_none()).collect();
     files.sort_by_key(|wheel| Reverse(wheel.locked.file.size));
+    source.expects(files.iter().map(|wheel| wheel.locked.file.size).sum());
     let turns = Semaphore::new(AT_ONCE as usize);
     let get = async |file: &LockedFile| {
         let share = u32::try_from(file.size / LARGE).unwrap_or(AT_ONCE).saturating_add(1).min(AT_ONCE);
@@ -142,6 +146,7 @@ pub(super) async fn get(
     folder: &Path,
     cancel: &CancellationToken,
 ) -> Result<PathBuf, PythonError> {
+    source.expects(file.size);
     let got = cancel.run_until_cancelled(source.file(file, None)).await.ok_or(PythonError::Canceled)?;
     link(&got?, folder, file)
 }

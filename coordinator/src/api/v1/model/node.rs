@@ -112,6 +112,9 @@ pub(crate) struct NodeWorkspace {
     workflows: Vec<String>,
     /// `waiting`, `preparing`, `loaded` (one run may try it), `proven`, `failed` or `refused`.
     state: String,
+    /// Whether it is equivalent to the author's and not identical: torch is another build of the recorded version, as
+    /// this machine needs it. Known once the workspace is loaded.
+    equivalent: bool,
     /// The step that it is at, or at which it failed: `lockfile`, `code`, `python`, `models` or `proof`.
     #[schema(required)]
     step: Option<String>,
@@ -195,6 +198,7 @@ impl From<WorkspaceView> for NodeWorkspace {
             lockfile: view.lockfile.to_string(),
             workflows: view.workflows.iter().map(ToString::to_string).collect(),
             state: view.state.as_str().to_owned(),
+            equivalent: view.equivalent,
             step: step.map(|step| step.to_string()),
             done,
             total,

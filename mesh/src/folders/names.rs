@@ -6,9 +6,11 @@ use std::collections::HashMap;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use protocol::{BlobRef, PIECE_SIZE, Sha256};
+use protocol::{BlobRef, PIECE_SIZE, Sha256, error_chain};
+use tracing::warn;
 
 use super::IndexProgress;
 use crate::store::{InPlaceFile, InPlaceIndex, StoreError, hash_model};
@@ -22,24 +24,62 @@ pub struct FileNames {
     pub sha256: Sha256,
 }
 
-/// What files were called by when a store last looked at them where they lie.
+/// What files were called by when they were last looked at where they lie.
 #[derive(Debug, Default)]
-pub struct KnownNames(HashMap<PathBuf, InPlaceFile>);
+pub struct KnownNames {
+    files: HashMap<PathBuf, InPlaceFile>,
+    /// Where the names of what is read are kept.
+    kept_in: Option<PathBuf>,
+    /// Held by whoever writes there.
+    keeping: Mutex<()>,
+}
 
 impl KnownNames {
     /// Those that the store in this folder has; none where there is no store.
     pub fn read(store: &Path) -> Result<Self, StoreError> {
         let files = InPlaceIndex::read(store)?;
-        Ok(Self(files.into_iter().map(|file| (file.path.clone(), file)).collect()))
+        Ok(Self { files: by_path(files), ..Self::default() })
+    }
+
+    /// Those and what is kept in this folder, where the names of whatever is read from now on are kept too.
+    pub fn kept_in(mut self, folder: PathBuf) -> Self {
+        // What cannot be read there is found out anew.
+        let mut files = by_path(InPlaceIndex::read(&folder).unwrap_or_default());
+        files.extend(self.files);
+        self.files = files;
+        self.kept_in = Some(folder);
+        self
+    }
+
+    /// Keeps the names of a file, with those of all others that are still what they were. Nothing but time is lost
+    /// where that does not succeed.
+    fn keep(&self, file: &InPlaceFile) {
+        let Some(folder) = &self.kept_in else { return };
+        let Ok(path) = std::fs::canonicalize(&file.path) else { return };
+        let _alone = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut files = by_path(InPlaceIndex::read(folder).unwrap_or_default());
+        files.retain(|_, file| file.is_unchanged());
+        let mut file = file.clone();
+        file.path.clone_from(&path);
+        files.insert(path, file);
+        let mut files: Vec<&InPlaceFile> = files.values().collect();
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        if let Err(error) = InPlaceIndex::keep(folder, &files) {
+            warn!(folder = %folder.display(), error = %error_chain(&error), "names of hashed files could not be kept");
+        }
     }
 
     /// The names of a file that is still what it was.
     fn of(&self, path: &Path) -> Option<FileNames> {
         let path = std::fs::canonicalize(path).ok()?;
-        let file = self.0.get(&path)?;
+        let file = self.files.get(&path)?;
         let is_unchanged = std::fs::metadata(&path).is_ok_and(|metadata| file.matches(&metadata));
         file.sha256.filter(|_| is_unchanged).map(|sha256| FileNames { blob: file.blob, sha256 })
     }
+}
+
+fn by_path(files: Vec<InPlaceFile>) -> HashMap<PathBuf, InPlaceFile> {
+    files.into_iter().map(|file| (file.path.clone(), file)).collect()
 }
 
 /// The names of these files, in their order; those that are not known are read, with all cores. `tell` hears
@@ -51,11 +91,15 @@ pub fn names_of(
 ) -> Result<Vec<FileNames>, StoreError> {
     let names: Vec<Option<FileNames>> = paths.iter().map(|path| known.of(path)).collect();
     let unknown = paths.iter().zip(&names).filter(|(_, names)| names.is_none()).map(|(path, _)| path);
-    let mut read = read(&unknown.collect::<Vec<_>>(), tell)?.into_iter();
+    let mut read = read(&unknown.collect::<Vec<_>>(), known, tell)?.into_iter();
     Ok(names.into_iter().filter_map(|names| names.or_else(|| read.next())).collect())
 }
 
-fn read(paths: &[&PathBuf], tell: &(dyn Fn(IndexProgress) + Sync)) -> Result<Vec<FileNames>, StoreError> {
+fn read(
+    paths: &[&PathBuf],
+    known: &KnownNames,
+    tell: &(dyn Fn(IndexProgress) + Sync),
+) -> Result<Vec<FileNames>, StoreError> {
     let sizes = paths.iter().map(|path| std::fs::metadata(path).map_or(0, |metadata| metadata.len()));
     let (total, done, next) = (sizes.sum(), AtomicU64::new(0), AtomicUsize::new(0));
     // It is asked before each piece whether to stop, and so knows of each piece.
@@ -70,6 +114,7 @@ fn read(paths: &[&PathBuf], tell: &(dyn Fn(IndexProgress) + Sync)) -> Result<Vec
             let index = next.fetch_add(1, Ordering::Relaxed);
             let Some(path) = paths.get(index) else { return Ok(named) };
             let (file, _) = hash_model(path, &never)?;
+            known.keep(&file);
             let sha256 = file.sha256.expect("a model is hashed under both names");
             named.push((index, FileNames { blob: file.blob, sha256 }));
         }
@@ -87,8 +132,6 @@ fn read(paths: &[&PathBuf], tell: &(dyn Fn(IndexProgress) + Sync)) -> Result<Vec
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use sha2::Digest;
     use tokio_util::sync::CancellationToken;
 
@@ -140,5 +183,27 @@ mod tests {
         assert_eq!(names(&KnownNames::read(&folder.path().join("none")).expect("there is none")), (first, 1));
         std::fs::write(&path, b"another").expect("own folder");
         assert_eq!(names(&known).0.blob, BlobRef::of(b"another"));
+    }
+
+    #[test]
+    fn what_was_read_once_is_kept_for_the_next_time_while_it_is_the_same_file() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (kept, path) = (folder.path().join("cache/hashed"), folder.path().join("x.safetensors"));
+        std::fs::write(&path, b"a model").expect("own folder");
+        let names = || {
+            let told = AtomicU64::new(0);
+            let known = KnownNames::default().kept_in(kept.clone());
+            let names = names_of(std::slice::from_ref(&path), &known, &|_| {
+                told.fetch_add(1, Ordering::Relaxed);
+            });
+            (names.expect("it can be read")[0], told.into_inner())
+        };
+        let (first, read) = names();
+        assert_eq!((first.blob, read), (BlobRef::of(b"a model"), 1));
+        assert_eq!(names(), (first, 0));
+        std::fs::write(&path, b"another").expect("own folder");
+        assert_eq!((names().0.blob, names().1), (BlobRef::of(b"another"), 0));
+        std::fs::write(kept.join("in-place.json"), b"{").expect("own folder");
+        assert_eq!((names().1, names().1), (1, 0), "what cannot be read there is written anew");
     }
 }

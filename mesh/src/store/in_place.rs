@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use protocol::{BlobRef, Sha256};
 use serde::{Deserialize, Serialize};
 
-use super::{StoreError, read_json, write_json};
+use super::{StoreError, failure, read_json, write_json};
 
 const NAME: &str = "in-place.json";
 
@@ -49,7 +49,7 @@ impl InPlaceFile {
     }
 
     /// Whether the file at the path is still the one that was hashed.
-    pub(super) fn is_unchanged(&self) -> bool {
+    pub(crate) fn is_unchanged(&self) -> bool {
         fs::metadata(&self.path).is_ok_and(|metadata| self.matches(&metadata))
     }
 
@@ -68,6 +68,13 @@ pub(crate) struct InPlaceIndex;
 impl InPlaceIndex {
     pub(crate) fn read(directory: &Path) -> Result<Vec<InPlaceFile>, StoreError> {
         read_json(directory, NAME)
+    }
+
+    /// Writes a list that is of no store, into a folder that may not be there yet.
+    pub(crate) fn keep(directory: &Path, files: &[&InPlaceFile]) -> Result<(), StoreError> {
+        let temporary = directory.join("temporary");
+        fs::create_dir_all(&temporary).map_err(failure("making", &temporary))?;
+        Self::write(directory, files)
     }
 
     pub(super) fn write(directory: &Path, files: &[&InPlaceFile]) -> Result<(), StoreError> {

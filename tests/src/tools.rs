@@ -25,7 +25,7 @@ pub fn uv() -> Option<PathBuf> {
     variable("COMFY_FARM_TEST_UV")
 }
 
-/// A Python with a public OpenAPI validator.
+/// A Python with a public OpenAPI validator, and with comfy-pack.
 pub fn validator_python() -> Option<PathBuf> {
     variable("COMFY_FARM_TEST_PYTHON")
 }

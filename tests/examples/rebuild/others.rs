@@ -2,17 +2,14 @@
 //!
 //! Not here: ours.
 
-use std::io::Write;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use farm_tests::PackageIndex;
-use serde_json::{Value, json};
+use protocol::{CustomNode, Exposure, Lockfile, Pin, write_bundle};
 use tokio::process::Command;
-use zip::ZipWriter;
-use zip::write::SimpleFileOptions;
 
 use crate::{Inputs, clear, text};
 
@@ -56,7 +53,7 @@ pub(crate) async fn comfy_pack(inputs: &Inputs) -> anyhow::Result<Option<Duratio
     std::fs::create_dir(&folder)?;
     let head = Command::new("git").arg("-C").arg(&manager).args(["rev-parse", "HEAD"]).output().await?;
     let bundle = folder.join("first.cpack.zip");
-    write_snapshot(&bundle, inputs, String::from_utf8(head.stdout)?.trim())?;
+    write_packed(&bundle, inputs, String::from_utf8(head.stdout)?.trim())?;
     let comfyui = inputs.lockfile["comfyui"]["url"].as_str().unwrap_or_default();
     let led = |from: &str, to: &str| format!("[url \"{to}\"]\n\tinsteadOf = {from}\n");
     let config = [
@@ -92,26 +89,18 @@ pub(crate) async fn comfy_pack(inputs: &Inputs) -> anyhow::Result<Option<Duratio
     Ok(Some(took))
 }
 
-/// A bundle as comfy-pack reads it.
-fn write_snapshot(path: &Path, inputs: &Inputs, manager: &str) -> anyhow::Result<()> {
-    let pips: serde_json::Map<String, Value> =
-        pins(inputs).map(|(name, version)| (format!("{name}=={version}"), json!(""))).collect();
-    let snapshot = json!({
-        "comfyui": inputs.lockfile["comfyui"]["commit"],
-        "git_custom_nodes": { MANAGER: { "hash": manager, "disabled": false } },
-        "cnr_custom_nodes": {},
-        "file_custom_nodes": [],
-        "pips": pips,
-        "python": "3.11",
-        "models": [],
-    });
-    let mut zip = ZipWriter::new(std::fs::File::create(path)?);
-    for (entry, text) in [("snapshot.json", snapshot.to_string()), ("workflow_api.json", "{}".to_owned())] {
-        zip.start_file(entry, SimpleFileOptions::default())?;
-        zip.write_all(text.as_bytes())?;
+/// The bundle that `comfy-farm pack` would write of it.
+fn write_packed(path: &Path, inputs: &Inputs, manager: &str) -> anyhow::Result<()> {
+    let mut lockfile: Lockfile = serde_json::from_value(inputs.lockfile.clone())?;
+    let builds: Vec<String> = pins(inputs).map(|(_, version)| version).collect();
+    for (package, version) in lockfile.packages.iter_mut().zip(builds) {
+        package.pin = Pin::Version(version.parse()?);
     }
-    zip.add_directory("input", SimpleFileOptions::default())?;
-    zip.finish()?;
+    lockfile.custom_nodes =
+        vec![CustomNode::Git { url: MANAGER.parse()?, commit: manager.parse()?, disabled: false }];
+    lockfile.models.clear();
+    let none = std::iter::empty::<(String, std::io::Result<&[u8]>)>();
+    write_bundle(std::fs::File::create(path)?, b"{}", &lockfile, &Exposure::default(), none, [], [])?;
     Ok(())
 }
 

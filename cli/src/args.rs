@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mesh::limits::Limits;
 use mesh::store::ByteSize;
+use protocol::{ExposedInput, Exposure};
 
 use crate::commands::blob::BlobCommand;
 use crate::commands::bundle::BundleCommand;
@@ -334,15 +335,22 @@ pub(crate) struct DeployArguments {
     pub(crate) listen: Option<SocketAddr>,
 }
 
-/// What of a bare workflow becomes its API.
+/// What of a workflow becomes its API.
 #[derive(Debug, Args)]
 pub(crate) struct ExposeArguments {
-    /// Make an op's input a parameter, such as prompt=6.text. Repeatable.
+    /// Make an op's input a parameter, such as prompt=6.text. Repeatable; in place of those that the bundle names.
     #[arg(long, value_name = "NAME=NODE.FIELD")]
-    pub(crate) input: Vec<String>,
-    /// Make what an op saves an output, by the op's id. Repeatable.
+    pub(crate) input: Vec<ExposedInput>,
+    /// Make what an op saves an output, by the op's id. Repeatable; in place of those that the bundle names.
     #[arg(long, value_name = "NODE")]
     pub(crate) output: Vec<String>,
+}
+
+impl ExposeArguments {
+    /// What is named.
+    pub(crate) fn exposure(&self) -> Exposure {
+        Exposure { inputs: self.input.clone(), outputs: self.output.clone() }
+    }
 }
 
 #[derive(Debug, Args)]

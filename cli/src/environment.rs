@@ -40,6 +40,10 @@ pub(crate) const HF_ENDPOINT: &str = "HF_ENDPOINT";
 pub(crate) const HF_HOME: &str = "HF_HOME";
 /// Where the hub's own tools keep what they fetched, if that is elsewhere; the second is its older name.
 pub(crate) const HF_HUB_CACHE: [&str; 2] = ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"];
+/// The index that uv takes packages from; the second is its older name.
+pub(crate) const UV_INDEX: [&str; 2] = ["UV_DEFAULT_INDEX", "UV_INDEX_URL"];
+/// Further ones of uv, by spaces; the second is its older name.
+pub(crate) const UV_EXTRA_INDEXES: [&str; 2] = ["UV_INDEX", "UV_EXTRA_INDEX_URL"];
 /// The user's home.
 pub(crate) const HOME: &str = "HOME";
 

@@ -323,6 +323,11 @@ fn default_data(role: &str) -> Result<PathBuf, SettingsError> {
     Ok(folder.join(role))
 }
 
+/// Where the tools keep what only saves time.
+pub(crate) fn user_cache() -> Option<PathBuf> {
+    user_folder(environment::XDG_CACHE_HOME, ".cache")
+}
+
 /// The folder `comfy-farm` in one of the user's base folders.
 fn user_folder(variable: &str, below_home: &str) -> Option<PathBuf> {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);

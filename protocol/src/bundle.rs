@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::blob::{BlobHash, BlobRef};
 use crate::lockfile::{Lockfile, LockfileError, MAX_LOCKFILE, ModelPath};
+use crate::schema::{ExposeError, Exposure, Interface};
 use crate::workflow::{MAX_WORKFLOW, Workflow, WorkflowError};
 
 use archive::Archive;
@@ -34,6 +35,8 @@ const WORKFLOW: &str = "workflow_api.json";
 const EDITOR_WORKFLOW: &str = "workflow.json";
 const REQUIREMENTS: &str = "requirements.txt";
 const LOCKFILE: &str = "lockfile.json";
+/// What its author makes the workflow's API.
+const INTERFACE: &str = "interface.json";
 /// The folder of the custom nodes that travel with the bundle, each as an archive of its own.
 const CARRIED: &str = "custom_nodes/";
 /// The folder of the files of the lockfile that travel with the bundle.
@@ -42,6 +45,8 @@ const FILES: &str = "files/";
 const INPUT: &str = "input/";
 /// The largest `snapshot.json` or `requirements.txt`, in bytes.
 const MAX_SNAPSHOT: u64 = 16 << 20;
+/// The largest `interface.json`, in bytes.
+const MAX_INTERFACE: u64 = 1 << 20;
 
 /// The parts of a bundle; its canonical JSON is what is hashed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +64,9 @@ pub struct BundleManifest {
     /// The files that the workflow reads, by their path in ComfyUI's input folder.
     #[serde(default)]
     pub inputs: BTreeMap<String, BlobRef>,
+    /// What its author makes the workflow's API, where comfy-pack's ops do not say.
+    #[serde(default, skip_serializing_if = "Exposure::is_empty")]
+    pub interface: Exposure,
 }
 
 /// The BLAKE3 hash of a bundle's canonical manifest.
@@ -210,6 +218,9 @@ pub enum BundleError {
     /// The lockfile that we once wrote is none any more.
     #[error("`lockfile.json` of the bundle cannot be used")]
     Lockfile(#[from] LockfileError),
+    /// What is to be the workflow's API is not written as it should be.
+    #[error("`interface.json` of the bundle cannot be used")]
+    Interface(#[source] serde_json::Error),
     /// The snapshot cannot be turned into a lockfile.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
@@ -253,6 +264,9 @@ pub fn read_bundle(
     let workflow_bytes = workflow_bytes.ok_or(BundleError::Missing { entry: WORKFLOW, hint })?;
     let workflow = Workflow::parse(&workflow_bytes).map_err(BundleError::Workflow)?;
     let (lockfile, repairs) = read_lockfile(&mut archive)?;
+    let interface = archive.read(INTERFACE, MAX_INTERFACE)?;
+    let interface = interface.map(|bytes| serde_json::from_slice(&bytes)).transpose();
+    let interface: Exposure = interface.map_err(BundleError::Interface)?.unwrap_or_default();
 
     let inputs: Vec<String> =
         archive.names().filter(|name| name.starts_with(INPUT)).map(str::to_owned).collect();
@@ -267,6 +281,7 @@ pub fn read_bundle(
     }
     let travelling = archive.checked_files(&lockfile)?;
     let mut manifest = store(&workflow_bytes, &lockfile, sink)?;
+    manifest.interface = interface;
     if editor_workflow {
         manifest.editor_workflow = Some(archive.store(EDITOR_WORKFLOW, sink)?);
     }
@@ -311,6 +326,11 @@ impl Bundle {
     pub fn hash(&self) -> BundleHash {
         self.manifest.hash()
     }
+
+    /// The API that the workflow has by its author's word.
+    pub fn interface(&self) -> Result<Interface, ExposeError> {
+        self.manifest.interface.interface(&self.workflow, None)
+    }
 }
 
 /// Stores the two parts that every bundle has.
@@ -324,6 +344,7 @@ fn store(workflow: &[u8], lockfile: &Lockfile, sink: &mut Sink<'_>) -> Result<Bu
         editor_workflow: None,
         lockfile: keep(LOCKFILE, &lockfile.to_canonical_json())?,
         inputs: BTreeMap::new(),
+        interface: Exposure::default(),
     })
 }
 

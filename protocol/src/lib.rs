@@ -71,8 +71,8 @@ pub use preview::{MAX_PREVIEW, PreviewFrame};
 pub use resolution::{GitPack, MAX_RESOLUTION, Resolution, ResolutionError};
 pub use rewrite::{FillError, Filled, FilledOutput, Filling, Making, fill, notes_on_outputs};
 pub use schema::{
-    CandidateInput, CandidateOutput, Candidates, ExposeError, ExposedInput, FieldError, Input, InputKind,
-    Interface, Output, OutputKind, ParseExposedInputError, Range, Rule, SchemaError,
+    CandidateInput, CandidateOutput, Candidates, ExposeError, ExposedInput, Exposure, FieldError, Input,
+    InputKind, Interface, Output, OutputKind, ParseExposedInputError, Range, Rule, SchemaError,
 };
 pub use self_test::{SelfTest, SelfTested, SmallFile};
 pub use transfer::{
@@ -80,5 +80,6 @@ pub use transfer::{
 };
 pub use workflow::{Link, MAX_OP_ID, MAX_OPS, MAX_WORKFLOW, Op, Workflow, WorkflowError, link_of};
 pub use workspace::{
-    Accelerator, CodeHash, CodeSpec, EnvironmentHash, EnvironmentSpec, ParseAcceleratorError, normalized,
+    Accelerator, CodeHash, CodeSpec, EnvironmentHash, EnvironmentSpec, ParseAcceleratorError, TORCH_FAMILY,
+    hashes_of, is_torch_family, normalized,
 };

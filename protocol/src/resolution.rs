@@ -16,7 +16,7 @@ use crate::lockfile::{
     GitPin, Lockfile, LockfileHash, Pin, PublisherKey, PublisherSignature, SignatureError,
 };
 use crate::origin::Alias;
-use crate::workspace::{CodeSpec, EnvironmentSpec, normalized};
+use crate::workspace::{CodeSpec, EnvironmentSpec, hashes_of, normalized};
 
 /// The largest resolution that is read, in bytes.
 pub const MAX_RESOLUTION: usize = 16 << 20;
@@ -176,7 +176,8 @@ fn keeps_pins(lock: &EnvironmentLock, lockfile: &Lockfile) -> bool {
             Pin::Version(pinned) => release(pinned.as_str()) == release(version.as_str()),
             Pin::Url(_) | Pin::Git(_) => true,
         };
-        is_version && (package.hashes.is_empty() || package.hashes.contains(&file.sha256))
+        let hashes = hashes_of(package, version.as_str());
+        is_version && (hashes.is_empty() || hashes.contains(&file.sha256))
     })
 }
 

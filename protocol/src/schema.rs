@@ -1,12 +1,13 @@
 //! The typed interface of a workflow: what a caller gives and what comes back.
 //!
 //! [`Interface::of`] reads it from comfy-pack's ops (`schema/comfy_pack.rs`), [`Interface::expose`] adds
-//! inputs and outputs of any op (`schema/expose.rs`), [`Interface::check`] holds a caller's values
-//! against it (`schema/check.rs`). Not here: how values get into the graph; that is `rewrite`.
+//! inputs and outputs of any op (`schema/expose.rs`), as an [`Exposure`] names them (`schema/exposure.rs`),
+//! [`Interface::check`] holds a caller's values against it (`schema/check.rs`). Not here: how values get into the graph; that is `rewrite`.
 
 mod check;
 mod comfy_pack;
 mod expose;
+mod exposure;
 mod name;
 #[cfg(test)]
 mod recorded;
@@ -22,6 +23,7 @@ pub(crate) use comfy_pack::ZIP_SWITCH;
 pub use expose::{
     CandidateInput, CandidateOutput, Candidates, ExposeError, ExposedInput, ParseExposedInputError,
 };
+pub use exposure::Exposure;
 
 /// What a deployed workflow takes and gives. It is stored, as JSON, with the version.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::blob::BlobHash;
-use crate::lockfile::{CustomNode, GitPin, Lockfile, PackagePin, Token};
+use crate::lockfile::{CustomNode, GitPin, Lockfile, PackagePin, Pin, Sha256, Token};
 
 /// What torch computes on, and so which of its builds is installed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -179,11 +179,50 @@ pub fn normalized(name: &str) -> String {
     normalized
 }
 
+/// The packages whose build follows the accelerator, torch itself first.
+pub const TORCH_FAMILY: [&str; 3] = ["torch", "torchvision", "torchaudio"];
+
+/// Whether the build of this package follows the accelerator.
+pub fn is_torch_family(name: &str) -> bool {
+    TORCH_FAMILY.contains(&normalized(name).as_str())
+}
+
+/// Those of a package's recorded hashes that a file of this version has to have one of; none where any may be taken, as
+/// where a machine gets another build of torch than was recorded.
+pub fn hashes_of<'a>(package: &'a PackagePin, version: &str) -> &'a [Sha256] {
+    match &package.pin {
+        Pin::Version(pinned)
+            if is_torch_family(package.name.as_str()) && build(pinned.as_str()) != build(version) =>
+        {
+            &[]
+        }
+        _ => &package.hashes,
+    }
+}
+
+/// What stands behind a version's `+`.
+fn build(version: &str) -> &str {
+    version.split_once('+').map_or("", |(_, build)| build)
+}
+
 #[cfg(test)]
 mod tests {
-    use crate::lockfile::Pin;
-
     use super::*;
+
+    #[test]
+    fn recorded_hash_of_torch_holds_for_its_own_build_alone() {
+        let check = |name: &str, recorded: &str, version: &str, holds: bool| {
+            let pin = Pin::Version(recorded.parse().unwrap());
+            let mut package = PackagePin::new(name.parse().unwrap(), pin);
+            package.hashes = vec![Sha256([7; 32])];
+            assert_eq!(!hashes_of(&package, version).is_empty(), holds, "{name} {recorded}, {version}");
+        };
+        check("torch", "2.6.0+cu124", "2.6.0+cu124", true);
+        check("torch", "2.6.0+cu124", "2.6.0+cpu", false);
+        check("torch", "2.6.0", "2.6.0", true);
+        check("torch", "2.6.0", "2.6.0+cpu", false);
+        check("pillow", "11.0.0", "11.0.0+other", true);
+    }
 
     fn package(name: &str, version: &str) -> PackagePin {
         PackagePin::new(name.parse().expect("a name"), Pin::Version(version.parse().expect("a version")))

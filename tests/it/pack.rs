@@ -1,15 +1,18 @@
 //! A real ComfyUI made into a bundle, and what that bundle says of it.
 
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, ensure};
 use axum::Router;
 use axum::routing::get;
-use farm_tests::{Farm, FarmOptions, PackageIndex, Process, Studio, comfyui_folder};
+use farm_tests::{Farm, FarmOptions, PackageIndex, Process, Studio, comfyui_folder, validator_python};
 use serde_json::{Value, json};
 
-use crate::workspaces::{FARM_TEST, Sources, managed, picture, upscaling, wait_for_workspace};
+use crate::workspaces::{
+    FARM_TEST, Sources, managed, picture, upscaling, wait_for_workspace, wait_for_workspace_on,
+};
 
 /// A custom node of one file, whose op gives its picture back.
 const SINGLE_FILE: &str = r#"
@@ -26,6 +29,7 @@ class TestTravelled:
 
 NODE_CLASS_MAPPINGS = {"TestTravelled": TestTravelled}
 "#;
+const MANAGER: &str = "https://github.com/ltdrdata/ComfyUI-Manager.git";
 const UPSTREAM: &str = "https://github.com/comfyanonymous/ComfyUI.git";
 
 pub(crate) fn git(folder: &Path, arguments: &[&str]) -> anyhow::Result<String> {
@@ -94,6 +98,8 @@ async fn real_comfyui_is_packed_and_its_bundle_shown_and_planned() -> anyhow::Re
     let words = comfy_farm(folder, &[&pack[..], &["--offline"]].concat()).await?;
     for expected in [
         "packed upscale.cpack.zip",
+        "API       none yet: name it with `--input NAME=NODE.FIELD` and `--output NODE`",
+        "unproven  packages have no hashes, because nobody was asked (`--offline`)",
         &format!("ComfyUI   {commit} of {UPSTREAM}"),
         "input     example.png",
         "deploys only if a peer holds it",
@@ -139,7 +145,16 @@ async fn real_comfyui_is_packed_and_its_bundle_shown_and_planned() -> anyhow::Re
     let given = json_of(folder, &[&pack[..], &["--offline", "--source", &source, "--json"]].concat()).await?;
     // Or with one that is found by the file's hash.
     let services = publisher(model["sha256"].as_str().unwrap_or_default()).await?;
-    let services = ["--civitai", &services, "--hugging-face", &services];
+    let services = [
+        "--civitai",
+        &services,
+        "--hugging-face",
+        &services,
+        "--index-url",
+        &services,
+        "--torch-index",
+        &services,
+    ];
     let found = json_of(folder, &[&pack[..], &services, &["--json"]].concat()).await?;
     let url = "https://civitai.com/api/download/models/7";
     assert_eq!(found["lockfile"]["models"][0]["sources"], json!([{ "url": url }]));
@@ -174,30 +189,69 @@ async fn packed_folder_is_rebuilt_by_a_node_and_renders() -> anyhow::Result<()> 
     std::fs::write(folder.join("upscale_api.json"), workflow.to_string())?;
     let python = installed.join("venv/bin/python");
     let python = python.to_str().context("UTF-8")?;
-    let pack = [
-        "pack",
-        "--comfyui",
-        "ComfyUI",
-        "--workflow",
-        "upscale_api.json",
-        "--python",
-        python,
-        "--offline",
-        "--json",
-    ];
+    let index = PackageIndex::serve(&installed.join("index"), TcpListener::bind("127.0.0.1:0")?)?;
+    let (simple, torch, services) =
+        (format!("{}/simple", index.url), format!("{}/torch", index.url), publisher("").await?);
+    let pack =
+        ["pack", "--comfyui", "ComfyUI", "--workflow", "upscale_api.json", "--python", python, "--json"];
+    let api = ["--input", "picture=1.image", "--output", "9"];
+    let services = ["--civitai", &services, "--hugging-face", &services];
+    let indexes = ["--index-url", &simple, "--torch-index", &torch];
+    let pack = [&pack[..], &api, &services, &indexes].concat();
     let packed = json_of(&folder, &pack).await?;
+    assert_eq!(packed["interface"], json!({ "inputs": ["picture=1.image"], "outputs": ["9"] }));
     assert_eq!(packed["lockfile"]["comfyui"], comfyui);
     let travelled = &packed["lockfile"]["custom_nodes"][1];
     assert_eq!((&travelled["from"], &travelled["name"]), (&json!("carried"), &json!("single.py")));
     assert_eq!(packed["lockfile"]["custom_nodes"], json!([node, travelled]));
 
-    let index = PackageIndex::serve(&installed.join("index"), std::net::TcpListener::bind("127.0.0.1:0")?)?;
-    let flags = [managed(&index), vec!["--models".to_owned(), models.display().to_string()]].concat();
-    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-    farm.start_node_with(&flags, &[("PATH", &programs)]).await?;
+    // Every file that was installed is one of its index, but for torch, whose plain build is not there.
+    let packages = packed["lockfile"]["packages"].as_array().context("a list")?;
+    let pages = installed.join("index/simple");
+    for package in packages {
+        let name = package["name"].as_str().unwrap_or_default();
+        let has_page = pages.join(name).is_dir();
+        assert_eq!(
+            package["hashes"].as_array().is_some_and(|hashes| !hashes.is_empty()),
+            has_page,
+            "{package}"
+        );
+    }
+    let unresolved = packed["unresolved"].as_array().context("a list")?;
+    let unresolved: Vec<_> = unresolved.iter().map(|package| &package["package"]).collect();
+    assert_eq!(unresolved, ["torch", "torchaudio", "torchvision"]);
+
+    // An index with another file of the same name and version.
+    let other = folder.join("other-index");
+    let copied = Command::new("cp").arg("-r").arg(&pages).arg(folder.join("pages")).status()?;
+    ensure!(copied.success(), "the pages cannot be copied");
+    std::fs::create_dir(&other)?;
+    std::fs::rename(folder.join("pages"), other.join("simple"))?;
+    for part in ["files", "torch"] {
+        std::os::unix::fs::symlink(installed.join("index").join(part), other.join(part))?;
+    }
+    let page = other.join("simple/einops/index.html");
+    let (links, hash) = (std::fs::read_to_string(&page)?, "0".repeat(64));
+    let recorded = packages.iter().find(|package| package["name"] == "einops").context("it is installed")?;
+    let recorded = recorded["hashes"][0].as_str().context("it has a hash")?;
+    std::fs::write(&page, links.replace(recorded, &hash))?;
+    let other = PackageIndex::serve(&other, TcpListener::bind("127.0.0.1:0")?)?;
+
     let bundle = folder.join("upscale.cpack.zip");
-    farm.deploy(&bundle, "upscale", &[("input", "picture=1.image"), ("output", "9")]).await?;
-    wait_for_workspace(&farm, "upscale@1", "loaded").await?;
+    farm.deploy(&bundle, "upscale", &[]).await?;
+    let flags = |index: &PackageIndex| {
+        [managed(index), vec!["--models".to_owned(), models.display().to_string()]].concat()
+    };
+    for index in [&other, &index] {
+        let flags = flags(index);
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        farm.start_node_with(&flags, &[("PATH", &programs)]).await?;
+        if farm.nodes.len() == 1 {
+            let refused = wait_for_workspace(&farm, "upscale@1", "failed").await?.to_string();
+            assert!(refused.contains(recorded) && refused.contains(&hash), "{refused}");
+        }
+    }
+    wait_for_workspace_on(&farm, 1, "upscale@1", "loaded").await?;
     let job = farm.submit("upscale", &[("picture", &picture(&folder)?)], &[]).await?;
     let job = farm.wait_for_success(job["id"].as_str().unwrap_or_default()).await?;
     assert_eq!(image::load_from_memory(&farm.output(&job).await?)?.to_rgba8().dimensions(), (48, 32));
@@ -205,11 +259,75 @@ async fn packed_folder_is_rebuilt_by_a_node_and_renders() -> anyhow::Result<()> 
 }
 
 #[tokio::test]
+async fn comfy_packs_own_unpack_takes_a_packed_bundle() -> anyhow::Result<()> {
+    let (Some(installed), Some(reader)) = (comfyui_folder(), validator_python()) else { return Ok(()) };
+    let folder = tempfile::tempdir()?;
+    let folder = folder.path();
+    let commit = clone(&installed, folder)?;
+    // comfy-pack takes nothing without it; its remote is where everybody has it from.
+    let manager = folder.join("ComfyUI/custom_nodes/ComfyUI-Manager");
+    std::fs::create_dir(&manager)?;
+    std::fs::write(manager.join("__init__.py"), "NODE_CLASS_MAPPINGS = {}\n")?;
+    git(&manager, &["init", "--quiet"])?;
+    git(&manager, &["add", "."])?;
+    git(&manager, &["commit", "--quiet", "--message", "all of it"])?;
+    git(&manager, &["remote", "add", "origin", MANAGER])?;
+    git(&manager, &["update-ref", "refs/remotes/origin/master", "HEAD"])?;
+    let manager = git(&manager, &["rev-parse", "HEAD"])?;
+    std::fs::create_dir(folder.join("ComfyUI/custom_nodes/private"))?;
+    std::fs::write(folder.join("ComfyUI/custom_nodes/private/__init__.py"), "NODE_CLASS_MAPPINGS = {}\n")?;
+    let workflow = json!({
+        "1": { "class_type": "LoadImage", "inputs": { "image": "example.png" } },
+        "2": { "class_type": "UpscaleModelLoader", "inputs": { "model_name": "tiny.safetensors" } },
+        "3": { "class_type": "ImageUpscaleWithModel", "inputs": { "upscale_model": ["2", 0], "image": ["1", 0] } },
+        "4": { "class_type": "CPackOutputImage", "inputs": { "images": ["3", 0], "filename_prefix": "x" } },
+        "5": { "class_type": "CPackInputInt", "_meta": { "title": "seed" }, "inputs": { "value": 7, "min": 0, "max": 9 } },
+    });
+    std::fs::write(folder.join("upscale_api.json"), workflow.to_string())?;
+    let python = installed.join("venv/bin/python");
+    let python = python.to_str().context("UTF-8")?;
+    let pack = ["pack", "--comfyui", "ComfyUI", "--workflow", "upscale_api.json", "--python", python];
+    let options = ["--offline", "--carry", "private", "--json"];
+    let packed = json_of(folder, &[&pack[..], &options].concat()).await?;
+
+    let model = &packed["lockfile"]["models"][0];
+    let models = folder.join("home/models");
+    std::fs::create_dir_all(&models)?;
+    std::fs::write(models.join(model["sha256"].as_str().unwrap_or_default()), b"a tiny model")?;
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/python/unpack.py");
+    let mut unpack = Command::new(reader);
+    unpack.args([script, "upscale.cpack.zip", "workspace"]).current_dir(folder);
+    let output = unpack.env("CPACK_HOME", folder.join("home")).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let printed = String::from_utf8(output.stdout)?;
+    let taken: Value = serde_json::from_str(printed.lines().last().unwrap_or_default()).context(printed)?;
+    let started = taken["started"].as_array().context("a list")?;
+    let is_started = |parts: &[&str]| {
+        started.iter().any(|command| {
+            parts.iter().all(|part| command.as_array().is_some_and(|c| c.contains(&json!(part))))
+        })
+    };
+    for command in [
+        &["git", "clone", UPSTREAM][..],
+        &["git", "fetch", UPSTREAM, &commit],
+        &["git", "fetch", MANAGER, &manager],
+        &["uv", "venv", "--python", "3.11"],
+        &["restore-snapshot", "--pip-non-url"],
+    ] {
+        assert!(is_started(command), "{command:?}: {started:?}");
+    }
+    assert_eq!(taken["models"], json!({ "models/upscale_models/tiny.safetensors": "a tiny model" }));
+    assert_eq!(taken["inputs"], json!(["example.png"]));
+    assert_eq!(taken["schema"]["properties"]["seed"]["default"], 7);
+    Ok(())
+}
+
+#[tokio::test]
 async fn what_cannot_be_packed_is_told_with_what_to_do() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
-    let check = async |workflow: &str, words: &str| -> anyhow::Result<()> {
+    let check = async |workflow: &str, further: &[&str], words: &str| -> anyhow::Result<()> {
         std::fs::write(folder.path().join("w.json"), workflow)?;
-        let arguments = ["pack", "--comfyui", ".", "--workflow", "w.json"];
+        let arguments = [&["pack", "--comfyui", ".", "--workflow", "w.json"], further].concat();
         let output =
             Process::comfy_farm(folder.path(), &arguments).current_dir(folder.path()).output().await?;
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -217,8 +335,13 @@ async fn what_cannot_be_packed_is_told_with_what_to_do() -> anyhow::Result<()> {
         assert!(told.contains(words), "{words}: {told}");
         Ok(())
     };
-    check(r#"{"nodes": [], "links": []}"#, "in ComfyUI save it with `Export (API)`").await?;
-    let api = r#"{"1": {"class_type": "EmptyImage", "inputs": {}}}"#;
-    check(api, "name the folder of ComfyUI itself").await?;
+    check(r#"{"nodes": [], "links": []}"#, &[], "in ComfyUI save it with `Export (API)`").await?;
+    let api = r#"{"1": {"class_type": "EmptyImage", "inputs": {"width": 8}},
+        "9": {"class_type": "SaveImage", "inputs": {"images": ["1", 0]}}}"#;
+    check(api, &[], "name the folder of ComfyUI itself").await?;
+    check(api, &["--output", "saveimage"], "no op `saveimage`, did you mean `9`?; it has `1` (`EmptyImage`)")
+        .await?;
+    check(api, &["--input", "w=1.wdth"], "no input `wdth`, did you mean `width`?; it has `width`").await?;
+    check(api, &["--output", "1"], "saves no file, so it is no output; these do: `9` (`SaveImage`)").await?;
     Ok(())
 }

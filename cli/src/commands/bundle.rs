@@ -73,6 +73,21 @@ pub(super) fn read(path: &Path) -> anyhow::Result<Bundle> {
     Ok(bundle.map_err(|error| Failure::Input(format!("`{shown}`: {}", protocol::error_chain(&error))))?)
 }
 
+/// What a bundle's API takes and gives, by the names.
+pub(super) fn api(bundle: &Bundle) -> String {
+    let interface = match bundle.interface() {
+        Ok(interface) => interface,
+        Err(error) => return format!("none: {error}"),
+    };
+    if interface.outputs.is_empty() {
+        return "none yet: name it with `--input NAME=NODE.FIELD` and `--output NODE` as it is packed or deployed"
+            .to_owned();
+    }
+    let inputs: Vec<&str> = interface.inputs.iter().map(|input| input.name.as_str()).collect();
+    let outputs: Vec<&str> = interface.outputs.iter().map(|output| output.name.as_str()).collect();
+    format!("{} -> {}", inputs.join(", "), outputs.join(", "))
+}
+
 /// A custom node as what it is called by, and the version that is pinned.
 pub(super) fn name_and_version(node: &CustomNode) -> (String, String) {
     let disabled = |version: String, is_disabled: &bool| {

@@ -23,7 +23,7 @@ pub(super) async fn deploy(arguments: &DeployArguments, file: &SettingsFile) -> 
         None => name_of(&arguments.file)?,
     };
     let mut query = vec![("name", name)];
-    query.extend(arguments.expose.input.iter().map(|input| ("input", input.clone())));
+    query.extend(arguments.expose.input.iter().map(|input| ("input", input.to_string())));
     query.extend(arguments.expose.output.iter().map(|output| ("output", output.clone())));
     if arguments.accept_attached {
         query.push(("accept_attached", "true".to_owned()));

@@ -3,6 +3,8 @@
 //! Not here: what is recorded of the folder; `node::workspace::lock` knows that.
 
 mod origins;
+mod indexes;
+mod tell;
 
 use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
@@ -13,16 +15,16 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
 use mesh::folders::names::KnownNames;
-use mesh::store::ByteSize;
-use node::workspace::lock::lookup::Answer;
 use node::workspace::lock::trace::{TraceOptions, Traced, trace};
 use node::workspace::lock::{LockRequest, Locked, check_sources, lock};
-use protocol::{BlobHash, Bundle, LockedModel, Workflow, write_bundle};
-use serde_json::json;
+use protocol::{BlobHash, Bundle, Exposure, Workflow, write_bundle};
 
-use self::origins::{OriginArguments, as_json, hub_caches};
+use self::indexes::IndexArguments;
+use self::origins::{OriginArguments, hub_caches};
+use self::tell::{Found, tell};
 use super::asked_to_stop;
-use super::bundle::{MAX_WORKFLOW, name_and_version, read};
+use super::bundle::{MAX_WORKFLOW, read};
+use crate::args::ExposeArguments;
 use crate::failure::Failure;
 use crate::{environment, settings, show};
 
@@ -35,8 +37,10 @@ pub(crate) struct PackArguments {
     #[arg(long, value_name = "FILE")]
     workflow: PathBuf,
     /// Where the bundle goes. Defaults to the workflow's name with `.cpack.zip`, in this folder.
-    #[arg(long, short, value_name = "FILE")]
-    output: Option<PathBuf>,
+    #[arg(long, short = 'o', value_name = "FILE")]
+    file: Option<PathBuf>,
+    #[command(flatten)]
+    expose: ExposeArguments,
     /// The Python that runs ComfyUI. Defaults to that of `venv` or `.venv` in its folder, else `python3`.
     #[arg(long, value_name = "PROGRAM")]
     python: Option<PathBuf>,
@@ -45,6 +49,8 @@ pub(crate) struct PackArguments {
     models_dir: Vec<PathBuf>,
     #[command(flatten)]
     origins: OriginArguments,
+    #[command(flatten)]
+    indexes: IndexArguments,
     /// The data folder of a node that serves these models: what it has hashed is not hashed again. Defaults to
     /// that of this user's node.
     #[arg(long, value_name = "DIR", env = environment::DATA)]
@@ -81,7 +87,12 @@ pub(super) async fn pack(arguments: &PackArguments) -> anyhow::Result<()> {
         Failure::Input(format!("`{}`: {}", arguments.workflow.display(), protocol::error_chain(error)))
     };
     let workflow = Workflow::parse(&bytes).map_err(|error| refused(&error))?;
-    let known = KnownNames::read(&settings::node_data(arguments.data.as_deref())?.join("blobs"))?;
+    let exposure = arguments.expose.exposure();
+    exposure.interface(&workflow, None).map_err(|error| refused(&error))?;
+    let mut known = KnownNames::read(&settings::node_data(arguments.data.as_deref())?.join("blobs"))?;
+    if let Some(folder) = settings::user_cache() {
+        known = known.kept_in(folder.join("hashed"));
+    }
     let hub_caches = hub_caches();
     let progress = show::ByteProgress::new();
     let request = LockRequest {
@@ -99,7 +110,7 @@ pub(super) async fn pack(arguments: &PackArguments) -> anyhow::Result<()> {
     let locked = lock(&request, &|now| progress.show(now));
     drop(progress);
     let mut locked = locked.map_err(|error| Failure::Input(protocol::error_chain(&error)))?;
-    let path = arguments.output.clone().unwrap_or_else(|| usual_path(&arguments.workflow));
+    let path = arguments.file.clone().unwrap_or_else(|| usual_path(&arguments.workflow));
     let traced = match arguments.trace {
         true => Some(run_once(&request, &mut locked, &path).await?),
         false => None,
@@ -110,8 +121,14 @@ pub(super) async fn pack(arguments: &PackArguments) -> anyhow::Result<()> {
     refused.map_err(|error| Failure::Input(protocol::error_chain(&error)))?;
     let travels = travelling.keys().copied().collect();
     let answers = arguments.origins.look_up(&mut locked.lockfile, &hub_caches, &travels).await?;
-    let bundle = write(&path, &bytes, &locked, travelling)?;
-    tell(arguments, &path, &bundle, &locked, &answers)
+    let unresolved = match arguments.origins.offline {
+        true => None,
+        false => Some(
+            arguments.indexes.look_up(&mut locked, &arguments.comfyui, arguments.python.as_deref()).await?,
+        ),
+    };
+    let bundle = write(&path, &bytes, &exposure, &locked, travelling)?;
+    tell(arguments, &path, &bundle, &locked, &Found { answers, unresolved })
 }
 
 /// Runs the workflow for what it fetches. That may be much, so it lies where the bundle goes.
@@ -148,6 +165,7 @@ fn usual_path(workflow: &Path) -> PathBuf {
 fn write(
     path: &Path,
     workflow: &[u8],
+    exposure: &Exposure,
     locked: &Locked,
     travelling: &BTreeMap<BlobHash, PathBuf>,
 ) -> anyhow::Result<Bundle> {
@@ -160,75 +178,13 @@ fn write(
     let inputs = locked.inputs.iter().map(|(name, file)| (name.clone(), File::open(file)));
     let carried = locked.carried.iter().map(|node| (node.name.clone(), node.archive.try_clone()));
     let files = travelling.iter().map(|(hash, file)| (*hash, File::open(file)));
-    write_bundle(draft.as_file(), workflow, &locked.lockfile, inputs, carried, files)
+    write_bundle(draft.as_file(), workflow, &locked.lockfile, exposure, inputs, carried, files)
         .map_err(|error| Failure::Input(protocol::error_chain(&error)))?;
     let bundle = read(draft.path())?;
     ensure!(bundle.lockfile == locked.lockfile, "the bundle is not read as it was written");
     let file = draft.persist(path).with_context(|| format!("`{}` cannot be written", path.display()))?;
     file.sync_all()?;
     Ok(bundle)
-}
-
-fn tell(
-    arguments: &PackArguments,
-    path: &Path,
-    bundle: &Bundle,
-    locked: &Locked,
-    answers: &[Answer],
-) -> anyhow::Result<()> {
-    let size = std::fs::metadata(path)?.len();
-    let lockfile = &locked.lockfile;
-    let travels = |model: &LockedModel| model.blob.is_some_and(|blob| bundle.travelling.contains(&blob));
-    let lacks_source = |model: &&LockedModel| model.sources.is_empty() && !travels(model);
-    let unsourced: Vec<&LockedModel> = lockfile.models.iter().filter(lacks_source).collect();
-    if arguments.json {
-        show::json(&json!({
-            "file": path,
-            "size": size,
-            "bundle": bundle.hash(),
-            "lockfile_hash": lockfile.hash(),
-            "lockfile": lockfile,
-            "inputs": bundle.manifest.inputs,
-            "notes": locked.notes,
-            "lacking": locked.lacking,
-            "asked": answers.iter().map(as_json).collect::<Vec<_>>(),
-            "without_source": unsourced.iter().map(|model| &model.path).collect::<Vec<_>>(),
-        }));
-        return Ok(());
-    }
-    println!("packed {}, {}", path.display(), ByteSize(size));
-    if let Some(pin) = &lockfile.comfyui {
-        println!("ComfyUI   {} of {}", pin.commit, pin.url);
-    }
-    for node in &lockfile.custom_nodes {
-        let (name, version) = name_and_version(node);
-        println!("node      {name}  {version}");
-    }
-    if let Some(python) = &lockfile.python {
-        println!("Python    {python} with {} packages", lockfile.packages.len());
-    }
-    for model in &lockfile.models {
-        let from = match model.sources.first() {
-            _ if travels(model) => "  travels with the bundle".to_owned(),
-            Some(source) => format!("  from {}", source.url),
-            None => String::new(),
-        };
-        println!("model     {}  {}{from}", model.path, ByteSize(model.size));
-    }
-    for (name, blob) in &bundle.manifest.inputs {
-        println!("input     {name}  {}", ByteSize(blob.size));
-    }
-    locked.notes.iter().for_each(|note| println!("note      {note}"));
-    locked.lacking.iter().for_each(|lacking| println!("lacking   {lacking}"));
-    if !unsourced.is_empty() {
-        println!(
-            "\ndeploys only if a peer holds it (`--source SHA256=URL` or `--hf-repo OWNER/NAME` names where else it is):"
-        );
-    }
-    for LockedModel { path, sha256, .. } in unsourced {
-        println!("  {path}  {}", sha256.map_or_else(String::new, |sha256| sha256.to_string()));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,16 +1,18 @@
 //! `comfy-farm schema`: the API that a file would get, without a farm.
 
-use protocol::{Bundle, ExposedInput, Input, InputKind, Interface};
+use protocol::{Input, InputKind};
 use serde_json::json;
 
-use crate::args::{ExposeArguments, SchemaArguments};
+use crate::args::SchemaArguments;
 use crate::commands::bundle::read;
 use crate::failure::Failure;
 use crate::show;
 
 pub(super) fn schema(arguments: &SchemaArguments) -> anyhow::Result<()> {
     let bundle = read(&arguments.file)?;
-    let interface = interface(&bundle, &arguments.expose)?;
+    let exposure = arguments.expose.exposure().or(&bundle.manifest.interface);
+    let interface = exposure.interface(&bundle.workflow, None);
+    let interface = interface.map_err(|error| Failure::Input(error.to_string()))?;
     if arguments.json {
         show::json(&json!({
             "input_json_schema": interface.json_schema(),
@@ -34,17 +36,6 @@ pub(super) fn schema(arguments: &SchemaArguments) -> anyhow::Result<()> {
         eprintln!("note: {repair}");
     }
     Ok(())
-}
-
-fn interface(bundle: &Bundle, expose: &ExposeArguments) -> anyhow::Result<Interface> {
-    let made = if expose.input.is_empty() && expose.output.is_empty() {
-        Interface::of(&bundle.workflow).map_err(|error| error.to_string())
-    } else {
-        let inputs: Result<Vec<ExposedInput>, _> = expose.input.iter().map(|input| input.parse()).collect();
-        let inputs = inputs.map_err(|error| Failure::Input(format!("{error}")))?;
-        Interface::expose(&bundle.workflow, &inputs, &expose.output, None).map_err(|error| error.to_string())
-    };
-    Ok(made.map_err(Failure::Input)?)
 }
 
 /// The type of an input in words, with its limits.

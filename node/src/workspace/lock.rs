@@ -8,7 +8,7 @@
 //! sources        a model file -> where else it can be fetched from, by what lies beside it
 //! hub            a model file -> where on Hugging Face it is from, by the caches on this machine
 //! trace          the workflow, run once -> the files that it fetches as it runs
-//! lookup         the models that are left -> where those who publish models have them
+//! lookup         the models that are left -> where those who publish models have them; packages -> their files' hashes
 //! ```
 //!
 //! Only reads; all faults are found before the first model is hashed, and told together. Blocks, and asks nobody; only
@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 
 use mesh::folders::IndexProgress;
 use mesh::folders::names::{FileNames, KnownNames, names_of};
-use protocol::{HttpsUrl, LockedModel, Lockfile, Sha256, Source, WebUrl, Workflow};
+use protocol::{HttpsUrl, LockedModel, Lockfile, Sha256, Source, Token, WebUrl, Workflow};
 
 pub use carried::{CarriedNode, CarryError};
 pub use error::{Fault, LockError, What};
@@ -95,6 +95,8 @@ pub struct Locked {
     pub inputs: BTreeMap<String, PathBuf>,
     /// The custom nodes that travel with the bundle.
     pub carried: Vec<CarriedNode>,
+    /// The hashes of the files of this machine that packages were installed from.
+    pub package_files: BTreeMap<Token, Sha256>,
     /// What was recorded otherwise than it lies there, in words.
     pub notes: Vec<String>,
     /// What a rebuild elsewhere will lack, in words.
@@ -119,7 +121,8 @@ pub fn lock(request: &LockRequest<'_>, tell: &(dyn Fn(IndexProgress) + Sync)) ->
     let mut findings = Findings::default();
     let pin = repositories::comfyui(comfyui, &mut findings);
     let custom_nodes = repositories::custom_nodes(request, &mut findings)?;
-    let Installed { python, packages } = packages::installed(comfyui, request.python, &mut findings)?;
+    let Installed { python, packages, files: package_files } =
+        packages::installed(comfyui, request.python, &mut findings)?;
     let folders = ModelFolders::of(comfyui, request.models)?;
     let files = named::models(workflow, &folders, &mut findings);
     let inputs = named::inputs(workflow, &comfyui.join("input"), &mut findings);
@@ -139,7 +142,7 @@ pub fn lock(request: &LockRequest<'_>, tell: &(dyn Fn(IndexProgress) + Sync)) ->
         ..Lockfile::default()
     };
     let Findings { notes, lacking, carried, .. } = findings;
-    Ok(Locked { lockfile, model_files: paths, inputs, carried, notes, lacking })
+    Ok(Locked { lockfile, model_files: paths, inputs, carried, package_files, notes, lacking })
 }
 
 fn model(

@@ -6,11 +6,11 @@ use std::collections::BTreeSet;
 
 use protocol::{
     Accelerator, BlobHash, BlobRef, CodeHash, CodeSpec, CustomNode, EnvironmentHash, EnvironmentSpec, GitPin,
-    LockedModel, Lockfile, LockfileHash, PackagePin, Pin, Sha256,
+    LockedModel, Lockfile, LockfileHash, PackagePin, Pin, Sha256, is_torch_family,
 };
 use serde::Serialize;
 
-use super::python::{PACKAGE_INDEX, TORCH_INDEX, build_for, is_torch_family};
+use super::python::{PACKAGE_INDEX, TORCH_INDEX, build_for};
 
 /// The rebuild of one lockfile on one machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

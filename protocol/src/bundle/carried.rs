@@ -161,6 +161,7 @@ mod tests {
 
     use super::*;
     use crate::bundle::{Bundle, read_bundle, write_bundle};
+    use crate::schema::Exposure;
 
     type Zip<'a> = ZipWriter<Cursor<&'a mut Vec<u8>>>;
 
@@ -248,7 +249,8 @@ mod tests {
             let graph = br#"{"1": {"class_type": "EmptyImage", "inputs": {}}}"#;
             let mut zip = Vec::new();
             let carried = carried.map(|archive| (name(), Ok(archive)));
-            write_bundle(Cursor::new(&mut zip), graph, &lockfile, [], carried, []).unwrap();
+            write_bundle(Cursor::new(&mut zip), graph, &lockfile, &Exposure::default(), [], carried, [])
+                .unwrap();
             let mut stored = Vec::new();
             let read = read_bundle(Cursor::new(&zip), &BundleLimits::default(), &mut |entry, reader| {
                 stored.push(entry.to_owned());

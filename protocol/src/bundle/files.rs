@@ -41,6 +41,7 @@ mod tests {
     use std::io::Cursor;
 
     use crate::bundle::{Bundle, BundleLimits, read_bundle, write_bundle};
+    use crate::schema::Exposure;
 
     use super::*;
 
@@ -55,7 +56,7 @@ mod tests {
         let (mut zip, mut stored) = (Vec::new(), Vec::new());
         let graph = br#"{"1": {"class_type": "EmptyImage", "inputs": {}}}"#;
         let files = files.iter().map(|(of, bytes)| (BlobHash::of(of), Ok(*bytes)));
-        write_bundle(Cursor::new(&mut zip), graph, lockfile, [], [], files).unwrap();
+        write_bundle(Cursor::new(&mut zip), graph, lockfile, &Exposure::default(), [], [], files).unwrap();
         let bundle = read_bundle(Cursor::new(&zip), &BundleLimits::default(), &mut |entry, reader| {
             stored.push(entry.to_owned());
             BlobRef::of_reader(reader)

@@ -202,12 +202,26 @@ fn canonical_manifest_is_this() {
         editor_workflow: None,
         lockfile: blob,
         inputs: [("sub/a.png".to_owned(), blob)].into(),
+        interface: Exposure::default(),
     };
     let blob = format!(r#"{{"hash":"{}","size":1}}"#, blob.hash);
     let expected =
         format!(r#"{{"format":1,"inputs":{{"sub/a.png":{blob}}},"lockfile":{blob},"workflow":{blob}}}"#);
     assert_eq!(String::from_utf8(manifest.to_canonical_json()).unwrap(), expected);
     assert_eq!(manifest.hash().0, BlobHash::of(expected.as_bytes()));
+}
+
+#[test]
+fn bundle_has_the_interface_of_its_author_and_other_bytes_there_are_refused() {
+    let (bundle, _) = read(&bundle_with(&[("interface.json", br#"{"inputs":["x=1.y"],"outputs":["1"]}"#)]));
+    let bundle = bundle.unwrap();
+    assert_eq!(bundle.manifest.interface.inputs, ["x=1.y".parse().unwrap()]);
+    let without = read(&bundle_with(&[])).0.unwrap();
+    assert_ne!(bundle.hash(), without.hash());
+    let error = bundle.interface().unwrap_err().to_string();
+    assert!(error.contains("op `1` (`A`) has no input `y`"), "{error}");
+    let refused = read(&bundle_with(&[("interface.json", br#"{"inputs":["x"]}"#)])).0.unwrap_err();
+    assert!(crate::error_chain(&refused).contains("`interface.json` of the bundle"), "{refused}");
 }
 
 #[test]

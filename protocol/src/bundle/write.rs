@@ -11,11 +11,12 @@ use zip::{CompressionMethod, DateTime, ZipWriter};
 
 use super::carried::carried_entry;
 use super::files::file_entry;
-use super::{BundleLimits, INPUT, LOCKFILE, SNAPSHOT, WORKFLOW};
+use super::{BundleLimits, INPUT, INTERFACE, LOCKFILE, SNAPSHOT, WORKFLOW};
 use crate::blob::BlobHash;
 use crate::lockfile::{
     CustomNode, FileName, LockedModel, Lockfile, PackagePin, Pin, RegistryPin, Source, relative_path,
 };
+use crate::schema::Exposure;
 
 /// The permissions of an entry, as comfy-pack writes them.
 const MODE: u32 = 0o600;
@@ -50,12 +51,13 @@ pub enum WriteBundleError {
     },
 }
 
-/// Writes a bundle; `inputs` are files by their path in ComfyUI's input folder, `carried` the archives of the custom
+/// Writes a bundle; `interface` is what its author makes the workflow's API, `inputs` are files by their path in ComfyUI's input folder, `carried` the archives of the custom
 /// nodes that the lockfile says travel with it, by their names, and `files` what else of the lockfile does.
 pub fn write_bundle<R: Read>(
     writer: impl Write + Seek,
     workflow: &[u8],
     lockfile: &Lockfile,
+    interface: &Exposure,
     inputs: impl IntoIterator<Item = (String, io::Result<R>)>,
     carried: impl IntoIterator<Item = (FileName, io::Result<R>)>,
     files: impl IntoIterator<Item = (BlobHash, io::Result<R>)>,
@@ -65,6 +67,10 @@ pub fn write_bundle<R: Read>(
     bundle.add(SNAPSHOT, MODE, Ok(snapshot.as_slice()))?;
     bundle.add(WORKFLOW, MODE, Ok(workflow))?;
     bundle.add(LOCKFILE, MODE, Ok(lockfile.to_canonical_json().as_slice()))?;
+    if !interface.is_empty() {
+        let interface = serde_json::to_vec(interface).expect("an interface has only text keys");
+        bundle.add(INTERFACE, MODE, Ok(interface.as_slice()))?;
+    }
     for (name, contents) in inputs {
         bundle.add(&format!("{INPUT}{name}"), MODE, contents)?;
     }
@@ -259,11 +265,13 @@ mod tests {
         lockfile.models[0].blob = Some(BlobHash::of(b"tiny"));
         lockfile.packages[0].index = Some("https://download.pytorch.org/whl/cu124".parse().unwrap());
         let workflow = entry(&recorded, WORKFLOW);
+        let interface = Exposure { inputs: Vec::new(), outputs: vec!["9".to_owned()] };
         let mut zip = Vec::new();
         let inputs = ["example.png", "sub/grade.cube"].map(|name| (name.to_owned(), Ok(name.as_bytes())));
-        write_bundle(Cursor::new(&mut zip), &workflow, &lockfile, inputs, [], []).unwrap();
+        write_bundle(Cursor::new(&mut zip), &workflow, &lockfile, &interface, inputs, [], []).unwrap();
 
         let bundle = read(&zip);
+        assert_eq!(bundle.manifest.interface, interface);
         assert_eq!((&bundle.lockfile, bundle.repairs.as_slice()), (&lockfile, [].as_slice()));
         assert_eq!(bundle.manifest.inputs["sub/grade.cube"], BlobRef::of(b"sub/grade.cube"));
         assert_eq!(bundle.manifest.workflow, BlobRef::of(&workflow));
@@ -294,7 +302,9 @@ mod tests {
     fn what_no_reader_takes_is_not_written() {
         let check = |name: &str, contents: io::Result<&[u8]>, expected: &str| {
             let inputs = [(name.to_owned(), contents)];
-            let error = write_bundle(Cursor::new(Vec::new()), b"{}", &Lockfile::default(), inputs, [], []);
+            let (lockfile, interface) = (Lockfile::default(), Exposure::default());
+            let zip = Cursor::new(Vec::new());
+            let error = write_bundle(zip, b"{}", &lockfile, &interface, inputs, [], []);
             assert!(error.unwrap_err().to_string().contains(expected), "{name}");
         };
         check("../x", Ok(b""), "`input/../x` cannot be carried in a bundle: its name has `..`");

@@ -4,18 +4,22 @@
 //! Not here: comfy-pack's own ops; those are exposed by themselves (`schema/comfy_pack.rs`).
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::str::FromStr;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::comfy_pack::output_name;
 use super::name::{is_identifier, title_of};
 use super::{Input, InputKind, Interface, Output, Range, SchemaError};
+use crate::nearest::nearest;
 use crate::workflow::{Op, Workflow, link_of};
 
 /// The longest name of an exposed input, in bytes.
 const MAX_NAME: usize = 64;
+/// How many ops of a workflow are listed where one that is named is not there.
+const MAX_LISTED: usize = 40;
 /// ComfyUI's own classes that people take for an output although they only pass something on.
 const SAVES_NOTHING: [&str; 10] = [
     "EmptyImage",
@@ -31,7 +35,8 @@ const SAVES_NOTHING: [&str; 10] = [
 ];
 
 /// An input that a deployer names: `NAME=NODE.FIELD`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct ExposedInput {
     /// Its name in the API.
     pub name: String,
@@ -60,6 +65,26 @@ impl FromStr for ExposedInput {
     }
 }
 
+impl TryFrom<String> for ExposedInput {
+    type Error = ParseExposedInputError;
+
+    fn try_from(text: String) -> Result<Self, ParseExposedInputError> {
+        text.parse()
+    }
+}
+
+impl From<ExposedInput> for String {
+    fn from(exposed: ExposedInput) -> Self {
+        exposed.to_string()
+    }
+}
+
+impl fmt::Display for ExposedInput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}.{}", self.name, self.op, self.field)
+    }
+}
+
 /// Why an input or output cannot be exposed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ExposeError {
@@ -67,13 +92,17 @@ pub enum ExposeError {
     #[error(transparent)]
     Schema(#[from] SchemaError),
     /// The workflow has no such op.
-    #[error("the workflow has no op `{op}`")]
+    #[error("the workflow has no op `{op}`{meant}; {known}")]
     NoSuchOp {
         /// What was named.
         op: String,
+        /// What may have been meant, in words.
+        meant: String,
+        /// The ops that it has, in words.
+        known: String,
     },
     /// The op has no such input.
-    #[error("op `{op}` (`{class_type}`) has no input `{field}`; it has {known}")]
+    #[error("op `{op}` (`{class_type}`) has no input `{field}`{meant}; it has {known}")]
     NoSuchField {
         /// The op.
         op: String,
@@ -81,6 +110,8 @@ pub enum ExposeError {
         class_type: String,
         /// What was named.
         field: String,
+        /// What may have been meant, in words.
+        meant: String,
         /// The inputs that it has.
         known: String,
     },
@@ -165,7 +196,7 @@ impl Interface {
         }
         let consumed = consumed(workflow);
         for id in outputs {
-            let op = workflow.get(id).ok_or_else(|| ExposeError::NoSuchOp { op: id.clone() })?;
+            let op = workflow.get(id).ok_or_else(|| no_such_op(workflow, id))?;
             let is_consumed = consumed.contains(id.as_str());
             if !may_save(op, is_consumed, object_info) {
                 let (op, class_type) = (id.clone(), op.class_type.clone());
@@ -243,7 +274,7 @@ fn exposed_input(
     object_info: Option<&Value>,
 ) -> Result<Input, ExposeError> {
     let ExposedInput { name, op: id, field } = exposed;
-    let op = workflow.get(id).ok_or_else(|| ExposeError::NoSuchOp { op: id.clone() })?;
+    let op = workflow.get(id).ok_or_else(|| no_such_op(workflow, id))?;
     let value = op.inputs.get(field);
     if let Some(link) = value.and_then(link_of) {
         let (op, field, source_op) = (id.clone(), field.clone(), link.op.to_owned());
@@ -258,6 +289,7 @@ fn exposed_input(
                 op: id.clone(),
                 class_type: op.class_type.clone(),
                 field: field.clone(),
+                meant: meant(nearest(field, op.inputs.keys().map(String::as_str))),
                 known: op.inputs.keys().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", "),
             });
         }
@@ -268,6 +300,33 @@ fn exposed_input(
     };
     let (op, field, title) = (id.clone(), field.clone(), title_of(name));
     Ok(Input { name: name.clone(), title, op, field, kind, default })
+}
+
+/// People also name an op by its class or title.
+fn no_such_op(workflow: &Workflow, named: &str) -> ExposeError {
+    let words = |(id, op): (&'_ str, &'_ Op)| {
+        let title = op.title().unwrap_or_default().to_owned();
+        [id.to_owned(), op.class_type.clone(), title].map(|word| (word.to_lowercase(), id.to_owned()))
+    };
+    let words: Vec<(String, String)> = workflow.iter().flat_map(words).collect();
+    let best = nearest(&named.to_lowercase(), words.iter().map(|(word, _)| word.as_str()));
+    let best = words.iter().find(|(word, _)| Some(word.as_str()) == best).map(|(_, id)| id.as_str());
+    let mut ops: Vec<String> =
+        workflow.iter().map(|(id, op)| format!("`{id}` (`{}`)", op.class_type)).collect();
+    let more = ops.len().saturating_sub(MAX_LISTED);
+    ops.truncate(MAX_LISTED);
+    if more > 0 {
+        ops.push(format!("{more} more"));
+    }
+    ExposeError::NoSuchOp {
+        op: named.chars().take(MAX_NAME).collect(),
+        meant: meant(best),
+        known: format!("it has {}", ops.join(", ")),
+    }
+}
+
+fn meant(nearest: Option<&str>) -> String {
+    nearest.map_or_else(String::new, |word| format!(", did you mean `{word}`?"))
 }
 
 /// ComfyUI's own ops that take an uploaded picture are known without its help.
@@ -381,8 +440,11 @@ mod tests {
             let error = expose(&[input], None).unwrap_err().to_string();
             assert!(error.contains(message), "{input}: {error}");
         };
-        check("x=77.seed", "no op `77`");
+        check("x=77.seed", "no op `77`; it has `1` (`LoadImage`), `2` (`KSampler`), `9` (`SaveImage`)");
+        check("x=ksampler.seed", "no op `ksampler`, did you mean `2`?");
+        check("x=the sampler.seed", "did you mean `2`?");
         check("x=1.seed", "op `1` (`LoadImage`) has no input `seed`; it has `image`");
+        check("x=2.sampler", "has no input `sampler`, did you mean `sampler_name`?");
         check("x=2.latent_image", "wired to op `1`");
         let twice = expose(&["x=2.seed", "x=2.cfg"], None).unwrap_err();
         assert_eq!(twice, ExposeError::DuplicateName { name: "x".to_owned() });

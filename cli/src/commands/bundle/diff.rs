@@ -87,6 +87,12 @@ fn parts(bundle: &Bundle) -> BTreeMap<(&'static str, String), String> {
     for (name, blob) in &bundle.manifest.inputs {
         parts.insert(("input", name.clone()), blob.hash.to_string());
     }
+    for input in &bundle.manifest.interface.inputs {
+        parts.insert(("API input", input.name.clone()), format!("{}.{}", input.op, input.field));
+    }
+    for op in &bundle.manifest.interface.outputs {
+        parts.insert(("API output", op.clone()), String::new());
+    }
     for (id, op) in bundle.workflow.iter() {
         let inputs = serde_json::to_string(&op.inputs).unwrap_or_default();
         parts.insert(("op", format!("{id} ({})", op.class_type)), inputs);

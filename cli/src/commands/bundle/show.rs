@@ -1,10 +1,10 @@
 //! `comfy-farm bundle show`.
 
 use mesh::store::ByteSize;
-use protocol::{Bundle, Interface, LockedModel};
+use protocol::{Bundle, LockedModel};
 use serde_json::json;
 
-use super::{BundleArguments, name_and_version, pinned, read};
+use super::{BundleArguments, api, name_and_version, pinned, read};
 use crate::show;
 
 pub(super) fn show(arguments: &BundleArguments) -> anyhow::Result<()> {
@@ -33,15 +33,7 @@ fn words(bundle: &Bundle) -> String {
     if let Some(pin) = &lockfile.comfyui {
         lines.push(format!("ComfyUI   {} of {}", pin.commit, pin.url));
     }
-    lines.push(match Interface::of(&bundle.workflow) {
-        Ok(interface) => {
-            let names = |names: Vec<&str>| names.join(", ");
-            let inputs = interface.inputs.iter().map(|input| input.name.as_str()).collect();
-            let outputs = interface.outputs.iter().map(|output| output.name.as_str()).collect();
-            format!("API       {} -> {}", names(inputs), names(outputs))
-        }
-        Err(error) => format!("API       none yet: {error}"),
-    });
+    lines.push(format!("API       {}", api(bundle)));
     let list = |lines: &mut Vec<String>, title: &str, entries: Vec<String>| {
         if !entries.is_empty() {
             lines.push(format!("\n{title} ({})", entries.len()));

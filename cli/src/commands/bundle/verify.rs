@@ -1,6 +1,6 @@
 //! `comfy-farm bundle verify`: what another machine could not rebuild from a bundle, and why.
 
-use protocol::{Bundle, CustomNode, Interface, SignatureError};
+use protocol::{Bundle, CustomNode, SignatureError};
 use serde_json::json;
 
 use super::{BundleArguments, read};
@@ -38,8 +38,14 @@ pub(super) fn verify(arguments: &BundleArguments) -> anyhow::Result<()> {
 /// What the lockfile does not say and a rebuild would need.
 fn lacking(bundle: &Bundle) -> Vec<String> {
     let mut lacking = Vec::new();
-    if let Err(error) = Interface::of(&bundle.workflow) {
-        lacking.push(format!("an interface: {error}"));
+    match bundle.interface() {
+        Err(error) => lacking.push(format!("an interface: {error}")),
+        Ok(interface) if interface.outputs.is_empty() => lacking.push(
+            "an interface: whoever deploys it has to name its inputs and outputs; \
+             `comfy-farm pack --input NAME=NODE.FIELD --output NODE` records them"
+                .to_owned(),
+        ),
+        Ok(_) => {}
     }
     let lockfile = &bundle.lockfile;
     if lockfile.python.is_none() {

@@ -23,9 +23,9 @@ pub(crate) struct OriginArguments {
     /// A repository of Hugging Face that is looked through for the models. Repeatable.
     #[arg(long, value_name = "OWNER/NAME", conflicts_with = "offline")]
     hf_repo: Vec<HubRepository>,
-    /// Ask nobody where the models can be fetched from.
+    /// Ask nobody where the models can be fetched from, nor for the hashes of packages.
     #[arg(long)]
-    offline: bool,
+    pub(super) offline: bool,
     /// What answers as Civitai does; it is asked by the SHA-256 of each model that no source is known of.
     #[arg(long, value_name = "URL", default_value = CIVITAI)]
     civitai: WebUrl,

@@ -13,8 +13,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use mesh::store::BlobStore;
 use protocol::{
-    Bundle, BundleLimits, ExposeError, ExposedInput, Interface, LockedModel, MAX_WORKFLOW, Workflow as Graph,
-    WorkflowName, error_chain, notes_on_outputs, read_bundle,
+    Bundle, BundleLimits, ExposeError, Exposure, Interface, LockedModel, MAX_WORKFLOW, WorkflowName,
+    error_chain, notes_on_outputs, read_bundle,
 };
 
 use crate::api::Api;
@@ -32,8 +32,7 @@ use crate::view::{DeployedWorkflow, NodeView};
 #[derive(Debug, Default)]
 struct DeployQuery {
     name: Option<WorkflowName>,
-    inputs: Vec<ExposedInput>,
-    outputs: Vec<String>,
+    exposure: Exposure,
     accept_attached: bool,
     keep_signature: bool,
 }
@@ -41,7 +40,8 @@ struct DeployQuery {
 /// Deploy the next version of a workflow
 ///
 /// The body is a bundle (`application/zip`, of comfy-pack or of comfy-farm) or a workflow in ComfyUI's
-/// API format (`application/json`). Where it exposes no output, the refusal lists the `candidates`.
+/// API format (`application/json`). What a bundle says of its API holds unless `input` or `output` say
+/// otherwise. Where there is no output, the refusal lists the `candidates`.
 #[utoipa::path(
     post,
     path = "/v1/workflows",
@@ -84,7 +84,7 @@ pub(super) async fn deploy_workflow(
         let kept = bundle.lockfile.verify();
         kept.map_err(|error| ApiError::field("keep_signature", "signature", error.to_string()))?;
     }
-    let interface = query.interface(&bundle.workflow)?;
+    let interface = interface(&query.exposure, &bundle)?;
     let repairs = bundle.repairs.iter().map(ToString::to_string);
     let notes = repairs.chain(notes_on_outputs(&interface)).collect();
     let DeployQuery { accept_attached, keep_signature, .. } = query;
@@ -110,10 +110,10 @@ impl DeployQuery {
                     Err(error) => fault(protocol::ParseIdError::to_string(&error)),
                 },
                 "input" => match value.parse() {
-                    Ok(input) => query.inputs.push(input),
+                    Ok(input) => query.exposure.inputs.push(input),
                     Err(error) => fault(protocol::ParseExposedInputError::to_string(&error)),
                 },
-                "output" => query.outputs.push(value),
+                "output" => query.exposure.outputs.push(value),
                 "accept_attached" => match value.parse() {
                     Ok(accept) => query.accept_attached = accept,
                     Err(_) => fault("takes true or false".to_owned()),
@@ -130,23 +130,23 @@ impl DeployQuery {
         }
         if errors.is_empty() { Ok(query) } else { Err(ApiError::fields(errors)) }
     }
+}
 
-    /// What the workflow exposes of itself, or what the query exposes of it.
-    fn interface(&self, graph: &Graph) -> Result<Interface, ApiError> {
-        let interface = if self.inputs.is_empty() && self.outputs.is_empty() {
-            Interface::of(graph)
-                .map_err(|error| ApiError::field("workflow", "interface", error.to_string()))?
-        } else {
-            Interface::expose(graph, &self.inputs, &self.outputs, None).map_err(|error| {
-                let field = if matches!(error, ExposeError::NotAnOutput { .. }) { "output" } else { "input" };
-                ApiError::field(field, "interface", error.to_string())
-            })?
+/// What comfy-pack's ops make the API, and what the query exposes, or else the bundle.
+fn interface(query: &Exposure, bundle: &Bundle) -> Result<Interface, ApiError> {
+    let exposure = query.clone().or(&bundle.manifest.interface);
+    let interface = exposure.interface(&bundle.workflow, None).map_err(|error| {
+        let field = match error {
+            ExposeError::Schema(_) => "workflow",
+            ExposeError::NotAnOutput { .. } => "output",
+            _ => "input",
         };
-        if interface.outputs.is_empty() {
-            return Err(ApiError::NothingExposed(Box::new(DeployCandidates::of(graph))));
-        }
-        Ok(interface)
+        ApiError::field(field, "interface", error.to_string())
+    })?;
+    if interface.outputs.is_empty() {
+        return Err(ApiError::NothingExposed(Box::new(DeployCandidates::of(&bundle.workflow))));
     }
+    Ok(interface)
 }
 
 /// Reads an upload on a thread that may block.

@@ -1,10 +1,12 @@
-//! Where models can be fetched from, asked of those who publish them, by what the files are and not by their names.
+//! Where models can be fetched from, asked of those who publish them, by what the files are and not by their names; and
+//! which files the packages have (`indexes`).
 //!
 //! An answer is believed as far as it names the file's own hash. One that does not come, or is of no use, is told and
 //! stops nothing. Not here: what is known without asking (`sources`, `hub`).
 
 mod civitai;
 mod hugging_face;
+pub mod indexes;
 #[cfg(test)]
 mod tests;
 

@@ -7,12 +7,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use protocol::{HttpsUrl, PackagePin, Pin, Token, normalized};
+use protocol::{HttpsUrl, PackagePin, Pin, Sha256, Token, is_torch_family, normalized};
 use serde::Deserialize;
 
 use super::sources::without_token;
 use super::{Findings, LockError, some_of};
-use crate::workspace::python::{TORCH_INDEX, is_torch_family};
+use crate::workspace::python::TORCH_INDEX;
 
 /// Asks a Python for its version and for all that is installed, the first of one name being what is imported. The
 /// folder that the question is asked in is none of its packages.
@@ -39,6 +39,8 @@ pub(super) struct Installed {
     pub(super) python: Token,
     /// Its packages, by name.
     pub(super) packages: Vec<PackagePin>,
+    /// The hashes of the files of this machine that some of them were installed from.
+    pub(super) files: BTreeMap<Token, Sha256>,
 }
 
 /// Asks the Python of a ComfyUI folder.
@@ -51,11 +53,12 @@ pub(super) fn installed(
     let answer = ask(&program)?;
     let wrong = |reason: String| LockError::Python { program: program.clone(), reason };
     let python = answer.python.parse().map_err(|_| wrong(format!("its version is `{}`", answer.python)))?;
-    let packages = pins(answer.packages, findings);
+    let mut files = BTreeMap::new();
+    let packages = pins(answer.packages, &mut files, findings);
     if !packages.iter().any(|package| package.name.as_str() == "torch") {
         return Err(LockError::NoTorch { program });
     }
-    Ok(Installed { python, packages })
+    Ok(Installed { python, packages, files })
 }
 
 /// The Python of a ComfyUI folder, by a name that holds in every folder.
@@ -100,7 +103,11 @@ struct Package {
     origin: Option<String>,
 }
 
-fn pins(packages: Vec<Package>, findings: &mut Findings) -> Vec<PackagePin> {
+fn pins(
+    packages: Vec<Package>,
+    files: &mut BTreeMap<Token, Sha256>,
+    findings: &mut Findings,
+) -> Vec<PackagePin> {
     let mut first = BTreeMap::new();
     for package in packages {
         first.entry(normalized(&package.name)).or_insert(package);
@@ -117,8 +124,23 @@ fn pins(packages: Vec<Package>, findings: &mut Findings) -> Vec<PackagePin> {
         ));
     }
     let mut from_files = Vec::new();
-    let pins = first.into_iter().filter_map(|(name, package)| pin(&name, package, &mut from_files, findings));
-    let pins = pins.collect();
+    let mut pins = Vec::new();
+    for (name, Package { version, origin, .. }) in first {
+        let origin = origin.and_then(|text| serde_json::from_str::<Origin>(&text).ok());
+        let sha256 = origin.as_ref().and_then(Origin::sha256);
+        // A file of an index that was downloaded before, as far as can be told.
+        let is_file = origin.as_ref().is_some_and(Origin::is_file);
+        let Some(mut pin) = pin(&name, &version, origin.filter(|_| !is_file), findings) else { continue };
+        match &pin.pin {
+            Pin::Url(_) => pin.hashes.extend(sha256),
+            _ if is_file => {
+                files.extend(sha256.map(|sha256| (pin.name.clone(), sha256)));
+                from_files.push(format!("`{name}` {version}"));
+            }
+            _ => {}
+        }
+        pins.push(pin);
+    }
     if !from_files.is_empty() {
         let named = some_of(from_files, NAMED);
         findings.notes.push(format!(
@@ -136,24 +158,13 @@ fn follows_torch(name: &str) -> bool {
         || name.starts_with("pytorch-triton")
 }
 
-fn pin(
-    name: &str,
-    Package { version, origin, .. }: Package,
-    from_files: &mut Vec<String>,
-    findings: &mut Findings,
-) -> Option<PackagePin> {
-    let origin = origin.and_then(|text| serde_json::from_str::<Origin>(&text).ok());
+fn pin(name: &str, version: &str, origin: Option<Origin>, findings: &mut Findings) -> Option<PackagePin> {
     let place = |origin: &Origin| {
         let reason =
             if origin.url.starts_with("file:") { "it lies on this machine" } else { "nodes do not ask it" };
         format!("package `{name}`: left out, because it was installed from `{}`: {reason}", origin.url)
     };
     let pin = match origin {
-        // A file of an index that was downloaded before, as far as can be told.
-        Some(origin) if origin.url.starts_with("file:") && origin.archive_info.is_some() => {
-            from_files.push(format!("`{name}` {version}"));
-            None
-        }
         Some(origin) => match origin.pin() {
             Some(pin) => Some(pin),
             None => {
@@ -163,7 +174,7 @@ fn pin(
         },
         None => None,
     };
-    let index = pin.is_none().then(|| index_of(name, &version)).flatten();
+    let index = pin.is_none().then(|| index_of(name, version)).flatten();
     let named = name.parse().ok().zip(pin.or_else(|| version.parse().ok().map(Pin::Version)));
     let Some((name, pin)) = named else {
         findings.lacking.push(format!("package `{name}`: left out, because `{version}` is no version"));
@@ -192,9 +203,17 @@ fn index_of(name: &str, version: &str) -> Option<HttpsUrl> {
 #[derive(Debug, Deserialize)]
 struct Origin {
     url: String,
-    archive_info: Option<serde::de::IgnoredAny>,
+    archive_info: Option<Archive>,
     vcs_info: Option<Repository>,
     subdirectory: Option<String>,
+}
+
+/// A file that a package was installed from; older installers write its hash as `sha256=…`.
+#[derive(Debug, Deserialize)]
+struct Archive {
+    #[serde(default)]
+    hashes: BTreeMap<String, String>,
+    hash: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -204,6 +223,18 @@ struct Repository {
 }
 
 impl Origin {
+    /// Whether it is a file of this machine.
+    fn is_file(&self) -> bool {
+        self.url.starts_with("file:") && self.archive_info.is_some()
+    }
+
+    /// The hash of the file, as its installer found it.
+    fn sha256(&self) -> Option<Sha256> {
+        let Archive { hashes, hash } = self.archive_info.as_ref()?;
+        let older = || hash.as_deref()?.strip_prefix("sha256=");
+        hashes.get("sha256").map(String::as_str).or_else(older)?.parse().ok()
+    }
+
     /// The pin, where nodes can follow it.
     fn pin(&self) -> Option<Pin> {
         let folder =

@@ -334,10 +334,11 @@ fn changed_node_travels_whole_where_that_is_asked_and_changed_comfyui_never() {
 #[test]
 fn packages_are_pinned_as_they_were_installed() {
     let folder = Folder::new();
-    let archive = json!({"url": "https://example.org/a.whl?token=secret", "archive_info": {}});
+    let sha256 = Sha256([0xab; 32]);
+    let archive = json!({"url": "https://example.org/a.whl?token=secret", "archive_info": {"hashes": {"sha256": sha256}}});
     let commit = "dcba3cb2e2827b402d2701e7e1c7d9fed8a20ef1";
     let git = json!({"url": "https://github.com/openai/CLIP.git", "vcs_info": {"vcs": "git", "commit_id": commit}, "subdirectory": "x"});
-    let file = json!({"url": "file:///tmp/c.whl", "archive_info": {}});
+    let file = json!({"url": "file:///tmp/c.whl", "archive_info": {"hash": format!("sha256={sha256}")}});
     let editable = json!({"url": "file:///home/me/d", "dir_info": {"editable": true}});
     folder.install_python(&[
         ("Archive", "1", Some(archive)),
@@ -349,6 +350,9 @@ fn packages_are_pinned_as_they_were_installed() {
     let locked = folder.lock(bare());
     let packages = &locked.lockfile.packages;
     let pinned = |name: &str| packages.iter().find(|package| package.name.as_str() == name).expect(name);
+    assert_eq!(pinned("archive").hashes, [sha256]);
+    assert_eq!(pinned("downloaded").hashes, [], "another platform has another file");
+    assert_eq!(locked.package_files, BTreeMap::from([("downloaded".parse().expect("a name"), sha256)]));
     assert_eq!(pinned("archive").pin, Pin::Url("https://example.org/a.whl".parse().expect("an address")));
     let clip = format!("https://github.com/openai/CLIP.git@{commit}#subdirectory=x");
     assert_eq!(pinned("clip").pin, Pin::Git(clip.parse().expect("an address")));

@@ -5,11 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use protocol::{EnvironmentSpec, PackagePin, Pin, normalized};
+use protocol::{EnvironmentSpec, PackagePin, Pin, is_torch_family, normalized};
 use serde::Serialize;
 
 use super::ask::Requirement;
-use super::{Indexes, PythonError, is_torch_family};
+use super::{Indexes, PythonError};
 
 /// A question for uv.
 #[derive(Debug, PartialEq, Eq)]

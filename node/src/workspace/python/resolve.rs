@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use protocol::{
     Accelerator, BuiltWheel, EnvironmentLock, EnvironmentSpec, LockedFile, LockedWheel, PackagePin, Pin,
-    Sha256, WebUrl,
+    Sha256, TORCH_FAMILY, WebUrl, hashes_of, is_torch_family,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -17,9 +17,8 @@ use super::process::Step;
 use super::project::{Project, pins};
 use super::pylock::{self, File, Package};
 use super::tags::Tags;
-use super::torch::TORCH_FAMILY;
 use super::workshop::Workshop;
-use super::{Limits, PythonError, Uv, WheelSource, is_torch_family};
+use super::{Limits, PythonError, Uv, WheelSource};
 use crate::os::file::read_plain;
 use crate::workspace::log::PrepareLog;
 
@@ -242,13 +241,14 @@ impl Chosen {
         wheels.sort_by_key(|file| rank(file));
         let archive = package.archive.iter().filter(|file| !is_wheel(file));
         let sources: Vec<&File> = package.sdist.iter().chain(archive).collect();
-        let expected = pin.map(|pin| pin.hashes.as_slice()).unwrap_or_default();
+        let version = package.version.clone();
+        let expected =
+            pin.map(|pin| hashes_of(pin, version.as_deref().unwrap_or_default())).unwrap_or_default();
         let good =
             |file: &&&File| expected.is_empty() || sha256(file).is_some_and(|hash| expected.contains(&hash));
         let allowed = if build_sources { sources.as_slice() } else { &[] };
         let files = || wheels.iter().chain(allowed);
         let found = files().find(good);
-        let version = package.version.clone();
         let shown = || version.clone().unwrap_or_default();
         let Some(file) = found else {
             let Some(file) = files().next() else {

@@ -2,14 +2,12 @@
 //!
 //! Pure, and the one place that decides it: what a plan shows is what is installed.
 
-use protocol::{Accelerator, normalized};
+use protocol::Accelerator;
 
 /// Where packages come from unless they say otherwise.
 pub const PACKAGE_INDEX: &str = "https://pypi.org/simple";
 /// Where each build of torch has an index of its own.
 pub const TORCH_INDEX: &str = "https://download.pytorch.org/whl";
-/// The packages whose build follows the accelerator, torch itself first.
-pub(super) const TORCH_FAMILY: [&str; 3] = ["torch", "torchvision", "torchaudio"];
 /// The CUDA builds that torch was ever published with since its version 2.0, oldest first.
 const CUDA_BUILDS: [(u16, u16); 9] =
     [(11, 7), (11, 8), (12, 1), (12, 4), (12, 6), (12, 8), (12, 9), (13, 0), (13, 2)];
@@ -68,11 +66,6 @@ impl Indexes {
             None => candidates(accelerator),
         }
     }
-}
-
-/// Whether the build of this package follows the accelerator.
-pub(crate) fn is_torch_family(name: &str) -> bool {
-    TORCH_FAMILY.contains(&normalized(name).as_str())
 }
 
 /// Which build of torch such a machine gets, as its local version says (`cu124`; empty for the plain one of

@@ -15,21 +15,21 @@ const COMMIT: &str = "ca457f7ba1ff33bd0d724cd7324131509efcf3ec";
 const FILE: Sha256 = Sha256([0xab; 32]);
 
 /// A server that answers these paths, and others with 404.
-struct Web {
-    base: WebUrl,
+pub(super) struct Web {
+    pub(super) base: WebUrl,
     asked: Arc<Mutex<Vec<String>>>,
     _task: AbortOnDropHandle<()>,
 }
 
 /// What is answered: a status, further lines of the head, and a body.
-type Reply = (u16, String, String);
+pub(super) type Reply = (u16, String, String);
 
 fn answers(value: &Value) -> Reply {
     (200, String::new(), value.to_string())
 }
 
 impl Web {
-    async fn start(replies: impl FnOnce(&str) -> BTreeMap<String, Reply>) -> Self {
+    pub(super) async fn start(replies: impl FnOnce(&str) -> BTreeMap<String, Reply>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let base = format!("http://{}", listener.local_addr().expect("it is bound"));
         let (replies, asked) = (replies(&base), Arc::<Mutex<Vec<String>>>::default());
@@ -54,7 +54,7 @@ impl Web {
         Self { base, asked, _task: AbortOnDropHandle::new(task) }
     }
 
-    fn asked(&self) -> Vec<String> {
+    pub(super) fn asked(&self) -> Vec<String> {
         self.asked.lock().expect("own").clone()
     }
 }

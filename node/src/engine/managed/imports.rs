@@ -54,6 +54,11 @@ impl FailedImport {
             ),
             None => traceback.clone(),
         };
+        if let Some(library) = lacking_library(traceback) {
+            told.push_str(&format!(
+                "\n(`{library}` is a library of the system that no package brings: install it on this machine)"
+            ));
+        }
         if script_was_skipped {
             told.push_str(&format!(
                 "\n(`install.py` of custom node `{node}` was not run, which may be why: the node's owner can start it with \
@@ -62,6 +67,12 @@ impl FailedImport {
         }
         told
     }
+}
+
+/// The library of the system that an import lacked, by the loader's words.
+fn lacking_library(traceback: &str) -> Option<&str> {
+    let (words, _) = traceback.split_once(": cannot open shared object file")?;
+    words.rsplit([' ', '\n']).next()
 }
 
 #[cfg(test)]
@@ -95,6 +106,15 @@ Import times for custom nodes:
         );
         assert!(hinted.contains("`--allow-install-scripts`"), "{hinted}");
         assert!(failed_imports(&["Starting server".to_owned()]).is_empty());
+    }
+
+    #[test]
+    fn library_of_the_system_that_an_import_lacked_is_named() {
+        let lines = "Traceback (most recent call last):
+ImportError: libGL.so.1: cannot open shared object file: No such file or directory
+Cannot import /x/custom_nodes/bad module for custom nodes: libGL.so.1: cannot open shared object file: No such file";
+        let told = failed(lines)[0].told(false, false);
+        assert!(told.contains("(`libGL.so.1` is a library of the system that no package brings"), "{told}");
     }
 
     #[test]

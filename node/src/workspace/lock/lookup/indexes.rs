@@ -224,16 +224,25 @@ impl Asker<'_> {
 
     /// The hashes of the files that an index has of a version.
     async fn hashes(&self, index: &IndexUrl, name: &str, version: &str) -> Result<BTreeSet<Sha256>, String> {
-        let is_away = self.away.lock().expect("nothing panics under it").get(&index.to_string()).cloned();
-        if let Some(reason) = is_away {
+        let known = self.away.lock().expect("nothing panics under it").get(&index.to_string()).cloned();
+        if let Some(reason) = known {
             return Err(reason);
         }
         let told = |reason: String| format!("`{index}` does not tell: {reason}");
         let page = match self.page(index, name).await {
             Ok(page) => page.unwrap_or_default(),
             Err(error) => {
+                let wants_nothing = [401, 403, 429];
+                let is_away = error.is_connect()
+                    || error.is_timeout()
+                    || error.status().is_some_and(|status| wants_nothing.contains(&status.as_u16()));
                 let reason = told(error_chain(&error.without_url()));
-                self.away.lock().expect("nothing panics under it").insert(index.to_string(), reason.clone());
+                if is_away {
+                    self.away
+                        .lock()
+                        .expect("nothing panics under it")
+                        .insert(index.to_string(), reason.clone());
+                }
                 return Err(reason);
             }
         };

@@ -194,7 +194,8 @@ impl Conversation {
             return self.answer(&BlobAnswer::NotFound(NotFound), &[]).await;
         };
         let pieces = source.pieces();
-        self.answer(&BlobAnswer::Have(have(&pieces)), &[]).await?;
+        let have = if source.is_whole() { Have::Whole } else { Have::Pieces(pieces.bits().to_vec()) };
+        self.answer(&BlobAnswer::Have(have), &[]).await?;
         let askers = Arc::clone(&self.asker.askers);
         let mut news = News::new(subject.name(), self.asker.peer, askers, &source, pieces);
         let mut asked = Pieces::none(subject.pieces());
@@ -294,7 +295,8 @@ impl Conversation {
         Ok(())
     }
 
-    /// Sends pieces in order.
+    /// Sends pieces in order. Of one that is still coming, each part is passed on as it is verified, so that
+    /// whoever stands at the end of a chain waits for parts and not for pieces.
     async fn send_pieces(
         &mut self,
         range: Range<u64>,
@@ -303,7 +305,7 @@ impl Conversation {
         news: &mut News,
     ) -> Result<(), ServeError> {
         for index in range {
-            if !source.has(index) {
+            if source.here_of(index) == 0 {
                 return Err(ServeError::NotHere(index));
             }
             let turn = self.throttle.uploads.take(self.asker.peer).await;
@@ -332,12 +334,35 @@ impl Conversation {
                 let (first, length) = pairs_of(blob.size, index);
                 source.read_outboard(first, length, &mut part).await?;
             }
-            let (length, offset) = (PART_SIZE.min(size - offset), offset as u64);
+            let length = PART_SIZE.min(size - offset);
+            self.wait_for(index, offset + length, source, news).await?;
+            let offset = offset as u64;
             source.read(index * PIECE_SIZE + offset, length, &mut part).await?;
             self.send_capped(Some(BlobAnswer::Piece(Piece { index, offset })), &part).await?;
         }
         self.part = part;
         Ok(())
+    }
+
+    /// Waits until a piece is here up to `end`, and tells meanwhile what is new.
+    async fn wait_for(
+        &mut self,
+        index: u64,
+        end: usize,
+        source: &Source,
+        news: &mut News,
+    ) -> Result<(), ServeError> {
+        if source.here_of(index) >= end {
+            return Ok(());
+        }
+        let arrival = timeout(ASKER_TIMEOUT, source.arrival(index, end));
+        tokio::pin!(arrival);
+        loop {
+            tokio::select! {
+                arrived = &mut arrival => return arrived.map_err(|_| ServeError::NotHere(index)),
+                () = news.due() => self.tell(news, source).await?,
+            }
+        }
     }
 }
 
@@ -349,10 +374,6 @@ async fn in_turn(turn: Turn, work: impl Future<Output = Result<(), ServeError>>)
         () = sleep(LONGEST_TURN) => drop(turn),
     }
     work.await
-}
-
-fn have(pieces: &Pieces) -> Have {
-    if pieces.is_full() { Have::Whole } else { Have::Pieces(pieces.bits().to_vec()) }
 }
 
 /// The pieces that are asked for: pieces of the blob, each asked for once in a conversation.

@@ -28,7 +28,9 @@
 //! many a piece has follows from the blob's size (1 MiB, the last one less); they come [`PART_SIZE`] at a
 //! time, so that on a slow link news need not wait for a whole piece. An asker that wants no
 //! more closes the channel; there is no farewell. Up to [`MAX_OPEN_GETS`] requests may be open at once.
-//! A provider whose blob is still growing tells what came meanwhile with `Gained`, between any two frames.
+//! A provider whose blob is still growing tells what came meanwhile with `Gained`, between any two frames: each
+//! piece once, as soon as a first part of it has come and was verified. Whoever asks for it then gets each part
+//! as it comes. Nobody asks for a piece twice in one conversation.
 //!
 //! **Files.** A conversation may begin with `OpenFile{sha256, size}` where nobody knows the BLAKE3 hash yet:
 //! several members read one file from the internet and take its pieces from each other. There is no
@@ -211,7 +213,7 @@ pub enum Have {
     Pieces(Vec<u8>),
 }
 
-/// Pieces that the provider got meanwhile.
+/// Pieces that the provider got meanwhile, at least in part.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gained {
     /// At most [`MAX_GAINED`] ranges.

@@ -32,13 +32,21 @@ pub struct PartialBlob {
     marks: fs::File,
     /// Set once the upper pairs of the outboard are there.
     tree: OnceLock<Tree>,
-    /// Those of the pieces that are coming.
-    coming: Mutex<BTreeMap<u64, Arc<PieceTree>>>,
+    /// The pieces that are coming.
+    coming: Mutex<BTreeMap<u64, Coming>>,
     /// Held by whoever writes the upper pairs; that may take a while, and the pieces are looked at meanwhile.
     adding: Mutex<()>,
     pieces: Mutex<Pieces>,
-    /// Changes with every piece.
+    /// Changes with every part of a piece.
     grown: watch::Sender<()>,
+}
+
+/// A piece of which some parts are there.
+#[derive(Debug)]
+struct Coming {
+    tree: Arc<PieceTree>,
+    /// How many bytes from its beginning are there and verified.
+    here: usize,
 }
 
 impl PartialBlob {
@@ -163,7 +171,8 @@ impl PartialBlob {
         let written = self.outboard.write_all_at(pairs, pairs_of(self.blob.size, piece).0);
         written
             .map_err(|error| self.store.write_failure(pairs.len() as u64, &self.outboard_path(), error))?;
-        self.coming().insert(piece, Arc::new(tree));
+        // Another source may have begun with it.
+        self.coming().entry(piece).or_insert_with(|| Coming { tree: Arc::new(tree), here: 0 });
         Ok(true)
     }
 
@@ -211,7 +220,7 @@ impl PartialBlob {
         if offset == 0 && !self.begin(piece, pairs)? {
             return Ok(false);
         }
-        let tree = self.coming().get(&piece).cloned();
+        let tree = self.coming().get(&piece).map(|coming| Arc::clone(&coming.tree));
         if !tree.is_some_and(|tree| tree.verifies(offset, bytes)) {
             // Another source may have brought the rest of it just now.
             return Ok(self.has(piece));
@@ -221,6 +230,9 @@ impl PartialBlob {
         written.map_err(|error| self.store.write_failure(bytes.len() as u64, &path, error))?;
         if offset + bytes.len() == piece_size(self.blob.size, piece) {
             self.mark(piece)?;
+        } else if let Some(coming) = self.coming().get_mut(&piece) {
+            coming.here = coming.here.max(offset + bytes.len());
+            self.grown.send_replace(());
         }
         Ok(true)
     }
@@ -238,7 +250,21 @@ impl PartialBlob {
         Ok(())
     }
 
-    /// Changes whenever there are more pieces.
+    /// The pieces that others may ask for: those that are there, and those of which a part is.
+    pub(super) fn offered(&self) -> Pieces {
+        let coming = self.coming();
+        let mut offered = self.pieces();
+        coming.iter().filter(|(_, coming)| coming.here > 0).for_each(|(piece, _)| offered.insert(*piece));
+        offered
+    }
+
+    /// How many bytes of a piece are there and verified, from its beginning.
+    pub(super) fn here_of(&self, piece: u64) -> usize {
+        let coming = self.coming().get(&piece).map_or(0, |coming| coming.here);
+        if self.has(piece) { piece_size(self.blob.size, piece) } else { coming }
+    }
+
+    /// Changes whenever there are more parts of pieces.
     pub(crate) fn growth(&self) -> watch::Receiver<()> {
         self.grown.subscribe()
     }
@@ -303,8 +329,8 @@ impl PartialBlob {
         self.store.partial_path(self.blob.hash, "outboard")
     }
 
-    fn coming(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<PieceTree>>> {
-        self.coming.lock().expect("nothing panics while it holds the trees")
+    fn coming(&self) -> MutexGuard<'_, BTreeMap<u64, Coming>> {
+        self.coming.lock().expect("nothing panics while it holds the coming pieces")
     }
 
     fn lock(&self) -> MutexGuard<'_, Pieces> {

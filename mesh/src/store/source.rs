@@ -10,7 +10,7 @@ use tokio::task::spawn_blocking;
 
 use super::cached::{read_ahead, read_cached};
 use super::{BlobStore, PartialBlob, Pieces, StoreError, UnprovenFile, blocking, failure};
-use crate::tree::outboard_size;
+use crate::tree::{outboard_size, piece_size};
 
 /// A blob that can be served, whole or in part.
 #[derive(Clone)]
@@ -70,16 +70,25 @@ impl BlobStore {
 }
 
 impl Source {
-    /// The pieces that can be served now.
+    /// The pieces that can be asked for now. Of some, the rest is still to come.
     pub(crate) fn pieces(&self) -> Pieces {
         match self {
             Self::Whole { blob, .. } => Pieces::all(blob.pieces()),
-            Self::Partial(partial) => partial.pieces(),
+            Self::Partial(partial) => partial.offered(),
             Self::Unproven(unproven) => unproven.pieces(),
         }
     }
 
-    /// Changes whenever there are more pieces; `None` where there will be no more.
+    /// Whether there is nothing more to come.
+    pub(crate) fn is_whole(&self) -> bool {
+        match self {
+            Self::Whole { .. } => true,
+            Self::Partial(partial) => partial.pieces().is_full(),
+            Self::Unproven(unproven) => unproven.pieces().is_full(),
+        }
+    }
+
+    /// Changes whenever there are more pieces, or parts of one; `None` where there will be no more.
     pub(crate) fn growth(&self) -> Option<watch::Receiver<()>> {
         match self {
             Self::Whole { .. } => None,
@@ -97,12 +106,27 @@ impl Source {
         }
     }
 
-    /// Whether a piece can be served now.
-    pub(crate) fn has(&self, piece: u64) -> bool {
+    /// How many bytes of a piece can be read now, from its beginning.
+    pub(crate) fn here_of(&self, piece: u64) -> usize {
         match self {
-            Self::Whole { blob, .. } => piece < blob.pieces(),
-            Self::Partial(partial) => partial.has(piece),
-            Self::Unproven(unproven) => unproven.has(piece),
+            Self::Partial(partial) => partial.here_of(piece),
+            Self::Unproven(unproven) if !unproven.has(piece) => 0,
+            _ => piece_size(self.size(), piece),
+        }
+    }
+
+    /// Whether all of a piece can be read now.
+    pub(crate) fn has(&self, piece: u64) -> bool {
+        self.here_of(piece) == piece_size(self.size(), piece)
+    }
+
+    /// Waits until this many bytes of a piece can be read. It may be cancelled.
+    pub(crate) async fn arrival(&self, piece: u64, length: usize) {
+        let Some(mut growth) = self.growth() else { return };
+        // Looked at after each change, and once before, so that none is missed.
+        while self.here_of(piece) < length {
+            // Its sender lives as long as the source, which is held here.
+            let _ = growth.changed().await;
         }
     }
 

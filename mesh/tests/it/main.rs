@@ -14,6 +14,7 @@ mod namespaces;
 mod leases;
 mod log;
 mod origins;
+mod parts;
 mod relay;
 mod rogue;
 mod room;

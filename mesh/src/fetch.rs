@@ -192,6 +192,17 @@ impl Exchange {
         self.inner.links.release(peer);
     }
 
+    /// Has this coordinator introduce us to members that cannot be dialled, so that both sides open a direct
+    /// path; before that, and where it does not come about, such members are reached through relays alone.
+    pub fn set_introducer(&self, coordinator: Provider) {
+        self.inner.links.set_introducer(coordinator);
+    }
+
+    /// The plane of the link to this peer that is used, if one is open.
+    pub fn plane_to(&self, peer: PeerId) -> Option<&'static str> {
+        self.inner.links.get(peer).map(|link| link.plane())
+    }
+
     /// Whether a link to this peer is open.
     pub fn is_linked(&self, peer: PeerId) -> bool {
         self.inner.links.get(peer).is_some()

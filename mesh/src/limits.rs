@@ -1,5 +1,5 @@
-//! How much of a machine's links its owner lends: caps in bytes a second, by time of day, and the number of
-//! uploads at once.
+//! How much of a machine's links its owner lends: caps in bytes a second, by time of day, the number of uploads
+//! at once, and what goes through relays.
 //!
 //! Not here: what crosses, and where the settings come from.
 
@@ -37,6 +37,22 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self { uploads: 32, caps: Caps::default(), hours: Vec::new(), utc_offset: 0 }
+    }
+}
+
+/// What a process does with relays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Relaying {
+    /// Whether it passes on what members send each other that cannot reach each other. Defaults to yes.
+    pub passes_on: bool,
+    /// How much may go through relays in a second: of what it sends and receives through others, and of what it
+    /// passes on. Defaults to 16 MiB and 128 MiB.
+    pub rate: Option<ByteSize>,
+}
+
+impl Default for Relaying {
+    fn default() -> Self {
+        Self { passes_on: true, rate: None }
     }
 }
 

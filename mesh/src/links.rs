@@ -3,22 +3,29 @@
 //! Links are symmetric: whoever dialled, either side may ask over it, so a peer that nobody can dial is
 //! reached over the link that it keeps. Not here: what is asked.
 
+mod introduce;
+mod punch;
+
+pub(crate) use self::introduce::Caller;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use protocol::PeerId;
 use protocol::membership::Membership;
-use protocol::message::HELLO_TIMEOUT;
+use protocol::message::{HELLO_TIMEOUT, Provider};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, debug_span, info, info_span};
 
+use self::punch::{MAX_MEETINGS, Punches, is_relayed};
 use crate::gate::{Credentials, GateError, Side, exchange_hellos_and, remaining};
 use crate::limits::Throttle;
 use crate::plane::{DialError, Link, Plane};
@@ -32,8 +39,13 @@ const MAX_LINKS: usize = 4096;
 const MAX_LINKS_PER_PEER: usize = 4;
 /// The most addresses of a peer that are dialled.
 const MAX_ADDRESSES: usize = 16;
-/// How much earlier a peer that has no address may make a link to us than we go the longest way to it.
+/// How much earlier a peer that has no address may make a link to us than we go the longest way to it, and how
+/// long addresses have to answer before another way is begun.
 const DIRECT_HEAD_START: Duration = Duration::from_secs(1);
+/// How much earlier than the longest way a direct path is begun that both sides open.
+const PUNCH_HEAD_START: Duration = Duration::from_secs(2);
+/// How long a direct path may take that both sides open.
+const PUNCH_LONGEST: Duration = Duration::from_secs(20);
 const REDIAL_FIRST: Duration = Duration::from_millis(250);
 const REDIAL_LONGEST: Duration = Duration::from_secs(15);
 
@@ -74,6 +86,13 @@ pub(crate) struct Links {
     dialling: Mutex<HashMap<PeerId, Arc<tokio::sync::Mutex<()>>>>,
     kept: Mutex<HashMap<PeerId, CancellationToken>>,
     appeared: Notify,
+    /// Who introduces us to members that cannot be dialled.
+    introducer: Mutex<Option<Provider>>,
+    punches: Mutex<Punches>,
+    /// Members for whom we open our side at the moment.
+    meetings: Arc<Semaphore>,
+    /// Held by whoever makes a link over which the introducer sees us.
+    being_seen: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
     serving: serve::Bounds,
     askers: Arc<serve::Askers>,
@@ -97,6 +116,10 @@ impl Links {
             dialling: Mutex::default(),
             kept: Mutex::default(),
             appeared: Notify::new(),
+            introducer: Mutex::default(),
+            punches: Mutex::default(),
+            meetings: Arc::new(Semaphore::new(MAX_MEETINGS)),
+            being_seen: tokio::sync::Mutex::default(),
             tasks: TaskTracker::new(),
             serving: serve::Bounds::new(throttle),
             askers: Arc::default(),
@@ -120,28 +143,58 @@ impl Links {
         let open = self.lock();
         let links = open.get(&peer)?.iter().filter(|link| !link.is_closed());
         // A direct one, even if it came later.
-        links.min_by_key(|link| link.remote().ip().is_unspecified()).cloned()
+        links.min_by_key(|link| is_relayed(&***link)).cloned()
     }
 
     /// A link to the peer by whatever way there is: one that is open, one that is dialled, one that the peer
-    /// makes to us within `longest` where it has no address; and else the plane's last resort.
+    /// makes to us within `longest` where it has no address, one that both sides open the way for; and else the
+    /// plane's last resort.
     pub(crate) async fn get_by_any_way(
         self: &Arc<Self>,
         peer: PeerId,
         addresses: &[SocketAddr],
         longest: Duration,
     ) -> Result<Arc<dyn Link>, LinkError> {
-        let error = match self.get_or_dial(peer, addresses).await {
+        if let Some(link) = self.get(peer) {
+            if is_relayed(&*link) {
+                // For those who ask after us.
+                self.begin_punch(peer);
+            }
+            return Ok(link);
+        }
+        let besides = async {
+            sleep(DIRECT_HEAD_START).await;
+            self.begin_punch(peer);
+            self.wait_for(peer, PUNCH_LONGEST).await
+        };
+        let dialled = tokio::select! {
+            dialled = self.get_or_dial(peer, addresses) => dialled,
+            Some(link) = besides => Ok(link),
+        };
+        let error = match dialled {
             Err(error @ (LinkError::NoAddress | LinkError::Unreachable(_))) => error,
             // It may have dialled us meanwhile.
             Err(error) => return self.get(peer).ok_or(error),
             linked => return linked,
         };
         let is_expected = matches!(error, LinkError::NoAddress);
-        let appears = self.wait_for(peer, if is_expected { longest } else { Duration::ZERO });
+        let punching = self.begin_punch(peer);
+        let appears = async {
+            match &punching {
+                _ if is_expected => self.wait_for(peer, longest).await,
+                Some(over) => tokio::select! {
+                    link = self.wait_for(peer, PUNCH_LONGEST) => link,
+                    () = over.cancelled() => self.get(peer),
+                },
+                None => self.get(peer),
+            }
+        };
         let reach = async {
-            if is_expected {
-                sleep(DIRECT_HEAD_START).await;
+            match &punching {
+                // Where it comes about, there is a link by then.
+                Some(over) => drop(timeout(PUNCH_HEAD_START, over.cancelled()).await),
+                None if is_expected => sleep(DIRECT_HEAD_START).await,
+                None => {}
             }
             self.reach(peer).await
         };
@@ -156,6 +209,8 @@ impl Links {
                 },
                 link = &mut reach, if !is_over[1] => match (link, &mut error) {
                     (Ok(link), _) => return Ok(link),
+                    // It was there, and it or we were not let through.
+                    (Err(refused @ LinkError::Gate(_)), _) => return Err(refused),
                     (Err(LinkError::Unreachable(reasons)), LinkError::Unreachable(errors)) => {
                         errors.extend(reasons);
                         is_over[1] = true;
@@ -195,7 +250,7 @@ impl Links {
         let _turn = turn.lock().await;
         match self.get(peer) {
             Some(link) => Ok(link),
-            None => self.dial(peer, addresses).await,
+            None => self.dial_by(peer, addresses, |peer, address| self.plane.dial(peer, address)).await,
         }
     }
 
@@ -206,13 +261,21 @@ impl Links {
         Arc::clone(dialling.entry(peer).or_default())
     }
 
-    /// Waits until there is a link to the peer that it made.
+    /// Waits until there is a link to the peer, whoever made it.
     pub(crate) async fn wait_for(&self, peer: PeerId, longest: Duration) -> Option<Arc<dyn Link>> {
+        self.wait_until(longest, || self.get(peer)).await
+    }
+
+    async fn wait_until(
+        &self,
+        longest: Duration,
+        find: impl Fn() -> Option<Arc<dyn Link>>,
+    ) -> Option<Arc<dyn Link>> {
         let deadline = Instant::now() + longest;
         loop {
             // Asked for before looking, so that a link between the two is not missed.
             let appeared = self.appeared.notified();
-            if let Some(link) = self.get(peer) {
+            if let Some(link) = find() {
                 return Some(link);
             }
             timeout_at(deadline, appeared).await.ok()?;
@@ -258,13 +321,14 @@ impl Links {
         }
     }
 
-    /// Dials every address at once and takes the first that answers.
-    async fn dial(
-        self: &Arc<Self>,
+    /// Dials every address at once, in this way, and takes the first that answers.
+    async fn dial_by<'a>(
+        self: &'a Arc<Self>,
         peer: PeerId,
         addresses: &[SocketAddr],
+        dial: impl Fn(PeerId, SocketAddr) -> BoxFuture<'a, Result<Arc<dyn Link>, DialError>>,
     ) -> Result<Arc<dyn Link>, LinkError> {
-        let dials = addresses.iter().take(MAX_ADDRESSES).map(|address| self.plane.dial(peer, *address));
+        let dials = addresses.iter().take(MAX_ADDRESSES).map(|address| dial(peer, *address));
         let mut dials: FuturesUnordered<_> = dials.collect();
         let mut errors = Vec::new();
         while let Some(dialled) = dials.next().await {
@@ -329,6 +393,7 @@ impl Links {
             links.push(Arc::clone(link));
         }
         self.appeared.notify_waiters();
+        self.leave_relays(peer);
         info!(peer = %peer.fmt_short(), plane = link.plane(), ?side, "link opened");
         // Whoever reads of a fault in it wants to know whose it is.
         let span = info_span!("link", peer = %peer.fmt_short());
@@ -339,7 +404,7 @@ impl Links {
     /// Serves what the peer asks for, as long as it is a member.
     async fn serve(self: Arc<Self>, link: Arc<dyn Link>, membership: Membership) {
         let mut expired = std::pin::pin!(sleep(remaining(&membership)));
-        let serving = self.serving.for_link();
+        let (serving, caller) = (self.serving.for_link(), Caller::new(&self, &link));
         loop {
             tokio::select! {
                 () = self.stop.cancelled() => break,
@@ -347,7 +412,8 @@ impl Links {
                 () = serving.broken() => break,
                 channel = link.accept() => match channel {
                     Some(channel) if !self.credentials.is_revoked(link.peer()) => {
-                        let asker = serve::Asker { peer: link.peer(), askers: Arc::clone(&self.askers) };
+                        let (peer, askers) = (link.peer(), Arc::clone(&self.askers));
+                        let asker = serve::Asker { peer, askers, caller: caller.clone() };
                         let (store, bounds) = (self.store.clone(), serving.clone());
                         let conversation = serve::serve_task(channel, store, bounds, asker);
                         self.tasks.spawn(conversation.in_current_span());

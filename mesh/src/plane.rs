@@ -40,6 +40,14 @@ pub trait Plane: Send + Sync {
         Err(DialError::NoWay { plane: self.name(), source: io::ErrorKind::Unsupported.into() })
     }
 
+    /// Makes a link from our UDP port alone, where the plane has one.
+    async fn dial_udp(&self, _peer: PeerId, address: SocketAddr) -> Result<Arc<dyn Link>, DialError> {
+        Err(DialError::NoAnswer { address, plane: self.name(), source: io::ErrorKind::Unsupported.into() })
+    }
+
+    /// Sends a datagram of one byte from our UDP port, so that what answers it gets in.
+    fn knock(&self, _address: SocketAddr) {}
+
     /// The next link that a peer made to us, before its Hello; `None` once the plane is closed.
     async fn accept(&self) -> Option<Arc<dyn Link>>;
 
@@ -61,6 +69,11 @@ pub trait Link: Send + Sync {
 
     /// Where it is; an unspecified address where the bytes go through others.
     fn remote(&self) -> SocketAddr;
+
+    /// Where its UDP port is seen from here, on a plane of UDP.
+    fn seen_at(&self) -> Option<SocketAddr> {
+        None
+    }
 
     /// Says that the peer passed the gate: limits for strangers end.
     fn admit(&self);

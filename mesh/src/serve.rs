@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use protocol::codec::CodecError;
+use protocol::introduction::{Introduce, Introduced, Ready};
 use protocol::wire::{
     Bad, BlobAnswer, BlobRequest, Busy, Gained, Get, Have, MAX_BLOB_FRAME, MAX_RANGE, NotFound, Outboard,
     PART_SIZE, Peers, Piece,
@@ -29,6 +30,7 @@ use tracing::{debug, warn};
 use self::news::News;
 use crate::frames::{FrameError, FrameReceiver, FrameSender};
 use crate::limits::{Throttle, Turn};
+use crate::links::Caller;
 use crate::plane::Channel;
 use crate::store::{BlobStore, Pieces, Source, StoreError};
 use crate::tree::{pairs_of, piece_size, upper_size};
@@ -115,6 +117,8 @@ enum ServeError {
 pub(crate) struct Asker {
     pub(crate) peer: PeerId,
     pub(crate) askers: Arc<Askers>,
+    /// Its link, for introductions.
+    pub(crate) caller: Caller,
 }
 
 /// Has one conversation and reports what went wrong.
@@ -187,6 +191,14 @@ impl Conversation {
             Some(BlobRequest::Open(blob)) => (Subject::Blob(blob), store.source(blob).await?),
             Some(BlobRequest::OpenFile(file)) => (Subject::File(file), store.file_source(file).await?),
             Some(BlobRequest::GetSmall(get)) => return self.serve_small(get, store).await,
+            Some(BlobRequest::Introduce(Introduce { peer })) => {
+                let address = self.asker.caller.introduce(peer).await;
+                return self.answer(&BlobAnswer::Introduced(Introduced { address }), &[]).await;
+            }
+            Some(BlobRequest::Meet(meet)) => {
+                let ready = self.asker.caller.meet(meet).await;
+                return self.answer(&BlobAnswer::Ready(Ready { ready }), &[]).await;
+            }
             Some(_) => return Err(ServeError::OutOfTurn),
             None => return Ok(()),
         };

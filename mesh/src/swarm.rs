@@ -10,7 +10,7 @@ mod accept;
 mod address;
 mod attempt;
 mod behaviour;
-mod bucket;
+pub(crate) mod bucket;
 mod discovery;
 mod error;
 mod event_loop;
@@ -25,6 +25,7 @@ mod whereabouts;
 
 pub use address::{AnnounceError, announced};
 pub use attempt::{Attempt, AttemptFailure};
+pub use behaviour::CIRCUIT_RATE;
 pub use error::{ConnectError, JoinError, MeshError};
 pub use find::MeshFinder;
 
@@ -54,7 +55,7 @@ use crate::frames::{FrameError, FrameReceiver, FrameSender, Reader, Writer};
 use crate::gate::{Credentials, GateError, Side, exchange_hellos, remaining};
 use crate::identity::{Identity, to_libp2p};
 use crate::origin::address::is_public;
-use crate::store::BlobStore;
+use crate::store::{BlobStore, ByteSize};
 use crate::swarm::error::DialError;
 use crate::swarm::event_loop::{Command, EventLoop, LoopParts};
 use crate::swarm::listeners::Listeners;
@@ -86,12 +87,15 @@ pub struct MeshConfig {
     /// reached it. It offers that where it accepts sessions or has an address on the internet. Defaults to
     /// no.
     pub relay: bool,
+    /// How many bytes it passes on in a second at most. Kept by how many circuits there may be, since the members
+    /// at the ends of each keep to [`CIRCUIT_RATE`]. Defaults to 128 MiB.
+    pub relay_rate: Option<ByteSize>,
 }
 
 impl MeshConfig {
     /// The defaults for a key.
     pub fn new(identity: Arc<Identity>, listen: Vec<SocketAddr>) -> Self {
-        Self { identity, listen, accept: false, mdns: false, relay: false }
+        Self { identity, listen, accept: false, mdns: false, relay: false, relay_rate: None }
     }
 }
 

@@ -30,6 +30,7 @@ pub mod word;
 pub mod message;
 pub mod contact;
 pub mod wire;
+pub mod introduction;
 pub mod codec;
 mod error_chain;
 mod nearest;

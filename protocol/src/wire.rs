@@ -45,6 +45,9 @@
 //! arrive, each piece by groups of 16 KiB against them; what does not match is never stored, and
 //! the asker says `Bad` and goes elsewhere.
 //!
+//! **Introductions.** A channel of a link with the coordinator may carry one of those instead:
+//! [`introduction`](crate::introduction).
+//!
 //! **Each other.** An asker that listens says where with `Announce`. A provider tells its askers of each
 //! other with `Peers`, as long as they are linked to it: each serves what it has verified. Both may be left
 //! out and skipped. What they say is a hint, proven by dialling.
@@ -58,6 +61,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::blob::BlobRef;
 use crate::codec::messages;
+use crate::introduction::{Introduce, Introduced, Meet, Ready};
 use crate::message::Provider;
 use crate::origin::{FileRef, PieceRange};
 
@@ -97,6 +101,10 @@ messages! {
         0x0305 => OpenFile(FileRef),
         /// Send these small blobs; the only message of a channel that begins with it.
         0x0306 => GetSmall(GetSmall),
+        /// Introduce the asker to a member; the only message of its channel.
+        0x0308 => Introduce(Introduce),
+        /// Be introduced to a member; the only message of its channel.
+        0x0309 => Meet(Meet),
     }
 }
 
@@ -119,6 +127,10 @@ messages! {
         0x0386 => Gained(Gained),
         /// One blob of `GetSmall`, in its order.
         0x0387 => Small(Small),
+        /// The answer to `Introduce`.
+        0x0388 => Introduced(Introduced),
+        /// The answer to `Meet`.
+        0x0389 => Ready(Ready),
     }
 }
 

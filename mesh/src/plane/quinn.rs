@@ -6,7 +6,7 @@
 mod congestion;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +48,8 @@ const LINK_QUEUE: usize = 64;
 /// Links over QUIC on one UDP port.
 pub struct QuinnPlane {
     endpoint: Endpoint,
+    /// The endpoint's socket.
+    socket: UdpSocket,
     tls: Tls,
     transport: Arc<TransportConfig>,
     links: Mutex<mpsc::Receiver<Arc<dyn Link>>>,
@@ -68,15 +70,16 @@ impl QuinnPlane {
         let mut config = EndpointConfig::default();
         config.max_udp_payload_size(MAX_PACKET).expect("it is above the least of 1,200");
         let failure = |source| BindError::Socket { address, protocol: "UDP", source };
-        let socket = std::net::UdpSocket::bind(address).map_err(failure)?;
+        let socket = UdpSocket::bind(address).map_err(failure)?;
         let listening = socket.local_addr().map_err(failure)?;
+        let of_endpoint = socket.try_clone().map_err(failure)?;
         let endpoint =
-            Endpoint::new(config, Some(server), socket, Arc::new(TokioRuntime)).map_err(failure)?;
+            Endpoint::new(config, Some(server), of_endpoint, Arc::new(TokioRuntime)).map_err(failure)?;
         let (found, links) = mpsc::channel(LINK_QUEUE);
         let stop = CancellationToken::new();
         tokio::spawn(accept(endpoint.clone(), found, stop.clone()));
         let links = Mutex::new(links);
-        Ok(Self { endpoint, tls, transport, links, listening, _guard: stop.drop_guard() })
+        Ok(Self { endpoint, socket, tls, transport, links, listening, _guard: stop.drop_guard() })
     }
 }
 
@@ -105,6 +108,15 @@ impl Plane for QuinnPlane {
             Ok(Err(error)) => Err(failure(error.into())),
             Err(_) => Err(failure(io::ErrorKind::TimedOut.into())),
         }
+    }
+
+    async fn dial_udp(&self, peer: PeerId, address: SocketAddr) -> Result<Arc<dyn Link>, DialError> {
+        self.dial(peer, address).await
+    }
+
+    fn knock(&self, address: SocketAddr) {
+        // QUIC passes over what begins so. Lost or not sent is the same: it is tried again.
+        let _ = self.socket.send_to(&[0], address);
     }
 
     async fn accept(&self) -> Option<Arc<dyn Link>> {
@@ -194,6 +206,11 @@ impl Link for QuinnLink {
 
     fn remote(&self) -> SocketAddr {
         self.connection.remote_address()
+    }
+
+    fn seen_at(&self) -> Option<SocketAddr> {
+        let remote = self.remote();
+        Some(SocketAddr::new(remote.ip().to_canonical(), remote.port()))
     }
 
     fn admit(&self) {

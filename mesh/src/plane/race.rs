@@ -130,6 +130,14 @@ impl Plane for RacingPlane {
         }
     }
 
+    async fn dial_udp(&self, peer: PeerId, address: SocketAddr) -> Result<Arc<dyn Link>, DialError> {
+        self.quic.dial_udp(peer, address).await
+    }
+
+    fn knock(&self, address: SocketAddr) {
+        self.quic.knock(address);
+    }
+
     async fn accept(&self) -> Option<Arc<dyn Link>> {
         let relayed = async { self.last_resort.as_ref()?.accept().await };
         tokio::select! {

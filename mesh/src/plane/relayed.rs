@@ -27,8 +27,9 @@ use self::pace::SharedPace;
 use super::tls::preface::{LinkId, Preface, Purpose};
 use super::{DialError, Link, Plane};
 use crate::frames::{Reader, Writer};
-use crate::swarm::Mesh;
+use crate::store::ByteSize;
 use crate::swarm::streams::{OpenedStreams, PeerStreams};
+use crate::swarm::{CIRCUIT_RATE, Mesh};
 
 const NAME: &str = "relay";
 /// How long a peer may take to be met and to take a link.
@@ -45,15 +46,24 @@ const READY: u8 = b'.';
 /// How much may cross, so that a relay is not drowned.
 #[derive(Clone, Copy, Debug)]
 pub struct RelayedRate {
-    /// Bytes per second of one link. Defaults to 4 MiB.
-    pub of_link: u64,
+    /// Bytes per second of all links with one peer: a relay counts on it. Defaults to [`CIRCUIT_RATE`].
+    pub of_peer: u64,
     /// Bytes per second of all links of this process. Defaults to 16 MiB.
     pub in_all: u64,
 }
 
 impl Default for RelayedRate {
     fn default() -> Self {
-        Self { of_link: 4 << 20, in_all: 16 << 20 }
+        Self { of_peer: CIRCUIT_RATE, in_all: 16 << 20 }
+    }
+}
+
+impl RelayedRate {
+    /// The defaults, or this rate in all.
+    pub fn within(in_all: Option<ByteSize>) -> Self {
+        let default = Self::default();
+        let in_all = in_all.map_or(default.in_all, |ByteSize(rate)| rate);
+        Self { of_peer: default.of_peer.min(in_all), in_all }
     }
 }
 
@@ -118,6 +128,13 @@ impl Known {
         self.0.lock().expect("nothing panics while it holds them").get(&(peer, id))?.upgrade()
     }
 
+    /// What links with a peer keep to together.
+    fn pace_of(&self, peer: PeerId) -> Option<SharedPace> {
+        let known = self.0.lock().expect("nothing panics while it holds them");
+        let mut links = known.iter().filter(|((other, _), _)| *other == peer);
+        links.find_map(|(_, link)| Some(link.upgrade()?.pace()))
+    }
+
     /// Adds a link; `false` where the peer has one of that name already.
     fn add(&self, link: &Arc<RelayedLink>) -> bool {
         let mut known = self.0.lock().expect("nothing panics while it holds them");
@@ -163,7 +180,8 @@ impl Door {
     }
 
     fn link(&self, peer: PeerId, id: LinkId) -> Arc<RelayedLink> {
-        let paces = [SharedPace::new(self.rate.of_link), self.in_all.clone()];
+        let of_peer = self.known.pace_of(peer).unwrap_or_else(|| SharedPace::new(self.rate.of_peer));
+        let paces = [of_peer, self.in_all.clone()];
         Arc::new(RelayedLink::new(peer, id, self.streams.clone(), paces, self.stop.child_token()))
     }
 

@@ -12,6 +12,7 @@ use libp2p_connection_limits::ConnectionLimits;
 use libp2p_stream::Control;
 use tracing::warn;
 
+use crate::store::ByteSize;
 use crate::swarm::members::MembersOnly;
 use crate::swarm::records::ProviderRecords;
 use crate::swarm::{MeshConfig, MeshError};
@@ -35,7 +36,10 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(20);
 /// strangers, and 128 KiB.
 const CIRCUIT_BYTES: u64 = 64 << 30;
 const CIRCUIT_DURATION: Duration = Duration::from_secs(6 * 3600);
-const MAX_CIRCUITS: usize = 128;
+/// How many bytes a second cross one circuit between honest members: libp2p's relay has no rate of its own.
+pub const CIRCUIT_RATE: u64 = 4 << 20;
+/// What a relay passes on in a second, unless its owner says otherwise.
+const RELAY_RATE: u64 = 128 << 20;
 const MAX_CIRCUITS_PER_PEER: usize = 8;
 const MAX_RESERVATIONS: usize = 1024;
 
@@ -89,7 +93,7 @@ pub(super) fn swarm(config: &MeshConfig) -> Result<(Swarm<Behaviour>, Control), 
             members: MembersOnly::new(Inside {
                 kad: kademlia(peer),
                 circuits,
-                relay: config.relay.then(|| relay::Behaviour::new(peer, relaying())).into(),
+                relay: config.relay.then(|| relay::Behaviour::new(peer, relaying(config.relay_rate))).into(),
             }),
         })
         .map_err(|error| failure(&error))?
@@ -129,13 +133,34 @@ fn kademlia(peer: PeerId) -> kad::Behaviour<ProviderRecords> {
     kad
 }
 
-fn relaying() -> relay::Config {
+fn relaying(rate: Option<ByteSize>) -> relay::Config {
     relay::Config {
         max_reservations: MAX_RESERVATIONS,
-        max_circuits: MAX_CIRCUITS,
+        max_circuits: circuits(rate),
         max_circuits_per_peer: MAX_CIRCUITS_PER_PEER,
         max_circuit_duration: CIRCUIT_DURATION,
         max_circuit_bytes: CIRCUIT_BYTES,
         ..relay::Config::default()
+    }
+}
+
+/// How many circuits keep to this rate together; one at the least.
+fn circuits(rate: Option<ByteSize>) -> usize {
+    let rate = rate.map_or(RELAY_RATE, |ByteSize(rate)| rate);
+    usize::try_from(rate / CIRCUIT_RATE).unwrap_or(MAX_RESERVATIONS).clamp(1, MAX_RESERVATIONS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn relay_has_as_many_circuits_as_keep_to_its_rate() {
+        let of = |rate: u64| circuits(Some(ByteSize(rate)));
+        assert_eq!(
+            [of(1), of(CIRCUIT_RATE), of(10 * CIRCUIT_RATE + 1), of(u64::MAX)],
+            [1, 1, 10, MAX_RESERVATIONS]
+        );
+        assert_eq!(circuits(None), 32);
     }
 }

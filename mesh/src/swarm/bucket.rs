@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// Allows a burst, then a steady rate.
 #[derive(Debug)]
-pub(super) struct Bucket {
+pub(crate) struct Bucket {
     capacity: f64,
     per_second: f64,
     tokens: f64,
@@ -12,13 +12,13 @@ pub(super) struct Bucket {
 }
 
 impl Bucket {
-    pub(super) fn new(capacity: u32, per_second: u32) -> Self {
+    pub(crate) fn new(capacity: u32, per_second: u32) -> Self {
         let capacity = f64::from(capacity);
         Self { capacity, per_second: f64::from(per_second), tokens: capacity, filled: Duration::ZERO }
     }
 
     /// Whether it may be done at `now`, a time since any fixed moment.
-    pub(super) fn take(&mut self, now: Duration) -> bool {
+    pub(crate) fn take(&mut self, now: Duration) -> bool {
         let passed = now.saturating_sub(self.filled).as_secs_f64();
         self.tokens = self.capacity.min(self.tokens + passed * self.per_second);
         self.filled = now;

@@ -16,7 +16,7 @@ use crate::log;
 /// A member that has passed the gate, and does on its link whatever its test does.
 pub(crate) struct Asker {
     pub(crate) link: Arc<dyn Link>,
-    peer: PeerId,
+    pub(crate) peer: PeerId,
     _plane: TlsPlane,
 }
 

@@ -1,7 +1,8 @@
-//! Two machines, as far as the network goes: namespaces joined by a virtual link.
+//! Machines, as far as the network goes: namespaces, two of them joined by a virtual link or some by nothing yet.
 
 use std::fs::File;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::sched::{CloneFlags, setns};
 use tokio::runtime::Builder;
@@ -11,26 +12,40 @@ pub(crate) const ADDRESSES: [&str; 2] = ["10.78.1.1", "10.78.1.2"];
 
 /// Removed with the test.
 pub(crate) struct Namespaces {
-    names: [String; 2],
+    names: Vec<String>,
 }
 
 impl Namespaces {
-    /// `None`, with the reason printed, where this machine cannot have them.
+    /// Two that are joined; `None`, with the reason printed, where this machine cannot have them.
     pub(crate) fn new() -> Option<Self> {
-        let pid = std::process::id();
-        let namespaces = Self { names: [format!("mesh-a-{pid}"), format!("mesh-b-{pid}")] };
-        let made = namespaces.make(pid);
+        Self::made(2, Self::join)
+    }
+
+    /// So many that nothing joins.
+    pub(crate) fn apart(count: usize) -> Option<Self> {
+        Self::made(count, |_| Ok(()))
+    }
+
+    fn made(count: usize, join: impl FnOnce(&Self) -> Result<(), String>) -> Option<Self> {
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        let (pid, number) = (std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        let names = (0..count).map(|index| format!("mesh-{pid}-{number}-{index}"));
+        let namespaces = Self { names: names.collect() };
+        let added = namespaces.names.iter().try_for_each(|name| ip(&["netns", "add", name]));
+        let made = added.and_then(|()| join(&namespaces));
         if let Err(reason) = &made {
             eprintln!("skipped: no network namespaces: {reason}");
         }
         made.ok().map(|()| namespaces)
     }
 
-    fn make(&self, pid: u32) -> Result<(), String> {
-        let [a, b] = &self.names;
-        let (link_a, link_b) = (format!("ma{pid}"), format!("mb{pid}"));
-        ip(&["netns", "add", a])?;
-        ip(&["netns", "add", b])?;
+    pub(crate) fn name(&self, index: usize) -> &str {
+        &self.names[index]
+    }
+
+    fn join(&self) -> Result<(), String> {
+        let (a, b) = (self.name(0), self.name(1));
+        let [link_a, link_b] = ["a", "b"].map(|end| format!("{end}{}", a.trim_start_matches("mesh-")));
         ip(&["link", "add", &link_a, "netns", a, "type", "veth", "peer", "name", &link_b, "netns", b])?;
         for (name, link, address) in [(a, &link_a, ADDRESSES[0]), (b, &link_b, ADDRESSES[1])] {
             ip(&["-n", name, "address", "add", &format!("{address}/24"), "brd", "+", "dev", link])?;
@@ -66,7 +81,7 @@ impl Drop for Namespaces {
     }
 }
 
-fn ip(arguments: &[&str]) -> Result<(), String> {
+pub(crate) fn ip(arguments: &[&str]) -> Result<(), String> {
     let output = Command::new("ip").args(arguments).output().map_err(|error| format!("ip: {error}"))?;
     if output.status.success() {
         return Ok(());

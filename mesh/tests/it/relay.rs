@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use mesh::fetch::{Exchange, FetchError};
-use mesh::gate::Credentials;
+use mesh::gate::{Credentials, Side, exchange_hellos};
 use mesh::identity::Identity;
 use mesh::plane::{Channel, DialError, Link, Plane, RacingPlane, RelayedPlane, RelayedRate};
 use mesh::store::BlobStore;
@@ -24,7 +24,7 @@ use tokio::time::{Instant, timeout};
 use crate::farm::{Farm, PATIENCE, bytes, exchange_config, key, loopback};
 
 /// Fast enough for a test to count bytes in place of waiting for them.
-const RATE: RelayedRate = RelayedRate { of_link: 1 << 30, in_all: 1 << 30 };
+const RATE: RelayedRate = RelayedRate { of_peer: 1 << 30, in_all: 1 << 30 };
 
 /// A coordinator that passes circuits on.
 async fn relay(farm: &Farm) -> (Mesh, mpsc::Receiver<Incoming>) {
@@ -205,6 +205,56 @@ async fn stranger_gets_no_circuit_and_no_byte_of_a_member() {
     }
     timeout(PATIENCE, link.closed()).await.expect("the link is closed");
     assert!(!holder.exchange.is_linked(asker.peer));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_peer_gets_no_further_than_the_gate_at_either_end_of_a_relay() {
+    let farm = Farm::new();
+    let (relay, _incoming) = relay(&farm).await;
+    let honest = HiddenPeer::start(&farm, &relay).await;
+    let impostor = Hidden::member(&farm, &relay).await;
+    let plane = RelayedPlane::new(&impostor.mesh, RATE);
+    // A member's valid certificate, shown by another member.
+    let shown = farm.credentials(key().peer());
+
+    let deadline = Instant::now() + PATIENCE;
+    let link = loop {
+        match plane.reach(honest.hidden.peer).await {
+            Ok(link) => break link,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+    };
+    let Channel { reader, writer } = link.open().await.expect("one channel is for the Hello");
+    let passed = exchange_hellos(reader, writer, &shown, honest.hidden.peer, Side::Dialled).await;
+    assert!(passed.is_err(), "it is answered by no Hello");
+    timeout(PATIENCE, link.closed()).await.expect("the link is closed");
+    assert!(!honest.exchange.is_linked(impostor.peer));
+
+    let answering = async {
+        while let Some(link) = plane.accept().await {
+            let Some(Channel { reader, writer }) = link.accept().await else { continue };
+            // It is let go of by whoever dialled.
+            let _ = exchange_hellos(reader, writer, &shown, link.peer(), Side::Accepted).await;
+        }
+    };
+    let blob = BlobRef { size: 5, hash: protocol::BlobHash([7; 32]) };
+    let provider = [Provider { peer: impostor.peer, addresses: Vec::new() }];
+    let refused = async {
+        loop {
+            // It may not have its place at the relay yet.
+            let error =
+                honest.exchange.fetch(blob, &provider, None).await.expect_err("nobody has it").to_string();
+            if error.contains("certificate of another peer") {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{error}");
+        }
+    };
+    tokio::select! {
+        () = refused => {}
+        () = answering => panic!("the plane ended"),
+    }
+    assert!(!honest.exchange.is_linked(impostor.peer));
 }
 
 /// A last resort that leads nowhere and counts who tries.

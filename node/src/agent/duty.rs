@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use mesh::swarm::{Mesh, Session};
 use protocol::message::{
-    CoordinatorMessage, Grant, Heartbeat, Leave, NodeMessage, Outcome, PhaseChanged, Refused, Register,
-    RunEnded, RunPreview, RunProgress, WATCH, Welcome,
+    CoordinatorMessage, Grant, Heartbeat, Leave, NodeMessage, Outcome, PhaseChanged, Provider, Refused,
+    Register, RunEnded, RunPreview, RunProgress, WATCH, Welcome,
 };
 use protocol::{
     Device, HEARTBEAT, Lease, LeaseId, Offer, Phase, PreviewFrame, Progress, RunId, SlotId, WorkflowVersion,
@@ -253,8 +253,10 @@ impl Duty {
         for lease in welcome.unwanted {
             self.cancel(lease);
         }
+        let (coordinator, addresses) = (self.destination.coordinator, welcome.data_addresses);
+        self.tools.exchange.set_introducer(Provider { peer: coordinator, addresses: addresses.clone() });
         // Over this link the coordinator takes outputs, also from a node that nobody can dial.
-        self.tools.exchange.keep_link(self.destination.coordinator, welcome.data_addresses);
+        self.tools.exchange.keep_link(coordinator, addresses);
         self.send_inventory(true).await;
         self.stock.forget_told();
         self.wants.forget_told();

@@ -4,6 +4,7 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use protocol::PeerId;
@@ -20,6 +21,8 @@ use crate::swarm::streams::PeerStreams;
 
 /// How many channels of the peer may wait to be taken.
 const MAX_CHANNELS: usize = 64;
+/// How long a link may carry nothing: a relay has few circuits.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
 pub(super) struct RelayedLink {
     peer: PeerId,
@@ -51,6 +54,11 @@ impl RelayedLink {
         self.id
     }
 
+    /// What it keeps to together with others of the peer.
+    pub(super) fn pace(&self) -> SharedPace {
+        self.paces[0].clone()
+    }
+
     /// Takes a channel that the peer opened. One too many is let go.
     pub(super) fn take(&self, reader: Reader, writer: Writer) {
         let is_first = !self.greeted.swap(true, Ordering::Relaxed);
@@ -60,12 +68,18 @@ impl RelayedLink {
         }
     }
 
-    /// Holds the control stream until either side lets go of it. The link itself is not held: whoever uses
+    /// Holds the control stream until either side lets go of it, or nothing crossed for long. The link itself is not held: whoever uses
     /// it closes it by letting go.
     pub(super) fn hold(&self, mut reader: Reader, writer: Writer) {
-        let closed = self.closed.clone();
+        let (closed, pace) = (self.closed.clone(), self.pace());
         tokio::spawn(async move {
-            closed.run_until_cancelled(reader.read_u8()).await;
+            let over = async {
+                tokio::select! {
+                    _ = reader.read_u8() => {}
+                    () = pace.idle(IDLE_TIMEOUT) => {}
+                }
+            };
+            closed.run_until_cancelled(over).await;
             closed.cancel();
             drop(writer);
         });

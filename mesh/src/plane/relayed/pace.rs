@@ -35,6 +35,11 @@ impl Pace {
         self.due = self.due.max(now.saturating_sub(BURST)) + cost;
         self.due.saturating_sub(now)
     }
+
+    /// How long nothing has crossed, give or take a burst.
+    fn idle(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.due)
+    }
 }
 
 /// A pace that several streams keep to together.
@@ -47,6 +52,18 @@ pub(super) struct SharedPace {
 impl SharedPace {
     pub(super) fn new(per_second: u64) -> Self {
         Self { start: Instant::now(), pace: Arc::new(Mutex::new(Pace::new(per_second))) }
+    }
+
+    /// Waits until nothing crossed for so long.
+    pub(super) async fn idle(&self, longest: Duration) {
+        loop {
+            let now = self.start.elapsed();
+            let idle = self.pace.lock().expect("nothing panics while it holds it").idle(now);
+            if idle >= longest {
+                return;
+            }
+            sleep(longest - idle).await;
+        }
     }
 
     fn count(&self, bytes: usize) -> Duration {
@@ -159,6 +176,15 @@ mod tests {
         let first = pace.count(1 << 20, now);
         let second = pace.count(1 << 20, now);
         assert_eq!((first, second), (Duration::from_secs(1) - BURST, Duration::from_secs(2) - BURST));
+    }
+
+    #[test]
+    fn pace_is_idle_from_the_last_byte_on() {
+        let mut pace = Pace::new(1 << 20);
+        let at = Duration::from_secs;
+        assert_eq!(pace.idle(at(40)), at(40));
+        pace.count(1 << 20, at(100));
+        assert_eq!([pace.idle(at(100)), pace.idle(at(401))], [Duration::ZERO, at(300) + BURST]);
     }
 
     #[test]

@@ -1,13 +1,15 @@
 //! Finding each other with no coordinator: the Hello between members, Kademlia behind it, mDNS before it.
 
 use std::net::SocketAddr;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use libp2p::swarm::SwarmEvent;
 use libp2p::swarm::dial_opts::DialOpts;
 use libp2p::{Multiaddr, StreamProtocol, Swarm, SwarmBuilder, noise, tcp, yamux};
-use libp2p_stream::{Behaviour, Control, OpenStreamError};
+use libp2p_stream::{Behaviour, Control, IncomingStreams, OpenStreamError};
 use mesh::finder::{FindError, Finder, Found};
 use mesh::gate::{Credentials, Side, exchange_hellos};
 use mesh::identity::Identity;
@@ -127,23 +129,40 @@ async fn peer_of_another_farm_is_not_met() {
 
 /// A connection of libp2p with streams alone, to a process that listens there.
 async fn connect(identity: &Identity, peer: PeerId, address: &str) -> Control {
-    let behaviour = Behaviour::new();
-    let control = behaviour.new_control();
-    let keypair = libp2p::identity::Keypair::ed25519_from_bytes(identity.signing_key().to_bytes());
-    let mut swarm: Swarm<Behaviour> =
-        SwarmBuilder::with_existing_identity(keypair.expect("32 bytes are a key"))
-            .with_tokio()
-            .with_tcp(tcp::Config::new(), noise::Config::new, yamux::Config::default)
-            .expect("noise starts")
-            .with_behaviour(|_| behaviour)
-            .expect("it is made")
-            .with_swarm_config(|config| config.with_idle_connection_timeout(PATIENCE))
-            .build();
+    let (mut swarm, control) = streams_alone(identity);
     let address: Multiaddr = address.parse().expect("an address");
     let dial = DialOpts::peer_id(libp2p_id(peer)).addresses(vec![address]).build();
     swarm.dial(dial).expect("it can be dialled");
     tokio::spawn(async move { while swarm.next().await.is_some() {} });
     control
+}
+
+/// The same, for whoever dials it, and where it listens.
+async fn listen(identity: &Identity) -> (Control, String) {
+    let (mut swarm, control) = streams_alone(identity);
+    swarm.listen_on("/ip4/127.0.0.1/tcp/0".parse().expect("an address")).expect("a free port");
+    let address = loop {
+        if let Some(SwarmEvent::NewListenAddr { address, .. }) = swarm.next().await {
+            break address.to_string();
+        }
+    };
+    tokio::spawn(async move { while swarm.next().await.is_some() {} });
+    (control, address)
+}
+
+fn streams_alone(identity: &Identity) -> (Swarm<Behaviour>, Control) {
+    let behaviour = Behaviour::new();
+    let control = behaviour.new_control();
+    let keypair = libp2p::identity::Keypair::ed25519_from_bytes(identity.signing_key().to_bytes());
+    let swarm: Swarm<Behaviour> = SwarmBuilder::with_existing_identity(keypair.expect("32 bytes are a key"))
+        .with_tokio()
+        .with_tcp(tcp::Config::new(), noise::Config::new, yamux::Config::default)
+        .expect("noise starts")
+        .with_behaviour(|_| behaviour)
+        .expect("it is made")
+        .with_swarm_config(|config| config.with_idle_connection_timeout(PATIENCE))
+        .build();
+    (swarm, control)
 }
 
 fn libp2p_id(peer: PeerId) -> libp2p::PeerId {
@@ -193,6 +212,46 @@ async fn stranger_sees_nothing_of_what_members_run_and_a_member_does() {
                 heard.iter_mut().filter_map(|streams| futures::FutureExt::now_or_never(streams.next()));
             assert_eq!(spoke.count(), 0, "a stranger is spoken to");
         }
+    }
+}
+
+/// Answers the next Hello, as a member that dials nobody; what the other side told.
+async fn answer_hello(streams: &mut IncomingStreams, credentials: &Credentials) -> Option<Contact> {
+    let (peer, stream) = streams.next().await?;
+    let peer = PeerId::from_str(&peer.to_string()).ok()?;
+    let (reader, writer) = tokio::io::split(stream.compat());
+    let passed =
+        exchange_hellos(Box::new(reader), Box::new(writer), credentials, peer, Side::Accepted).await.ok()?;
+    let mut receiver = mesh::frames::FrameReceiver::with_limit(passed.0, MAX_HELLO);
+    let mut sender = mesh::frames::FrameSender::with_limit(passed.1, MAX_HELLO);
+    let ContactMessage::Contact(contact) = receiver.recv().await.ok()??;
+    sender.send(&ContactMessage::Contact(Contact::default())).await.ok()?;
+    Some(contact)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn member_that_nobody_reached_answers_no_questions_until_somebody_does() {
+    let (farm, ours) = (Farm::new(), key());
+    let (lone, identity) = farm.start_mesh().await;
+    let (mut control, listening) = listen(&ours).await;
+    let mut hellos = control.accept(StreamProtocol::new(HELLO_PROTOCOL)).expect("once");
+    let credentials = farm.credentials(ours.peer());
+    let (met, contact) = tokio::join!(
+        timeout(PATIENCE, lone.meet(ours.peer(), vec![listening])),
+        timeout(PATIENCE, answer_hello(&mut hellos, &credentials)),
+    );
+    assert!(met.expect("in time").is_some(), "it is met");
+    let contact = contact.expect("in time").expect("it says where it listens");
+    assert!(!contact.reachable && !contact.relays, "{contact:?}");
+    let kad = StreamProtocol::new(INSIDE[0]);
+    let asked = control.open_stream(libp2p_id(identity.peer()), kad.clone()).await;
+    assert!(matches!(asked, Err(OpenStreamError::UnsupportedProtocol(_))), "{asked:?}");
+
+    let (other, _) = farm.start_mesh().await;
+    other.meet(identity.peer(), lone.addresses()).await.expect("it is a member and listens");
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = control.open_stream(libp2p_id(identity.peer()), kad.clone()).await {
+        assert!(Instant::now() < deadline, "{error}");
     }
 }
 

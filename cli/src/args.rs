@@ -13,7 +13,7 @@ use crate::commands::bundle::BundleCommand;
 use crate::commands::pack::PackArguments;
 use crate::commands::publisher::PublisherCommand;
 use crate::commands::workspace::WorkspaceCommand;
-use crate::settings::limits::{self, RateLimit};
+use crate::settings::limits::{self, ByteRate, RateLimit};
 use crate::{environment, failure};
 
 /// A peer-to-peer render farm for ComfyUI.
@@ -159,6 +159,10 @@ pub(crate) struct CoordinatorArguments {
     /// Serve plain HTTP to other machines: keys and pictures can be read on the way.
     #[arg(long)]
     pub(crate) insecure_http: bool,
+    #[command(flatten)]
+    pub(crate) limits: LimitArguments,
+    #[command(flatten)]
+    pub(crate) relay: RelayArguments,
     /// How long a lease lives without a renewal, in seconds. Defaults to 30.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(crate) lease: Option<u64>,
@@ -189,12 +193,28 @@ pub(crate) struct LimitArguments {
     /// How much may be received in a second, written alike. Repeatable. Defaults to no limit.
     #[arg(long, value_name = "LIMIT")]
     pub(crate) download_limit: Vec<RateLimit>,
+    /// How many pieces of blobs are sent at once, to all peers together, each in its turn. Defaults to 32.
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) uploads: Option<u16>,
+}
+
+/// What may go through relays.
+#[derive(Debug, Default, Args)]
+pub(crate) struct RelayArguments {
+    /// Pass nothing on between members that cannot reach each other. A node with an upload limit passes nothing
+    /// on anyway, unless `--relay-rate` is given.
+    #[arg(long)]
+    pub(crate) no_relay: bool,
+    /// How much may go through relays in a second, such as 20MB/s: of what this process sends and receives
+    /// through others, and of what it passes on for others. Defaults to 16 MiB/s and 128 MiB/s.
+    #[arg(long, value_name = "RATE", conflicts_with = "no_relay")]
+    pub(crate) relay_rate: Option<ByteRate>,
 }
 
 impl LimitArguments {
     /// What they come to, where no settings file has a say.
     pub(crate) fn resolve(&self) -> Limits {
-        limits::limits(&self.upload_limit, &self.download_limit)
+        limits::limits(&self.upload_limit, &self.download_limit, self.uploads)
     }
 }
 
@@ -233,6 +253,8 @@ pub(crate) struct NodeArguments {
     pub(crate) quota: Option<ByteSize>,
     #[command(flatten)]
     pub(crate) limits: LimitArguments,
+    #[command(flatten)]
+    pub(crate) relay: RelayArguments,
     /// A folder of models to serve where they lie, or ComfyUI's `extra_model_paths.yaml`. Repeatable.
     #[arg(long, value_name = "DIR")]
     pub(crate) models: Vec<PathBuf>,

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use coordinator::api::TlsFiles;
-use mesh::limits::Limits;
+use mesh::limits::{Limits, Relaying};
 use mesh::store::ByteSize;
 use node::policy::Policy;
 use protocol::LEASE_DURATION;
@@ -138,6 +138,8 @@ pub(crate) struct CoordinatorSettings {
     pub(crate) allow_origin: Vec<String>,
     pub(crate) tls: Option<TlsFiles>,
     pub(crate) insecure_http: bool,
+    pub(crate) limits: Limits,
+    pub(crate) relaying: Relaying,
     pub(crate) lease: Duration,
     pub(crate) json: bool,
 }
@@ -164,6 +166,17 @@ impl CoordinatorSettings {
             allow_origin: first_given(arguments.allow_origin, table.allow_origin),
             tls,
             insecure_http: arguments.insecure_http || table.insecure_http,
+            limits: limits::limits(
+                &first_given(arguments.limits.upload_limit, table.upload_limit),
+                &first_given(arguments.limits.download_limit, table.download_limit),
+                arguments.limits.uploads.or(table.uploads),
+            ),
+            // Whoever cannot be reached otherwise depends on it.
+            relaying: limits::relaying(
+                arguments.relay.no_relay || table.relay == Some(false),
+                arguments.relay.relay_rate.or(table.relay_rate),
+                false,
+            ),
             lease: arguments.lease.or(table.lease).map_or(LEASE_DURATION, Duration::from_secs),
             json: arguments.json,
         })
@@ -186,6 +199,7 @@ pub(crate) struct NodeSettings {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) quota: Option<ByteSize>,
     pub(crate) limits: Limits,
+    pub(crate) relaying: Relaying,
     pub(crate) models: Vec<PathBuf>,
     pub(crate) private_origins: bool,
     pub(crate) yes: bool,
@@ -262,6 +276,12 @@ impl NodeSettings {
             };
             labels.insert(key.to_owned(), value.to_owned());
         }
+        let upload = first_given(arguments.limits.upload_limit, table.upload_limit);
+        let relaying = limits::relaying(
+            arguments.relay.no_relay || table.relay == Some(false),
+            arguments.relay.relay_rate.or(table.relay_rate),
+            !upload.is_empty() && table.relay != Some(true),
+        );
         Ok(Self {
             join: arguments.join.or(table.join),
             data: data_folder(arguments.data.or(table.data), "node")?,
@@ -274,9 +294,11 @@ impl NodeSettings {
             labels,
             quota: arguments.quota.or(table.quota),
             limits: limits::limits(
-                &first_given(arguments.limits.upload_limit, table.upload_limit),
+                &upload,
                 &first_given(arguments.limits.download_limit, table.download_limit),
+                arguments.limits.uploads.or(table.uploads),
             ),
+            relaying,
             models: if arguments.models.is_empty() { table.models } else { arguments.models },
             private_origins,
             yes: arguments.yes || table.yes,

@@ -19,6 +19,7 @@ use std::time::Duration;
 use mesh::fetch::{Exchange, ExchangeConfig};
 use mesh::folder::{DataFolder, FolderError};
 use mesh::gate::Credentials;
+use mesh::limits::{Limits, Relaying};
 use mesh::plane::{BindError, RacingPlane, RelayedPlane, RelayedRate};
 use mesh::store::BlobStore;
 use mesh::swarm::{AnnounceError, Mesh, MeshConfig, MeshError, announced};
@@ -60,6 +61,10 @@ pub struct CoordinatorConfig {
     /// Further addresses under which it is reached: `HOST:PORT`, or multiaddresses. They stand first in
     /// tickets. Defaults to none.
     pub announce: Vec<String>,
+    /// How much of the machine's links its data plane may use. Defaults to no caps.
+    pub limits: Limits,
+    /// What it does with relays. Defaults to being one.
+    pub relaying: Relaying,
     /// How long a lease lives without a renewal. Defaults to 30 seconds.
     pub lease_duration: Duration,
     /// How often nodes renew. Defaults to 5 seconds.
@@ -80,6 +85,8 @@ impl CoordinatorConfig {
             data_listen: any(DEFAULT_DATA_PORT),
             mdns: true,
             announce: Vec::new(),
+            limits: Limits::default(),
+            relaying: Relaying::default(),
             lease_duration: LEASE_DURATION,
             heartbeat: HEARTBEAT,
             reattach_grace: REATTACH_GRACE,
@@ -165,14 +172,17 @@ impl Coordinator {
         let mesh_config = MeshConfig {
             accept: true,
             mdns: config.mdns,
-            relay: true,
+            relay: config.relaying.passes_on,
+            relay_rate: config.relaying.rate,
             ..MeshConfig::new(identity, config.mesh_listen.clone())
         };
         let (mesh, incoming) = Mesh::start(mesh_config).await?;
         mesh.set_credentials(credentials.clone());
-        let plane = plane.with_last_resort(RelayedPlane::new(&mesh, RelayedRate::default()));
+        let plane =
+            plane.with_last_resort(RelayedPlane::new(&mesh, RelayedRate::within(config.relaying.rate)));
         let exchange =
             Exchange::start(ExchangeConfig::new(blobs.clone(), Arc::new(plane), credentials.clone()));
+        exchange.set_limits(config.limits.clone());
         let addresses: Vec<String> = announced.into_iter().chain(mesh.addresses()).collect();
 
         // Only now, with all that can fail behind it, is this start one that counts.

@@ -19,7 +19,7 @@ use mesh::folder::{DataFolder, FolderError};
 use mesh::folders::index_task;
 use mesh::gate::Credentials;
 use mesh::identity::{Identity, IdentityError};
-use mesh::limits::Limits;
+use mesh::limits::{Limits, Relaying};
 use mesh::origin::{OriginConfig, OriginReader, OriginSetupError, Tokens};
 use mesh::plane::{BindError, RacingPlane, RelayedPlane, RelayedRate};
 use mesh::store::{BlobStore, StoreError};
@@ -69,6 +69,8 @@ pub struct AgentConfig {
     pub quota: Option<u64>,
     /// How much of the machine's links its data plane may use.
     pub limits: Limits,
+    /// What it does with relays: whether it is one, and how much may go through them.
+    pub relaying: Relaying,
     /// Folders of models that it serves where they lie.
     pub models: Vec<PathBuf>,
     /// The tokens of hosts on the internet from which it reads models.
@@ -156,11 +158,11 @@ pub struct Agent {
 impl Agent {
     /// Brings everything up, and joins the farm where that was not done before.
     pub async fn start(config: AgentConfig) -> Result<Self, StartError> {
-        let data = config.data;
+        let data = config.data.clone();
         let folder = Arc::new(DataFolder::take(&data, "a node")?);
         let identity = Arc::new(Identity::load_or_create(&data.join("node.key"))?);
         let peer = identity.peer();
-        let mesh = start_mesh(config.mesh_listen, config.data_listen, config.mdns, &identity).await?;
+        let mesh = start_mesh(&config, &identity).await?;
 
         let belonging_path = data.join("membership.json");
         let belonging =
@@ -171,7 +173,8 @@ impl Agent {
         let blobs = BlobStore::open(&data.join("blobs")).await?;
         blobs.set_quota(config.quota);
         let plane = bind_data_plane(config.data_listen, &identity).await?;
-        let plane = plane.with_last_resort(RelayedPlane::new(&mesh, RelayedRate::default()));
+        let plane =
+            plane.with_last_resort(RelayedPlane::new(&mesh, RelayedRate::within(config.relaying.rate)));
         let exchange =
             Exchange::start(ExchangeConfig::new(blobs.clone(), Arc::new(plane), credentials.clone()));
         exchange.set_limits(config.limits);
@@ -278,21 +281,21 @@ fn empty_folder(path: &Path) -> Result<PathBuf, StartError> {
 }
 
 /// The control plane: it dials the coordinator, and other members dial it.
-async fn start_mesh(
-    listen: Option<SocketAddr>,
-    data_listen: Option<SocketAddr>,
-    mdns: bool,
-    identity: &Arc<Identity>,
-) -> Result<Mesh, MeshError> {
+async fn start_mesh(agent: &AgentConfig, identity: &Arc<Identity>) -> Result<Mesh, MeshError> {
     let start = async |listen| {
         // Circuits are offered only where a member reached us.
-        let config = MeshConfig { mdns, relay: true, ..MeshConfig::new(Arc::clone(identity), vec![listen]) };
+        let config = MeshConfig {
+            mdns: agent.mdns,
+            relay: agent.relaying.passes_on,
+            relay_rate: agent.relaying.rate,
+            ..MeshConfig::new(Arc::clone(identity), vec![listen])
+        };
         Mesh::start(config).await.map(|(mesh, _incoming)| mesh)
     };
-    if let Some(address) = listen {
+    if let Some(address) = agent.mesh_listen {
         return start(address).await;
     }
-    let interface = data_listen.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip());
+    let interface = agent.data_listen.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip());
     match start(SocketAddr::new(interface, DEFAULT_MESH_PORT)).await {
         // Several nodes may run on one machine; only the first gets the usual port.
         Err(MeshError::Listen { .. }) => start(SocketAddr::new(interface, 0)).await,

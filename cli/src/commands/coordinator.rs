@@ -35,6 +35,8 @@ pub(super) async fn coordinator(arguments: CoordinatorArguments, file: SettingsF
         mesh_listen: vec![settings.listen],
         data_listen: settings.data_listen,
         mdns: settings.mdns,
+        limits: settings.limits,
+        relaying: settings.relaying,
         announce: settings.announce.clone(),
         lease_duration: settings.lease,
         heartbeat: settings.lease / 6,

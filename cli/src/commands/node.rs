@@ -49,6 +49,7 @@ pub(super) async fn node(arguments: NodeArguments, file: SettingsFile) -> anyhow
         mdns: settings.mdns,
         quota: settings.quota.map(|quota| quota.0),
         limits: settings.limits,
+        relaying: settings.relaying,
         models: settings.models,
         tokens: Tokens::from_variables(environment::host_token)?,
         private_origins: settings.private_origins,

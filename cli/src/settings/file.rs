@@ -11,7 +11,7 @@ use protocol::nearest;
 use serde::Deserialize;
 
 use super::SettingsError;
-use super::limits::RateLimit;
+use super::limits::{ByteRate, RateLimit};
 use crate::args::EngineChoice;
 use crate::environment;
 
@@ -48,6 +48,11 @@ pub(super) struct CoordinatorTable {
     pub(super) tls_cert: Option<PathBuf>,
     pub(super) tls_key: Option<PathBuf>,
     pub(super) insecure_http: bool,
+    pub(super) upload_limit: Vec<RateLimit>,
+    pub(super) download_limit: Vec<RateLimit>,
+    pub(super) uploads: Option<u16>,
+    pub(super) relay: Option<bool>,
+    pub(super) relay_rate: Option<ByteRate>,
     pub(super) lease: Option<u64>,
 }
 
@@ -66,6 +71,9 @@ pub(super) struct NodeTable {
     pub(super) quota: Option<ByteSize>,
     pub(super) upload_limit: Vec<RateLimit>,
     pub(super) download_limit: Vec<RateLimit>,
+    pub(super) uploads: Option<u16>,
+    pub(super) relay: Option<bool>,
+    pub(super) relay_rate: Option<ByteRate>,
     pub(super) models: Vec<PathBuf>,
     pub(super) allow_private_origins: bool,
     pub(super) trust_farm: Option<bool>,
@@ -98,6 +106,11 @@ const KNOWN: [(&str, &[&str]); 3] = [
             "tls_cert",
             "tls_key",
             "insecure_http",
+            "upload_limit",
+            "download_limit",
+            "uploads",
+            "relay",
+            "relay_rate",
             "lease",
         ],
     ),
@@ -116,6 +129,9 @@ const KNOWN: [(&str, &[&str]); 3] = [
             "quota",
             "upload_limit",
             "download_limit",
+            "uploads",
+            "relay",
+            "relay_rate",
             "models",
             "allow_private_origins",
             "trust_farm",
@@ -229,6 +245,11 @@ mod tests {
             tls_cert = "c"
             tls_key = "k"
             insecure_http = true
+            upload_limit = ["20MB/s"]
+            download_limit = ["50MB/s"]
+            uploads = 8
+            relay = true
+            relay_rate = "40MB/s"
             lease = 20
             [node]
             join = "farm1"
@@ -243,6 +264,9 @@ mod tests {
             quota = "200GB"
             upload_limit = ["20MB/s", "22:00-06:00=none"]
             download_limit = ["50MB/s"]
+            uploads = 8
+            relay = false
+            relay_rate = "4MB/s"
             models = ["/srv/models"]
             allow_private_origins = true
             trust_farm = false

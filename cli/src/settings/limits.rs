@@ -6,7 +6,7 @@
 use std::str::FromStr;
 
 use jiff::ZonedDateTime;
-use mesh::limits::{Caps, Hours, Limits};
+use mesh::limits::{Caps, Hours, Limits, Relaying};
 use mesh::store::ByteSize;
 use serde::{Deserialize, Deserializer};
 
@@ -37,13 +37,7 @@ impl FromStr for RateLimit {
             };
             let cap = match cap {
                 "none" => None,
-                cap => Some(
-                    cap.strip_suffix("/s")
-                        .unwrap_or(cap)
-                        .parse()
-                        .ok()
-                        .filter(|ByteSize(bytes)| *bytes > 0)?,
-                ),
+                cap => Some(parse_rate(cap)?),
             };
             Some(Self { hours, cap })
         };
@@ -57,8 +51,42 @@ impl<'de> Deserialize<'de> for RateLimit {
     }
 }
 
+/// Bytes a second, such as `20MB/s`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ByteRate(ByteSize);
+
+/// A text that is no rate.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a rate: write 20MB/s")]
+pub(crate) struct ParseByteRateError(String);
+
+impl FromStr for ByteRate {
+    type Err = ParseByteRateError;
+
+    fn from_str(text: &str) -> Result<Self, ParseByteRateError> {
+        parse_rate(text.trim()).map(Self).ok_or_else(|| ParseByteRateError(text.chars().take(80).collect()))
+    }
+}
+
+impl<'de> Deserialize<'de> for ByteRate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+fn parse_rate(text: &str) -> Option<ByteSize> {
+    text.strip_suffix("/s").unwrap_or(text).parse().ok().filter(|ByteSize(bytes)| *bytes > 0)
+}
+
+/// What a process does with relays whose owner forbade it to be one (`no`), or named a rate; `spares` where it
+/// is to be none unless it is asked to.
+pub(crate) fn relaying(no: bool, rate: Option<ByteRate>, spares: bool) -> Relaying {
+    let passes_on = !no && (!spares || rate.is_some());
+    Relaying { passes_on, rate: rate.map(|ByteRate(rate)| rate) }
+}
+
 /// What these caps come to on the clock of this machine.
-pub(crate) fn limits(upload: &[RateLimit], download: &[RateLimit]) -> Limits {
+pub(crate) fn limits(upload: &[RateLimit], download: &[RateLimit], uploads: Option<u16>) -> Limits {
     let caps = |minute| Caps { upload: cap_at(upload, minute), download: cap_at(download, minute) };
     let mut borders: Vec<u16> = upload
         .iter()
@@ -75,11 +103,12 @@ pub(crate) fn limits(upload: &[RateLimit], download: &[RateLimit]) -> Limits {
         until: next(index),
         caps: caps(Some(from)),
     });
+    let default = Limits::default();
     Limits {
+        uploads: uploads.map_or(default.uploads, usize::from),
         caps: caps(None),
         hours: hours.collect(),
         utc_offset: ZonedDateTime::now().offset().seconds() / 60,
-        ..Limits::default()
     }
 }
 
@@ -140,7 +169,8 @@ mod tests {
     fn caps_of_both_directions_hold_at_their_own_hours() {
         let up = parse(&["10/s", "22:00-06:00=none"]);
         let down = parse(&["05:00-08:00=30/s"]);
-        let limits = limits(&up, &down);
+        let limits = limits(&up, &down, Some(3));
+        assert_eq!((limits.uploads, super::limits(&[], &[], None).uploads), (3, Limits::default().uploads));
         let at = |hour: u16| {
             let Caps { upload, download } = limits.caps_at(hour * 60);
             (upload.map(|ByteSize(bytes)| bytes), download.map(|ByteSize(bytes)| bytes))
@@ -149,6 +179,18 @@ mod tests {
             [at(4), at(5), at(7), at(12), at(23)],
             [(None, None), (None, Some(30)), (Some(10), Some(30)), (Some(10), None), (None, None),]
         );
-        assert_eq!(super::limits(&[], &[]).caps, Caps::default());
+        assert_eq!(super::limits(&[], &[], None).caps, Caps::default());
+    }
+
+    #[test]
+    fn machine_that_spares_its_line_is_no_relay_unless_a_rate_is_named() {
+        let rate: ByteRate = "20 MB/s".parse().expect("a rate");
+        let passes_on = |no, rate, spares| relaying(no, rate, spares).passes_on;
+        assert!(passes_on(false, None, false) && passes_on(false, Some(rate), true));
+        assert!(!passes_on(false, None, true) && !passes_on(true, None, false));
+        assert_eq!(relaying(false, Some(rate), true).rate, Some(ByteSize(20_000_000)));
+        for wrong in ["", "fast", "0", "none", "22:00-06:00=1MB/s"] {
+            assert!(wrong.parse::<ByteRate>().is_err(), "{wrong}");
+        }
     }
 }

@@ -48,6 +48,7 @@ async fn play(behaviours: Vec<Behaviour>) -> Played {
         mdns: false,
         quota: None,
         limits: Default::default(),
+        relaying: Default::default(),
         models: vec![],
         tokens: Default::default(),
         private_origins: false,

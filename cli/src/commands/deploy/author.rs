@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use mesh::control::{Custodian, Progress, Reply, Request};
-use mesh::limits::Limits;
+use mesh::limits::{Limits, Relaying};
 use mesh::origin::Tokens;
 use mesh::store::BlobEntry;
 use node::agent::{Agent, AgentConfig};
@@ -59,6 +59,8 @@ impl Author {
             mdns: false,
             quota: None,
             limits: Limits::default(),
+            // It is here for a while only.
+            relaying: Relaying { passes_on: false, ..Relaying::default() },
             models: Vec::new(),
             tokens: Tokens::default(),
             private_origins: false,

@@ -10,6 +10,7 @@
 
 mod control;
 mod link;
+mod pacing;
 pub(super) mod preface;
 
 use std::collections::HashMap;
@@ -31,6 +32,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::debug;
 
 use self::link::{AcceptedLink, DialledLink};
+use self::pacing::Pacing;
 use self::preface::{LinkId, Preface, Purpose};
 use super::certificate::{Tls, peer_of};
 use super::{BindError, DialError, Link, Plane};
@@ -143,7 +145,7 @@ impl Dialler {
 
     async fn connect(&self, preface: Preface) -> io::Result<Connection> {
         let connecting = async {
-            let stream = buffered(TcpStream::connect(self.address).await?)?;
+            let stream = buffered(pacing::connect(self.address).await?)?;
             // The name goes unused: peers are known by their key.
             let name = ServerName::try_from("peer.invalid").expect("it is a name");
             let mut stream = self.connector.connect(name, stream).await?;
@@ -196,6 +198,7 @@ struct Door {
 
 /// Takes connections and hands each, once its handshake proved a peer, to the link that it is for.
 async fn accept(listener: TcpListener, acceptor: TlsAcceptor, door: Door) {
+    let pacing = Pacing::put_off(&listener);
     let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
     while let Some(accepted) = door.stop.run_until_cancelled(listener.accept()).await {
         let Ok((stream, remote)) = accepted else {
@@ -204,6 +207,7 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, door: Door) {
             continue;
         };
         let Ok(permit) = Arc::clone(&handshakes).try_acquire_owned() else { continue };
+        pacing.settle(&stream);
         let (acceptor, door) = (acceptor.clone(), door.clone());
         tokio::spawn(async move {
             match timeout(HANDSHAKE_TIMEOUT, handshake(stream, acceptor)).await {

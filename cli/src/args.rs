@@ -347,9 +347,9 @@ pub(crate) struct DeployArguments {
     /// served from there until two other nodes keep each of them. Repeatable.
     #[arg(long, value_name = "DIR")]
     pub(crate) models: Vec<PathBuf>,
-    /// A model that is neither served nor kept elsewhere, by its path below `models` or its file name.
-    /// Repeatable.
-    #[arg(long, value_name = "NAME", requires = "models")]
+    /// A model that no peer may have, by its path below `models` or its file name: the deployed lockfile says so,
+    /// and every node that holds it keeps it to itself, for good. Repeatable.
+    #[arg(long, value_name = "NAME")]
     pub(crate) private: Vec<String>,
     /// Where the models are served, UDP and TCP; other machines must reach it. Defaults to all interfaces,
     /// and is not used where a node of the farm runs on this machine.

@@ -384,6 +384,9 @@ impl State {
     fn deploy(&mut self, workflow: Arc<DeployedWorkflow>, turn: &mut Turn) {
         let id = workflow.id.clone();
         self.catalog.insert(workflow.clone());
+        let nodes: Vec<PeerId> =
+            self.nodes.iter().filter(|(_, node)| node.session.is_some()).map(|(peer, _)| peer).collect();
+        self.keep_private(&nodes, &workflow.private.iter().copied().collect(), turn);
         turn.actions.push(Action::Keep(workflow));
         self.record(Record::Deployed(id), turn);
         self.want_workspaces(turn);

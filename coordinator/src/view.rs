@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use protocol::membership::Role;
 use protocol::{
-    BlobRef, BundleHash, FarmId, Fetched, Interface, JobId, JobState, LockedModel, LockfileHash, Offer,
-    OutputFile, PeerId, Phase, PreviewFrame, Progress, RunError, RunId, Sha256, SlotId, Transfers,
+    BlobName, BlobRef, BundleHash, FarmId, Fetched, Interface, JobId, JobState, LockedModel, LockfileHash,
+    Offer, OutputFile, PeerId, Phase, PreviewFrame, Progress, RunError, RunId, Sha256, SlotId, Transfers,
     WorkflowVersion, WorkspaceState,
 };
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,9 @@ pub struct DeployedWorkflow {
     /// The models of its lockfile that its graph names.
     #[serde(default)]
     pub models: Vec<LockedModel>,
+    /// The names of all models of its lockfile that no peer may have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub private: Vec<BlobName>,
     /// The repairs and warnings of its deploy, in words.
     pub notes: Vec<String>,
     /// When it was deployed.

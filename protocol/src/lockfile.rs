@@ -13,6 +13,7 @@ use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
 
 use crate::blob::{BlobHash, BlobRef};
+use crate::origin::BlobName;
 
 pub(crate) use text::relative_path;
 pub use text::{
@@ -193,6 +194,20 @@ pub struct LockedModel {
     /// Whether peers may have it. Defaults to true; a lockfile names it only where it is false.
     #[serde(default = "shared", skip_serializing_if = "is_shared")]
     pub share: bool,
+}
+
+impl LockedModel {
+    /// The names that its bytes have, as far as the lockfile knows them.
+    pub fn names(&self) -> impl Iterator<Item = BlobName> + use<> {
+        self.blob.map(BlobName::Blake3).into_iter().chain(self.sha256.map(BlobName::Sha256))
+    }
+
+    /// Whether people mean it by this name: its path, also without `models`, or its file name.
+    pub fn is_called(&self, name: &str) -> bool {
+        let path = self.path.as_str();
+        let below = path.strip_prefix("models/").unwrap_or(path);
+        name == path || name == below || path.rsplit('/').next() == Some(name)
+    }
 }
 
 fn shared() -> bool {

@@ -36,7 +36,8 @@
 //! the node sends the newest `RunPreview` a few times a second. Both may be dropped.
 //!
 //! **Keeping.** So that a blob outlives the peer that brought it, the coordinator asks nodes with room to
-//! `Keep` it: to fetch it, and to pin it. `Storage` says that a node did, `KeepRefused` why it did not.
+//! `Keep` it: to fetch it, and to pin it. `Storage` says that a node did, `KeepRefused` why it did not. What a
+//! deployed lockfile says is not to be shared, `KeepPrivate` tells every node, whoever holds it.
 //!
 //! **Goals.** A node may vanish at any instant and come back with a finished run; a coordinator may
 //! restart under running nodes. Neither loses a job or records its end twice.
@@ -171,6 +172,8 @@ messages! {
         0x8209 => WatchRun(WatchRun),
         /// Try a workflow, once there is nothing else to do.
         0x820a => SelfTest(Box<SelfTest>),
+        /// Files that no peer may have.
+        0x820b => KeepPrivate(KeepPrivate),
     }
 }
 
@@ -520,6 +523,14 @@ pub struct Keep {
     pub blob: BlobRef,
     /// Who holds it; at most [`MAX_PROVIDERS`].
     pub providers: Vec<Provider>,
+}
+
+/// Neither serve these nor name them to other peers, from now on and for good, also where they are still to
+/// come: a deployed lockfile says of them `share: false`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeepPrivate {
+    /// Each by every name that is known; at most [`MAX_LIST`].
+    pub names: Vec<BlobName>,
 }
 
 /// Take no more runs, or take them again.

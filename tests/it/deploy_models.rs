@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use farm_tests::{Farm, FarmOptions, Process, eventually, example};
 use protocol::BlobHash;
 use serde_json::{Value, json};
+use sha2::Digest;
 use zip::write::SimpleFileOptions;
+
+const LICENSED: &[u8] = b"for its buyer only";
 
 /// Two files of an author, and a bundle whose graph names both as models.
 struct Author {
@@ -20,18 +23,21 @@ impl Author {
         let loras = comfyui.join("models/loras");
         std::fs::create_dir_all(&loras)?;
         std::fs::write(loras.join("public.safetensors"), public())?;
-        std::fs::write(loras.join("licensed.safetensors"), b"for its buyer only")?;
+        std::fs::write(loras.join("licensed.safetensors"), LICENSED)?;
         let mut graph: Value =
             serde_json::from_slice(&std::fs::read(example("pixelate/workflow_api.json"))?)?;
         for (op, name) in [("20", "public.safetensors"), ("21", "licensed.safetensors")] {
             graph[op] = json!({ "class_type": "LoraLoader", "inputs": { "lora_name": name } });
         }
-        let model = |name: &str, size: usize| {
+        let model = |name: &str, size: usize, sha256: Option<String>| {
             let filename = format!("models/loras/{name}.safetensors");
-            json!({ "filename": filename, "size": size, "disabled": false, "sha256": null, "source": {} })
+            json!({ "filename": filename, "size": size, "disabled": false, "sha256": sha256, "source": {} })
         };
         let mut snapshot: Value = serde_json::from_slice(&std::fs::read(example("pixelate/snapshot.json"))?)?;
-        snapshot["models"] = json!([model("public", public().len()), model("licensed", 18)]);
+        snapshot["models"] = json!([
+            model("public", public().len(), None),
+            model("licensed", LICENSED.len(), Some(hex::encode(sha2::Sha256::digest(LICENSED)))),
+        ]);
         let bundle = folder.join("styled.cpack.zip");
         let mut zip = zip::ZipWriter::new(std::fs::File::create(&bundle)?);
         for (name, bytes) in [
@@ -84,9 +90,50 @@ async fn authors_models_outlive_the_author_and_a_private_one_never_leaves() -> a
     let got = get.arg(&output).arg("--data").arg(&farm.nodes[1].data).output().await?;
     assert!(got.status.success(), "{}", String::from_utf8_lossy(&got.stderr));
     assert!(std::fs::read(&output)? == public());
-    let licensed = BlobHash::of(b"for its buyer only");
+    let licensed = BlobHash::of(LICENSED);
     let held = farm.get(&format!("/v1/blobs/{licensed}")).await?;
     assert_eq!((&held["holders"], &held["hash"]), (&json!([]), &Value::Null));
+    Ok(())
+}
+
+#[tokio::test]
+async fn model_that_a_deploy_makes_private_is_given_no_more_by_a_node_that_had_it_before()
+-> anyhow::Result<()> {
+    let mut farm = Farm::start(FarmOptions { nodes: 1, ..FarmOptions::default() }).await?;
+    let author = Author::new(farm.folder.path())?;
+    let models = author.comfyui.join("models");
+    farm.start_node(&["--models", models.to_str().expect("UTF-8")]).await?;
+    let (holder, licensed) = (farm.nodes[1].peer.clone(), BlobHash::of(LICENSED));
+    let are_held_by = async |hash: BlobHash, count: usize| -> anyhow::Result<()> {
+        let farm = &farm;
+        let look = || async move {
+            let held = farm.get(&format!("/v1/blobs/{hash}")).await?;
+            Ok((held["holders"].as_array().map(Vec::len) == Some(count)).then_some(()))
+        };
+        eventually(look).await
+    };
+    are_held_by(licensed, 1).await?;
+
+    let mut deploy = Process::comfy_farm(farm.folder.path(), &["deploy", "--name", "styled"]);
+    deploy.arg(&author.bundle).args(["--url", &farm.url, "--key", &farm.key]);
+    let deployed = deploy.args(["--private", "licensed.safetensors", "--json"]).output().await?;
+    assert!(deployed.status.success(), "{}", String::from_utf8_lossy(&deployed.stderr));
+    let deployed: Value = serde_json::from_slice(&deployed.stdout)?;
+    let shares = deployed["models"].as_array().into_iter().flatten();
+    let shares: Vec<_> = shares.map(|model| (&model["path"], &model["share"])).collect();
+    assert!(shares.contains(&(&json!("models/loras/licensed.safetensors"), &json!(false))), "{shares:?}");
+
+    are_held_by(licensed, 0).await?;
+    are_held_by(BlobHash::of(&public()), 1).await?;
+    let output = farm.folder.path().join("got.safetensors");
+    for name in [licensed.to_string(), format!("sha256:{}", hex::encode(sha2::Sha256::digest(LICENSED)))] {
+        for from in [&[][..], &["--from", &holder]] {
+            let mut get = Process::comfy_farm(farm.folder.path(), &["blob", "get", &name, "-o"]);
+            let got = get.arg(&output).arg("--data").arg(&farm.nodes[0].data).args(from).output().await?;
+            let words = String::from_utf8_lossy(&got.stderr);
+            assert!(!got.status.success() && !output.exists(), "{name} {from:?}: {words}");
+        }
+    }
     Ok(())
 }
 
@@ -127,5 +174,5 @@ async fn model_that_is_nowhere_or_another_file_is_told_by_name() -> anyhow::Resu
         Ok(())
     };
     check("licensed.safetensors", "model `loras/public.safetensors`").await?;
-    check("licenced.safetensors", "no model is called `licenced.safetensors`").await
+    check("licenced.safetensors", "no model of the lockfile is called `licenced.safetensors`").await
 }

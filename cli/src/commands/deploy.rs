@@ -25,6 +25,7 @@ pub(super) async fn deploy(arguments: &DeployArguments, file: &SettingsFile) -> 
     let mut query = vec![("name", name)];
     query.extend(arguments.expose.input.iter().map(|input| ("input", input.to_string())));
     query.extend(arguments.expose.output.iter().map(|output| ("output", output.clone())));
+    query.extend(arguments.private.iter().map(|model| ("private", model.clone())));
     if arguments.accept_attached {
         query.push(("accept_attached", "true".to_owned()));
     }

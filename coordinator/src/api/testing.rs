@@ -176,6 +176,7 @@ pub(crate) fn deployed(name: &str, version: u32) -> DeployedWorkflow {
         interface_blob: BlobRef::of(b"interface"),
         interface: Arc::new(interface),
         models: vec![],
+        private: vec![],
         requirements: Requirements { classes: ["SaveImage".to_owned()].into(), ..Requirements::default() },
         notes: Vec::new(),
         deployed: OffsetDateTime::UNIX_EPOCH,

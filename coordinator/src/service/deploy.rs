@@ -8,8 +8,8 @@ use std::sync::Arc;
 use mesh::identity::Identity;
 use mesh::store::{BlobStore, StoreError};
 use protocol::{
-    Argument, BlobRef, Bundle, Filling, Input, Interface, LockedModel, Lockfile, Parameters, Workflow,
-    WorkflowVersion, fill,
+    Argument, BlobName, BlobRef, Bundle, Filling, Input, Interface, LockedModel, Lockfile, Parameters,
+    Workflow, WorkflowVersion, fill,
 };
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -29,6 +29,10 @@ pub(super) async fn prepare(
     let interface_blob = blobs.import_bytes(&document).await?;
     let filled = filled(&bundle, &interface);
     let models = models(&bundle, &filled);
+    let unshared = bundle.lockfile.models.iter().filter(|model| !model.share);
+    let private: Vec<BlobName> = unshared.flat_map(LockedModel::names).collect();
+    // The coordinator is a peer like any other.
+    blobs.keep_private(private.clone()).await?;
     let lockfile = bundle.lockfile.hash();
     let can_be_rebuilt = bundle.lockfile.comfyui.is_some();
     let document = match can_be_rebuilt {
@@ -54,6 +58,7 @@ pub(super) async fn prepare(
         inputs: bundle.manifest.inputs.clone(),
         requirements,
         models,
+        private,
         interface: Arc::new(interface),
         notes,
         deployed,

@@ -337,7 +337,8 @@ impl Driver {
 
     /// Adds the coordinator to those who hold a blob, where it does.
     fn tell_located(&mut self, node: PeerId, name: BlobName, mut located: Located) {
-        if let Some(own) = self.own_blob(&name, located.blob) {
+        let own = self.own_blob(&name, located.blob);
+        if let Some(own) = own.filter(|own| !self.state.is_private(&own.hash.into())) {
             located.blob = Some(own);
             located.providers.push(self.state.own_provider().clone());
         }

@@ -2,10 +2,12 @@
 //!
 //! Not here: what is in them, and how they are made from a bundle.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use protocol::{BlobHash, BlobRef, LockedModel, Sha256, WorkflowName, WorkflowSelector, WorkflowVersion};
+use protocol::{
+    BlobHash, BlobName, BlobRef, LockedModel, Sha256, WorkflowName, WorkflowSelector, WorkflowVersion,
+};
 
 use crate::view::DeployedWorkflow;
 
@@ -17,6 +19,8 @@ pub(crate) struct Catalog {
     /// The models of which a lockfile names the blob, by either name.
     models: BTreeMap<BlobHash, u64>,
     aliases: BTreeMap<Sha256, BlobRef>,
+    /// What some lockfile says that peers may not have.
+    private: BTreeSet<BlobName>,
 }
 
 impl Catalog {
@@ -29,6 +33,10 @@ impl Catalog {
                 self.aliases.insert(sha256, BlobRef { hash, size: *size });
             }
         }
+        self.private.extend(&workflow.private);
+        // Versions that earlier releases wrote have no list of their own.
+        let unshared = workflow.models.iter().filter(|model| !model.share);
+        self.private.extend(unshared.flat_map(LockedModel::names));
         self.versions.insert(workflow.id.clone(), workflow);
     }
 
@@ -37,12 +45,9 @@ impl Catalog {
         self.models.get(&hash).map(|size| BlobRef { hash, size: *size })
     }
 
-    /// Whether some lockfile says of a blob, by either name, that peers may not have it.
-    pub(crate) fn is_private(&self, blob: BlobHash, sha256: Option<Sha256>) -> bool {
-        let is_it = |model: &LockedModel| {
-            model.blob == Some(blob) || model.sha256.is_some() && model.sha256 == sha256
-        };
-        self.versions.values().flat_map(|workflow| &workflow.models).any(|model| !model.share && is_it(model))
+    /// The names of what peers may not have, as some lockfile says.
+    pub(crate) fn private(&self) -> &BTreeSet<BlobName> {
+        &self.private
     }
 
     /// The model that some lockfile names by both hashes.

@@ -2,8 +2,11 @@
 //!
 //! Not here: the books that the answers are read from (`nodes`, `aliases`, `origins`, `catalog`).
 
+use std::collections::BTreeSet;
+
 use protocol::message::{
-    CoordinatorMessage, Locate, Located, MAX_PROVIDERS, OriginLease, Provider, ReadOrigin,
+    CoordinatorMessage, KeepPrivate, Locate, Located, MAX_LIST, MAX_PROVIDERS, OriginLease, Provider,
+    ReadOrigin,
 };
 use protocol::{BlobName, BlobRef, PeerId};
 
@@ -14,10 +17,11 @@ impl State {
     /// Answers who holds a blob. The driver adds the coordinator itself where its own store has it.
     pub(super) fn locate(&mut self, peer: PeerId, locate: &Locate, turn: &mut Turn) {
         let blob = self.blob_named(&locate.name);
-        let providers = blob.map(|blob| self.nodes.providers(blob, peer)).unwrap_or_default();
+        let shared = blob.filter(|_| !self.is_private(&locate.name));
+        let providers = shared.map(|blob| self.nodes.providers(blob, peer)).unwrap_or_default();
         let readers = match locate.name {
-            BlobName::Sha256(sha256) => self.origins.readers(sha256),
-            BlobName::Blake3(_) => Vec::new(),
+            BlobName::Sha256(sha256) if !self.is_private(&locate.name) => self.origins.readers(sha256),
+            BlobName::Sha256(_) | BlobName::Blake3(_) => Vec::new(),
         };
         let readers = self.to_providers(readers, peer);
         let located = Located { request: locate.request, blob, providers, readers };
@@ -30,6 +34,30 @@ impl State {
         match name {
             BlobName::Blake3(hash) => self.nodes.blob(*hash).or_else(|| self.catalog.model(*hash)),
             BlobName::Sha256(sha256) => self.catalog.alias(*sha256).or_else(|| self.aliases.get(*sha256)),
+        }
+    }
+
+    /// Whether some deployed lockfile says that peers may not have it, by whatever name.
+    pub fn is_private(&self, name: &BlobName) -> bool {
+        let hash = |name: &BlobName| match name {
+            BlobName::Blake3(hash) => Some(*hash),
+            BlobName::Sha256(_) => self.blob_named(name).map(|blob| blob.hash),
+        };
+        let wanted = hash(name);
+        let is_it = |private: &BlobName| private == name || wanted.is_some() && hash(private) == wanted;
+        self.catalog.private().iter().any(is_it)
+    }
+
+    /// Tells these nodes what none of them may serve: they may hold it, or come to it by themselves.
+    pub(super) fn keep_private(&self, nodes: &[PeerId], names: &BTreeSet<BlobName>, turn: &mut Turn) {
+        let blobs = names.iter().filter_map(|name| self.blob_named(name)).map(|blob| blob.hash.into());
+        let names: Vec<BlobName> =
+            names.iter().copied().chain(blobs).collect::<BTreeSet<_>>().into_iter().collect();
+        for node in nodes {
+            for names in names.chunks(MAX_LIST) {
+                let private = KeepPrivate { names: names.to_vec() };
+                turn.send(*node, CoordinatorMessage::KeepPrivate(private));
+            }
         }
     }
 
@@ -53,11 +81,16 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use protocol::message::{Aliases, Inventory, NodeMessage};
     use protocol::{Alias, BlobHash, FileRef, PIECE_SIZE, PieceRange, Sha256};
 
-    use super::super::made_farm::{Farm, node};
+    use super::super::Event;
+    use super::super::made_farm::{Farm, node, workflow};
     use super::*;
+
+    use crate::view::DeployedWorkflow;
 
     const SHA256: Sha256 = Sha256([7; 32]);
 
@@ -110,6 +143,42 @@ mod tests {
         farm.disconnect(1);
         let found = (Some(model()), vec![node(2)], vec![]);
         assert_eq!(farm.locate(3, BlobName::Sha256(SHA256)), found);
+    }
+
+    #[test]
+    fn what_a_lockfile_keeps_private_is_found_nowhere_and_every_node_hears_of_it() {
+        let mut farm = Farm::new();
+        (1..=3).for_each(|seed| farm.register(seed));
+        (1..=2).for_each(|seed| farm.hold(seed, model()));
+        farm.say(1, NodeMessage::Aliases(Aliases { aliases: vec![Alias { sha256: SHA256, blob: model() }] }));
+        let (by_hash, by_sha256) = (BlobName::Blake3(model().hash), BlobName::Sha256(SHA256));
+        assert_eq!(farm.locate(3, by_hash).1, [node(1), node(2)]);
+        farm.read_origin(2, 0, 8);
+        farm.done();
+
+        let private = DeployedWorkflow { private: vec![by_sha256], ..(*workflow(1)).clone() };
+        farm.apply(Event::Deploy(Arc::new(private)));
+        let told = |done: Vec<Action>| -> Vec<(PeerId, Vec<BlobName>)> {
+            let private = |action| match action {
+                Action::Send(to, CoordinatorMessage::KeepPrivate(private)) => Some((to, private.names)),
+                _ => None,
+            };
+            done.into_iter().filter_map(private).collect()
+        };
+        // By the other name as well, as far as anybody told it.
+        let names = vec![by_hash, by_sha256];
+        assert_eq!(told(farm.done()), [1, 2, 3].map(|seed| (node(seed), names.clone())));
+        for name in [by_hash, by_sha256] {
+            assert_eq!(farm.locate(3, name), (Some(model()), vec![], vec![]));
+            assert!(farm.state.is_private(&name));
+        }
+        farm.apply(Event::Keep { blob: model(), copies: 2, author: Some(node(1)) });
+        assert!(
+            farm.done().iter().all(|action| !matches!(action, Action::Send(_, CoordinatorMessage::Keep(_))))
+        );
+        farm.restart();
+        farm.register(4);
+        assert_eq!(told(farm.done()), [(node(4), vec![by_sha256])]);
     }
 
     #[test]

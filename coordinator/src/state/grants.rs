@@ -131,7 +131,7 @@ impl State {
 
     /// Who holds a blob: other nodes first, and the coordinator, through which everything came, last.
     pub(super) fn providers(&self, hash: BlobHash, asking: PeerId) -> BlobProviders {
-        let blob = self.nodes.blob(hash);
+        let blob = self.nodes.blob(hash).filter(|blob| !self.is_private(&blob.hash.into()));
         let mut providers = blob.map(|blob| self.nodes.providers(blob, asking)).unwrap_or_default();
         providers.push(self.settings.provider.clone());
         BlobProviders { hash, providers }

@@ -72,6 +72,7 @@ pub(super) fn workflow(version: u32) -> Arc<DeployedWorkflow> {
         inputs: BTreeMap::new(),
         interface: Arc::new(interface),
         models: vec![],
+        private: vec![],
         requirements: Requirements::default(),
         notes: vec![],
         deployed: OffsetDateTime::UNIX_EPOCH,

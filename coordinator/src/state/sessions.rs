@@ -60,6 +60,7 @@ impl State {
             draining: self.is_draining(peer),
         };
         turn.send(peer, CoordinatorMessage::Welcome(welcome));
+        self.keep_private(&[peer], self.catalog.private(), turn);
         self.want_workspaces_of(peer, turn);
 
         let told: BTreeSet<LeaseId> =

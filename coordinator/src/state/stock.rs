@@ -45,7 +45,7 @@ impl State {
 
     /// Somebody wishes that nodes keep a blob. One that its lockfile says is not to be shared is not kept.
     pub(super) fn keep(&mut self, blob: BlobRef, copies: usize, author: Option<PeerId>, turn: &mut Turn) {
-        let is_private = self.catalog.is_private(blob.hash, self.aliases.sha256_of(blob));
+        let is_private = self.is_private(&blob.hash.into());
         if !is_private && self.keeps.wish(blob, copies, author, turn.now.monotonic) {
             self.keep_wished(turn);
         }
@@ -56,7 +56,7 @@ impl State {
         let now = turn.now.monotonic;
         for blob in self.keeps.wished(now) {
             // Its author's inventory may still be on the way; who is asked too early only refuses.
-            if !self.nodes.is_served(blob) {
+            if !self.nodes.is_served(blob) || self.is_private(&blob.hash.into()) {
                 continue;
             }
             let there = self.nodes.iter().filter(|(_, node)| node.session.is_some() && !node.leaving);

@@ -102,6 +102,7 @@ async fn what_was_committed_is_found_by_the_next_start() {
         inputs: BTreeMap::new(),
         interface: Arc::new(Interface::default()),
         models: vec![],
+        private: vec![],
         requirements: Requirements::default(),
         notes: vec!["a note".into()],
         deployed: OffsetDateTime::UNIX_EPOCH,

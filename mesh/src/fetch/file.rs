@@ -161,6 +161,9 @@ impl Exchange {
         providers: &[Provider],
         progress: Option<&watch::Sender<Progress>>,
     ) -> Result<FetchedFile, FetchFileError> {
+        // What was made private stays so, whoever asks for it now.
+        let share = wanted.share && !self.store().is_private(wanted.file.sha256, wanted.blob);
+        let wanted = &OriginFile { share, ..wanted.clone() };
         let OriginFile { file, .. } = wanted;
         if file.size > MAX_BLOB_SIZE {
             return Err(FetchFileError::Size(*file));

@@ -16,25 +16,33 @@ const MAX_ALIASES: usize = 1 << 16;
 
 /// The blobs by their SHA-256.
 #[derive(Debug, Default, Clone)]
-pub(super) struct Aliases(BTreeMap<Sha256, BlobRef>);
+pub(super) struct Aliases {
+    blobs: BTreeMap<Sha256, BlobRef>,
+    by_hash: HashMap<BlobHash, Sha256>,
+}
 
 impl Aliases {
     pub(super) fn read(directory: &Path) -> Result<Self, StoreError> {
         let aliases: Vec<Alias> = read_json(directory, NAME)?;
-        Ok(Self(aliases.into_iter().map(|alias| (alias.sha256, alias.blob)).collect()))
+        Ok(Self::of(aliases.into_iter().map(|alias| (alias.sha256, alias.blob)).collect()))
+    }
+
+    fn of(blobs: BTreeMap<Sha256, BlobRef>) -> Self {
+        let by_hash = blobs.iter().map(|(sha256, blob)| (blob.hash, *sha256)).collect();
+        Self { blobs, by_hash }
     }
 
     pub(super) fn get(&self, sha256: &Sha256) -> Option<BlobRef> {
-        self.0.get(sha256).copied()
+        self.blobs.get(sha256).copied()
     }
 
     /// The same by the other name.
-    pub(super) fn by_hash(&self) -> HashMap<BlobHash, Sha256> {
-        self.0.iter().map(|(sha256, blob)| (blob.hash, *sha256)).collect()
+    pub(super) fn sha256_of(&self, hash: BlobHash) -> Option<Sha256> {
+        self.by_hash.get(&hash).copied()
     }
 
     fn all(&self) -> impl Iterator<Item = Alias> {
-        self.0.iter().map(|(sha256, blob)| Alias { sha256: *sha256, blob: *blob })
+        self.blobs.iter().map(|(sha256, blob)| Alias { sha256: *sha256, blob: *blob })
     }
 }
 
@@ -59,7 +67,7 @@ impl BlobStore {
 
     /// The SHA-256 of a whole blob, read again for it unless it is known; both names are kept.
     pub async fn prove_sha256(&self, blob: BlobRef) -> Result<Sha256, StoreError> {
-        let known = self.index().aliases.by_hash().get(&blob.hash).copied();
+        let known = self.index().aliases.sha256_of(blob.hash);
         if let Some(sha256) = known {
             return Ok(sha256);
         }
@@ -75,11 +83,12 @@ impl BlobStore {
         if index.aliases.get(&alias.sha256) == Some(alias.blob) {
             return Ok(());
         }
-        let mut aliases = index.aliases.clone();
-        if aliases.0.len() >= MAX_ALIASES {
-            aliases.0.retain(|_, blob| index.get(blob.hash).is_some());
+        let mut blobs = index.aliases.blobs.clone();
+        if blobs.len() >= MAX_ALIASES {
+            blobs.retain(|_, blob| index.get(blob.hash).is_some());
         }
-        aliases.0.insert(alias.sha256, alias.blob);
+        blobs.insert(alias.sha256, alias.blob);
+        let aliases = Aliases::of(blobs);
         write_json(&self.inner.directory, NAME, &aliases.all().collect::<Vec<_>>())?;
         index.aliases = aliases;
         drop(index);

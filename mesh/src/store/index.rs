@@ -112,7 +112,21 @@ impl Index {
     /// copies are private files.
     pub(super) fn is_shared(&self, hash: BlobHash) -> bool {
         let has_shared = || self.own.contains_key(&hash) || self.files_of(hash).all(|file| file.shared);
-        !self.marks.is_private(hash.into()) && has_shared()
+        !self.is_private(hash) && has_shared()
+    }
+
+    /// Whether somebody made it private, under any name that it is known by here.
+    pub(super) fn is_private(&self, hash: BlobHash) -> bool {
+        let in_place = self.files_of(hash).filter_map(|file| file.sha256);
+        let vouched = self.vouched.iter().filter(|(_, blob)| blob.hash == hash).map(|(sha256, _)| *sha256);
+        let mut names = in_place.chain(self.aliases.sha256_of(hash)).chain(vouched);
+        self.marks.is_private(hash.into()) || names.any(|sha256| self.marks.is_private(sha256.into()))
+    }
+
+    /// The same of a file by its SHA-256.
+    pub(super) fn is_private_file(&self, sha256: Sha256) -> bool {
+        let blob = self.alias(&sha256).or_else(|| self.vouched.get(&sha256).copied());
+        self.marks.is_private(sha256.into()) || blob.is_some_and(|blob| self.is_private(blob.hash))
     }
 
     pub(super) fn add_own(&mut self, blob: BlobRef, used: SystemTime) {

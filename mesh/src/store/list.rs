@@ -31,14 +31,13 @@ impl BlobStore {
     /// Every whole blob with what is known of it, by hash.
     pub fn list(&self) -> Vec<BlobEntry> {
         let index = self.index();
-        let sha256s = index.aliases.by_hash();
         let entry = |BlobRef { hash, size }| BlobEntry {
             hash,
             size,
             pinned: index.marks.is_pinned(hash),
             shared: index.is_shared(hash),
             in_place: index.files_of(hash).map(|file| file.path.clone()).collect(),
-            sha256: index.files_of(hash).find_map(|file| file.sha256).or(sha256s.get(&hash).copied()),
+            sha256: index.files_of(hash).find_map(|file| file.sha256).or(index.aliases.sha256_of(hash)),
         };
         let mut entries: Vec<_> = index.complete().map(entry).collect();
         entries.sort_by_key(|entry| entry.hash);

@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statvfs::statvfs;
-use protocol::{BlobHash, BlobName, BlobRef};
+use protocol::{BlobHash, BlobName, BlobRef, Sha256};
 use tracing::{info, warn};
 
 use super::index::{Candidate, Deletable};
@@ -90,6 +90,12 @@ impl BlobStore {
             Ok(())
         })
         .await
+    }
+
+    /// Whether somebody made a file, or the blob that it is said to be, private.
+    pub(crate) fn is_private(&self, sha256: Sha256, blob: Option<BlobHash>) -> bool {
+        let index = self.index();
+        index.is_private_file(sha256) || blob.is_some_and(|hash| index.is_private(hash))
     }
 
     /// How many bytes it can still take: with a quota, once all that may go has gone.

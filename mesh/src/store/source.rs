@@ -31,7 +31,7 @@ impl BlobStore {
     pub(crate) async fn source(&self, blob: BlobRef) -> Result<Option<Source>, StoreError> {
         let store = self.clone();
         blocking(move || {
-            if store.index().marks.is_private(blob.hash.into()) {
+            if store.index().is_private(blob.hash) {
                 return Ok(None);
             }
             if let Some((file, found)) = store.use_whole(blob.hash)? {
@@ -54,7 +54,7 @@ impl BlobStore {
     /// What can be served of this file: all of it, if it was proven, or the pieces that came so far; `None`
     /// also where it is not shared.
     pub(crate) async fn file_source(&self, file: FileRef) -> Result<Option<Source>, StoreError> {
-        if self.index().marks.is_private(file.sha256.into()) {
+        if self.index().is_private_file(file.sha256) {
             return Ok(None);
         }
         let unproven = self.index().unproven.get(&file.sha256).and_then(Weak::upgrade);

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use mesh::fetch::{FetchFileError, OriginFile};
 use mesh::finder::Found;
+use mesh::folders::index;
 use mesh::frames::{FrameReceiver, FrameSender};
 use mesh::plane::{Channel, Link};
 use mesh::store::BlobStore;
 use protocol::wire::{BlobAnswer, BlobRequest, GetSmall, MAX_BLOB_FRAME};
 use protocol::{BlobRef, PIECE_SIZE};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use crate::askers::asker;
 use crate::farm::{Farm, PATIENCE, bytes};
@@ -123,4 +125,34 @@ async fn private_file_is_taken_from_its_own_origin_alone() {
     other.store.prove_sha256(blob).await.expect("it can be read");
     other.exchange.fetch_file(&OriginFile { share: false, ..open }, &[], None).await.expect("it is here");
     assert_eq!(other.store.shared(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn model_that_is_private_by_its_sha256_alone_is_not_served_from_a_model_folder_either() {
+    let farm = Farm::new();
+    let (holder, models) = (peer(&farm).await, tempfile::tempdir().expect("a folder"));
+    let wait = CancellationToken::new();
+    for (size, private_first) in [(3 * MIB, true), (3 * MIB + 1, false), (9000, true)] {
+        let bytes = bytes(size);
+        let (file, blob) = (file_of(&bytes, &[]), BlobRef::of(&bytes));
+        let asker = asker(&farm, &holder).await;
+        let named = vec![file.file.sha256.into()];
+        if private_first {
+            holder.store.keep_private(named.clone()).await.expect("there is room");
+        }
+        std::fs::write(models.path().join(format!("{size}.safetensors")), &bytes).expect("own folder");
+        index(&holder.store, models.path(), wait.clone(), |_| {}).await.expect("it can be read");
+        if !private_first {
+            assert!(is_given(&asker.link, BlobRequest::Open(blob)).await);
+            holder.store.keep_private(named).await.expect("there is room");
+        }
+        assert!(!is_given(&asker.link, BlobRequest::Open(blob)).await, "{size}");
+        assert!(!is_given(&asker.link, BlobRequest::OpenFile(file.file)).await, "{size}");
+        if size < MIB {
+            let small = BlobRequest::GetSmall(GetSmall { blobs: vec![blob] });
+            assert!(!is_given(&asker.link, small).await);
+        }
+        assert!(!holder.store.shared().contains(&blob));
+        assert!(holder.store.aliases().iter().all(|alias| alias.blob != blob));
+    }
 }

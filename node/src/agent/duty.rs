@@ -239,6 +239,7 @@ impl Duty {
                 self.slots.set_draining(draining.draining);
             }
             CoordinatorMessage::Keep(keep) => self.on_keep(keep).await,
+            CoordinatorMessage::KeepPrivate(private) => self.on_keep_private(private).await,
             CoordinatorMessage::Located(located) => self.open_questions.located(located),
             CoordinatorMessage::OriginLease(lease) => self.open_questions.origin_lease(lease),
             CoordinatorMessage::WantWorkspaces(want) => self.on_want_workspaces(want),

@@ -10,7 +10,7 @@ use protocol::message::AUTHOR_LABEL;
 use serde_json::{Value, json};
 
 use super::author::Author;
-use super::models::{Model, unknown_private};
+use super::models::Model;
 use crate::args::DeployArguments;
 use crate::client::Client;
 use crate::commands::{asked_to_stop, text};
@@ -36,15 +36,10 @@ pub(super) async fn keep(
     client: &Client,
     deployed: &Value,
 ) -> anyhow::Result<()> {
-    let models = Model::all(deployed, &arguments.private);
+    let models = Model::all(deployed);
     if models.is_empty() {
         eprintln!("its lockfile names no models that its graph uses: there is nothing to serve");
         return Ok(());
-    }
-    if let Some(unknown) = unknown_private(&models, &arguments.private) {
-        let names: Vec<&str> = models.iter().map(|model| model.name.as_str()).collect();
-        let names = names.join(", ");
-        return Err(Failure::Input(format!("no model is called `{unknown}`: it uses {names}")).into());
     }
     let author = Author::find(client, arguments.listen).await?;
     let kept = tokio::select! {

@@ -24,23 +24,20 @@ pub(super) struct Model {
 
 impl Model {
     /// The models that a deployed workflow names.
-    pub(super) fn all(deployed: &Value, private: &[String]) -> Vec<Self> {
-        let models = deployed["models"].as_array().into_iter().flatten();
-        models.map(|model| Self::new(model, private)).collect()
+    pub(super) fn all(deployed: &Value) -> Vec<Self> {
+        deployed["models"].as_array().into_iter().flatten().map(Self::new).collect()
     }
 
-    fn new(model: &Value, private: &[String]) -> Self {
+    fn new(model: &Value) -> Self {
         let path = text(model, "path");
         let name = path.strip_prefix("models/").unwrap_or(path).to_owned();
-        let is_private =
-            private.iter().any(|private| *private == name || name.rsplit('/').next() == Some(private));
         let hash = |key: &str| model[key].as_str().map(str::to_owned);
         Self {
             size: model["size"].as_u64().unwrap_or_default(),
             sha256: hash("sha256"),
             blob: hash("blob"),
             has_url: model["sources"].as_array().is_some_and(|sources| !sources.is_empty()),
-            share: model["share"] != false && !is_private,
+            share: model["share"] != false,
             name,
         }
     }
@@ -64,16 +61,6 @@ impl Model {
     }
 }
 
-/// The names that `--private` gives and no model has: a typing error must not make a model public.
-pub(super) fn unknown_private<'a>(models: &[Model], private: &'a [String]) -> Option<&'a String> {
-    let is_known = |private: &&String| {
-        models
-            .iter()
-            .any(|model| model.name == **private || model.name.rsplit('/').next() == Some(private.as_str()))
-    };
-    private.iter().find(|private| !is_known(private))
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -90,7 +77,7 @@ mod tests {
             { "path": "models/loras/a.safetensors", "size": 3, "sha256": "12", "blob": null, "sources": [], "share": true },
             { "path": "models/loras/b.safetensors", "size": 3, "sha256": null, "blob": "34", "sources": [{}], "share": false },
         ] });
-        let models = Model::all(&deployed, &[]);
+        let models = Model::all(&deployed);
         for folder in [at("comfy"), at("comfy/models")] {
             assert!(models[0].find(&[at("none"), folder]).is_some());
         }
@@ -102,19 +89,5 @@ mod tests {
             (Some("sha256:12".into()), Some("34".into()))
         );
         assert_eq!((models[0].share, models[1].share, models[1].has_url), (true, false, true));
-    }
-
-    #[test]
-    fn private_models_are_named_by_path_or_file_and_a_wrong_name_is_noticed() {
-        let deployed = json!({ "models": [{ "path": "models/loras/a.safetensors", "size": 3 }] });
-        for name in ["a.safetensors", "loras/a.safetensors"] {
-            let private = [name.to_owned()];
-            let models = Model::all(&deployed, &private);
-            assert!(!models[0].share, "{name}");
-            assert_eq!(unknown_private(&models, &private), None);
-        }
-        let private = ["b.safetensors".to_owned()];
-        let models = Model::all(&deployed, &private);
-        assert_eq!((models[0].share, unknown_private(&models, &private)), (true, Some(&private[0])));
     }
 }

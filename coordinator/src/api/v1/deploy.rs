@@ -13,8 +13,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use mesh::store::BlobStore;
 use protocol::{
-    Bundle, BundleLimits, ExposeError, Exposure, Interface, LockedModel, MAX_WORKFLOW, WorkflowName,
-    error_chain, notes_on_outputs, read_bundle,
+    Bundle, BundleLimits, ExposeError, Exposure, Interface, LockedModel, Lockfile, MAX_WORKFLOW,
+    WorkflowName, error_chain, notes_on_outputs, read_bundle,
 };
 
 use crate::api::Api;
@@ -35,6 +35,7 @@ struct DeployQuery {
     exposure: Exposure,
     accept_attached: bool,
     keep_signature: bool,
+    private: Vec<String>,
 }
 
 /// Deploy the next version of a workflow
@@ -52,6 +53,7 @@ struct DeployQuery {
         ("output" = Option<Vec<String>>, Query, description = "The id of an op whose files are an output; repeatable"),
         ("accept_attached" = Option<bool>, Query, description = "Whether an attached ComfyUI, which proves no lockfile, may run it"),
         ("keep_signature" = Option<bool>, Query, description = "Whether the bundle's lockfile keeps its publisher's signature, so that only nodes that trust this publisher rebuild it; else the farm signs it"),
+        ("private" = Option<Vec<String>>, Query, description = "A model that no peer may have, by its path below `models` or its file name: its lockfile says so from then on; repeatable"),
     ),
     request_body(content((Binary = "application/zip"), (Object = "application/json"))),
     responses((status = 201, body = DeployedAnswer)),
@@ -65,7 +67,7 @@ pub(super) async fn deploy_workflow(
     let name = query.name.clone().ok_or_else(|| {
         ApiError::field("name", "required", "is required: the name to deploy under, as `?name=pixel-art`")
     })?;
-    let bundle = match media_type(&request).as_str() {
+    let mut bundle = match media_type(&request).as_str() {
         "application/zip" | "application/x-zip-compressed" => {
             let file = spool_body(request, api.upload_limit).await?;
             in_background(&api, move |store| bundle_of_zip(file, store)).await?
@@ -80,13 +82,20 @@ pub(super) async fn deploy_workflow(
             ));
         }
     };
+    query.keep_private(&mut bundle.lockfile)?;
+    if !query.private.is_empty() {
+        let document = bundle.lockfile.to_canonical_json();
+        let kept = api.coordinator.blobs().import_bytes(&document).await;
+        bundle.manifest.lockfile = kept?;
+    }
     if query.keep_signature {
         let kept = bundle.lockfile.verify();
         kept.map_err(|error| ApiError::field("keep_signature", "signature", error.to_string()))?;
     }
     let interface = interface(&query.exposure, &bundle)?;
     let repairs = bundle.repairs.iter().map(ToString::to_string);
-    let notes = repairs.chain(notes_on_outputs(&interface)).collect();
+    let notes =
+        repairs.chain(unknown_private(&bundle.lockfile)).chain(notes_on_outputs(&interface)).collect();
     let DeployQuery { accept_attached, keep_signature, .. } = query;
     let deployment =
         Deployment { name, bundle: bundle.clone(), interface, accept_attached, keep_signature, notes };
@@ -122,13 +131,43 @@ impl DeployQuery {
                     Ok(keep) => query.keep_signature = keep,
                     Err(_) => fault("takes true or false".to_owned()),
                 },
+                "private" => query.private.push(value),
                 _ => {
-                    let message = "takes `name`, `input`, `output`, `accept_attached` and `keep_signature`";
+                    let message =
+                        "takes `name`, `input`, `output`, `accept_attached`, `keep_signature` and `private`";
                     errors.push(FieldProblem::new(key.as_str(), "unknown", message));
                 }
             }
         }
         if errors.is_empty() { Ok(query) } else { Err(ApiError::fields(errors)) }
+    }
+
+    /// Marks the models that no peer may have; it stands in the lockfile before that is hashed and signed.
+    fn keep_private(&self, lockfile: &mut Lockfile) -> Result<(), ApiError> {
+        let refused = |code, message: String| Err(ApiError::field("private", code, message));
+        for name in &self.private {
+            let mut called = lockfile.models.iter_mut().filter(|model| model.is_called(name)).peekable();
+            if called.peek().is_none() {
+                let names: Vec<&str> = lockfile.models.iter().map(|model| model.path.as_str()).collect();
+                let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+                return refused(
+                    "unknown",
+                    format!("no model of the lockfile is called `{name}`; it names {names}"),
+                );
+            }
+            for model in called {
+                if model.share && self.keep_signature {
+                    let message = format!(
+                        "`{}` is shared in what the publisher signed, and a changed lockfile does not bear that \
+                         signature: deploy without `keep_signature`, or have the publisher sign it anew",
+                        model.path
+                    );
+                    return refused("signature", message);
+                }
+                model.share = false;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -147,6 +186,18 @@ fn interface(query: &Exposure, bundle: &Bundle) -> Result<Interface, ApiError> {
         return Err(ApiError::NothingExposed(Box::new(DeployCandidates::of(&bundle.workflow))));
     }
     Ok(interface)
+}
+
+/// Remarks on models that no peer may have, and that no node can tell from others.
+fn unknown_private(lockfile: &Lockfile) -> impl Iterator<Item = String> {
+    let unknown = lockfile.models.iter().filter(|model| !model.share && model.names().next().is_none());
+    unknown.map(|model| {
+        format!(
+            "the lockfile names no hash of `{}`: a node that has it in a model folder does not know that it may not be \
+             served, unless that folder's `.comfy-farm-private` lists it",
+            model.path
+        )
+    })
 }
 
 /// Reads an upload on a thread that may block.
@@ -349,6 +400,39 @@ mod tests {
         check(with(json!({ "sources": sources })), false);
         check(with(json!({ "sha256": sha256 })), false);
         assert!(unfetchable(None).is_some());
+    }
+
+    #[test]
+    fn private_models_stand_in_the_lockfile_before_it_is_signed() {
+        let model = |path: &str, more: Value| {
+            let mut model = json!({ "path": path, "size": 15, "disabled": false });
+            model.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            serde_json::from_value::<LockedModel>(model).unwrap()
+        };
+        let named = model("models/loras/deep/a.safetensors", json!({ "sha256": "a".repeat(64) }));
+        let unnamed = model("models/loras/b.safetensors", json!({}));
+        let lockfile = Lockfile { models: vec![named, unnamed], ..Lockfile::default() };
+        let kept = |name: &str, keep: bool, mut lockfile: Lockfile| {
+            let pairs = vec![
+                ("private".to_owned(), name.to_owned()),
+                ("keep_signature".to_owned(), keep.to_string()),
+            ];
+            DeployQuery::parse(pairs).unwrap().keep_private(&mut lockfile).map(|()| lockfile)
+        };
+        for name in ["a.safetensors", "loras/deep/a.safetensors", "models/loras/deep/a.safetensors"] {
+            let changed = kept(name, false, lockfile.clone()).unwrap();
+            assert_eq!(
+                changed.models.iter().map(|model| model.share).collect::<Vec<_>>(),
+                [false, true],
+                "{name}"
+            );
+            assert_ne!(changed.hash(), lockfile.hash());
+            assert_eq!(kept(name, true, changed.clone()).unwrap(), changed, "its publisher says the same");
+            assert!(kept(name, true, lockfile.clone()).is_err(), "{name}");
+        }
+        assert!(kept("c.safetensors", false, lockfile.clone()).is_err());
+        let changed = kept("b.safetensors", false, lockfile).unwrap();
+        assert_eq!(unknown_private(&changed).count(), 1);
     }
 
     #[tokio::test]

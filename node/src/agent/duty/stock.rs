@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use mesh::store::ByteSize;
-use protocol::message::{Keep, KeepRefused, MAX_LIST, NodeMessage, Storage};
+use protocol::message::{Keep, KeepPrivate, KeepRefused, MAX_LIST, NodeMessage, Storage};
 use protocol::{BlobHash, Fault, Transfers, error_chain};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
@@ -69,6 +69,14 @@ impl Duty {
         self.stock.hashes.insert(blob);
         let (tools, turns) = (Arc::clone(&self.tools), Arc::clone(&self.stock.turns));
         self.stock.keeping.spawn(keep_task(tools, turns, keep));
+    }
+
+    /// Serves these no more. The inventory says by itself that they are gone.
+    pub(super) async fn on_keep_private(&mut self, private: KeepPrivate) {
+        let names = private.names.into_iter().take(MAX_LIST).collect();
+        if let Err(error) = self.tools.blobs.keep_private(names).await {
+            error!(error = error_chain(&error), "files that are not to be shared could not be marked so");
+        }
     }
 
     /// Tells what came of a blob that was to be kept.

@@ -217,19 +217,21 @@ impl Exchange {
         providers: &[Provider],
         progress: Option<&watch::Sender<Progress>>,
     ) -> Result<Vec<Fetched>, FetchError> {
-        let fetching = self.fetch_once(blob, providers, false, progress);
+        let fetching = self.fetch_once(blob, providers, None, false, progress);
         let span = debug_span!("fetch", blob = %blob.hash.fmt_short());
         let fetched = self.inner.stop.run_until_cancelled(fetching.instrument(span)).await;
-        fetched.unwrap_or(Err(FetchError::Stopped))
+        Ok(fetched.unwrap_or(Err(FetchError::Stopped))?.fetched)
     }
 
+    /// The same, from another supplier as well where the providers are slow.
     async fn fetch_once(
         &self,
         blob: BlobRef,
         providers: &[Provider],
+        besides: Option<Arc<dyn Supplier>>,
         in_order: bool,
         progress: Option<&watch::Sender<Progress>>,
-    ) -> Result<Vec<Fetched>, FetchError> {
+    ) -> Result<Gave, FetchError> {
         let is_wrong_empty = blob.size == 0 && blob.hash != BlobHash::of(b"");
         if blob.size > MAX_BLOB_SIZE || is_wrong_empty {
             return Err(FetchError::Size(blob));
@@ -238,12 +240,13 @@ impl Exchange {
         let _turn = turn.lock().await;
         let store = self.store();
         if let Some(found) = store.check(blob.hash).await? {
-            return if found == blob { Ok(Vec::new()) } else { Err(FetchError::Size(blob)) };
+            return if found == blob { Ok(Gave::default()) } else { Err(FetchError::Size(blob)) };
         }
         let partial = store.partial(blob).await?;
         let ourselves = self.inner.config.credentials.peer();
         let others = providers.iter().filter(|provider| provider.peer != ourselves).cloned();
         let suppliers = others.map(|provider| Arc::new(PeerSupplier(provider)) as Arc<dyn Supplier>);
+        let suppliers = suppliers.chain(besides);
         let target = Arc::clone(&partial) as _;
         let gathering = Gathering::new(Arc::clone(&self.inner), target, in_order, progress.cloned());
         self.show(&gathering);
@@ -253,11 +256,9 @@ impl Exchange {
             GatherError::Store(error) => FetchError::Store(error),
         })?;
         partial.finish().await?;
-        let gave = gathering.gave().into_iter().filter_map(|(name, bytes)| match name {
-            SourceName::Peer(from) => Some(Fetched { blob, from, bytes }),
-            SourceName::Origin(_) => None,
-        });
-        Ok(gave.collect())
+        let mut gave = Gave::default();
+        gathering.gave().into_iter().for_each(|(name, bytes)| gave.count(blob, name, bytes));
+        Ok(gave)
     }
 
     /// What it is held to at the moment.
@@ -310,6 +311,22 @@ impl Exchange {
         let turn = Arc::default();
         fetching.insert(name, Arc::downgrade(&turn));
         turn
+    }
+}
+
+/// From whom how much of a blob came.
+#[derive(Debug, Default)]
+struct Gave {
+    fetched: Vec<Fetched>,
+    origin_bytes: u64,
+}
+
+impl Gave {
+    fn count(&mut self, blob: BlobRef, from: SourceName, bytes: u64) {
+        match from {
+            SourceName::Peer(from) => self.fetched.push(Fetched { blob, from, bytes }),
+            SourceName::Origin(_) => self.origin_bytes += bytes,
+        }
     }
 }
 

@@ -40,6 +40,7 @@ use reqwest::redirect::Policy;
 use reqwest::{Certificate, Client, Url};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::limits::Throttle;
 use crate::origin::error::shown;
 
 /// What reading from the internet may do.
@@ -91,6 +92,8 @@ impl Default for OriginConfig {
 #[derive(Clone)]
 pub struct OriginReader {
     inner: Arc<Inner>,
+    /// The caps of the machine, which what comes from here counts against like what peers give.
+    throttle: Option<Arc<Throttle>>,
 }
 
 struct Inner {
@@ -124,7 +127,12 @@ impl OriginReader {
             builder = builder.resolve(host, *address);
         }
         let http = builder.build().map_err(OriginSetupError::Client)?;
-        Ok(Self { inner: Arc::new(Inner { config, http, hosts: Mutex::default() }) })
+        Ok(Self { inner: Arc::new(Inner { config, http, hosts: Mutex::default() }), throttle: None })
+    }
+
+    /// The same, held to these caps.
+    pub(crate) fn throttled(self, throttle: Arc<Throttle>) -> Self {
+        Self { throttle: Some(throttle), ..self }
     }
 
     /// How many bytes the file at the first of these URLs that answers has.

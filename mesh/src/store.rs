@@ -24,6 +24,7 @@ mod cached;
 mod error;
 mod index;
 mod draft;
+mod export;
 mod files;
 mod followed;
 mod growing;
@@ -46,6 +47,7 @@ pub use draft::BlobWriter;
 pub use error::StoreError;
 pub(crate) use files::hash_model;
 pub use growing::GrowingFile;
+pub(crate) use growing::Sha256Beside;
 pub(crate) use in_place::{InPlaceFile, InPlaceIndex};
 pub use list::BlobEntry;
 pub use partial::PartialBlob;
@@ -348,9 +350,10 @@ impl BlobStore {
         }
         let path = self.outboard_path(hash);
         self.make_parent(&path)?;
-        let file = tempfile::NamedTempFile::new_in(self.temporary()).map_err(failure("writing", &path))?;
-        file.as_file().write_all_at(outboard, 0).map_err(failure("writing", &path))?;
-        file.as_file().sync_all().map_err(failure("writing", &path))?;
+        let full = |error| self.write_failure(outboard.len() as u64, &path, error);
+        let file = tempfile::NamedTempFile::new_in(self.temporary()).map_err(full)?;
+        file.as_file().write_all_at(outboard, 0).map_err(full)?;
+        file.as_file().sync_all().map_err(full)?;
         file.persist(&path).map_err(|error| failure("writing", &path)(error.error))?;
         Ok(())
     }

@@ -63,6 +63,16 @@ pub(crate) fn leaves_of(bytes: &[u8], piece: u64) -> impl Iterator<Item = Leaf> 
     leaves_from(bytes, piece * GROUPS_PER_PIECE)
 }
 
+/// The pairs within a piece, made of its bytes.
+pub(crate) fn pairs_within(bytes: &[u8], piece: u64) -> Vec<u8> {
+    let leaves: Vec<Leaf> = leaves_of(bytes, piece).collect();
+    let mut pairs = vec![0; leaves.len().saturating_sub(1) * PAIR];
+    if leaves.len() > 1 {
+        fill(&leaves, &mut pairs);
+    }
+    pairs
+}
+
 /// The leaves of these groups, the number of the first being `first`.
 fn leaves_from(bytes: &[u8], first: u64) -> impl Iterator<Item = Leaf> {
     bytes.chunks(GROUP_SIZE as usize).zip(first..).map(|(group, index)| leaf_of(group, index))
@@ -227,6 +237,7 @@ mod tests {
             for (index, piece) in (0..).zip(bytes.chunks(PIECE_SIZE as usize)) {
                 let (first, length) = pairs_of(size, index);
                 let pairs = &outboard[first as usize..][..length];
+                assert_eq!(pairs_within(piece, index), pairs, "piece {index} of {size}");
                 let own = tree.piece(index, pairs).expect("its pairs are good");
                 assert!(own.verifies(0, piece), "piece {index} of {size}");
                 let mut altered = piece.to_vec();

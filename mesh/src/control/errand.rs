@@ -15,7 +15,7 @@ use crate::fetch::{
     Exchange, FetchError, FetchFileError, FetchedFile, OriginFile, OriginSizeError, Progress as FetchProgress,
 };
 use crate::finder::{FindError, Finder, Found};
-use crate::store::{BlobEntry, BlobStore, StoreError};
+use crate::store::{BlobEntry, BlobStore, Sha256Beside, StoreError};
 
 /// The ways of a process into its farm.
 #[derive(Clone)]
@@ -196,8 +196,10 @@ impl Reach {
                     let blob = blob.or(named).filter(|_| !providers.is_empty());
                     let blob = blob.ok_or_else(|| nobody(silence))?;
                     let chosen = choose(*name, from, &providers)?;
+                    let by_sha256 = matches!(name, BlobName::Sha256(_));
+                    let beside = by_sha256.then(|| self.exchange.store().sha256_beside(blob));
                     let fetched = self.exchange.fetch(blob, &chosen, Some(&sender)).await?;
-                    self.prove(name, blob).await?;
+                    self.prove(name, blob, beside).await?;
                     Ok(Got { blob, fetched, origin_bytes: 0 })
                 }
             }
@@ -227,9 +229,14 @@ impl Reach {
     }
 
     /// That a blob has the SHA-256 by which it was asked for: others' word for that is only a hint.
-    async fn prove(&self, name: &BlobName, blob: BlobRef) -> Result<(), ErrandError> {
-        let BlobName::Sha256(wanted) = name else { return Ok(()) };
-        let found = self.exchange.store().sha256(blob.hash).await?;
+    async fn prove(
+        &self,
+        name: &BlobName,
+        blob: BlobRef,
+        beside: Option<Sha256Beside>,
+    ) -> Result<(), ErrandError> {
+        let (BlobName::Sha256(wanted), Some(beside)) = (name, beside) else { return Ok(()) };
+        let found = self.exchange.store().prove_beside(blob, beside).await?;
         if found == *wanted { Ok(()) } else { Err(ErrandError::WrongSha256 { blob: blob.hash, found }) }
     }
 }

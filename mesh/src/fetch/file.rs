@@ -1,8 +1,9 @@
 //! Files that the world knows by SHA-256 and URLs: from peers and from the internet at once, each byte read
 //! from there by one of the farm.
 //!
-//! Where the BLAKE3 hash is known and somebody holds it, it is an ordinary fetch, proven by its SHA-256
-//! afterwards. Else it is put together: whoever reads it from the internet serves what it has, which
+//! Where the BLAKE3 hash is known and somebody holds it, it is an ordinary fetch in which the internet is one
+//! source more, asked while peers are slow: the hash tree, which only peers have, proves its pieces too. The
+//! SHA-256 is computed beside it. Else it is put together: whoever reads it from the internet serves what it has, which
 //! ranges are whose is leased by the [`Finder`], and everything else comes from the other readers. Without
 //! a finder, or while it does not answer, it is read alone. Nothing proves a piece but the whole: where
 //! that is wrong, the pieces of peers come again from the origin alone, which shows who lied.
@@ -29,10 +30,10 @@ use self::target::FileTarget;
 use super::gather::{GatherError, Gathering};
 use super::peer::PeerSupplier;
 use super::source::Supplier;
-use super::{Exchange, FetchError, Progress, list};
+use super::{Exchange, FetchError, Gave, Progress, list};
 use crate::finder::{Finder, Found};
 use crate::origin::{Origin, OriginConfig, OriginFailed, OriginReader, OriginSetupError};
-use crate::store::{Giver, Proof, StoreError, UnprovenFile};
+use crate::store::{Giver, Pieces, Proof, Sha256Beside, StoreError, UnprovenFile};
 use crate::tree::MAX_BLOB_SIZE;
 
 /// How long it may take to give back what was leased.
@@ -113,6 +114,15 @@ pub enum FetchFileError {
     Stopped,
 }
 
+/// Why a file did not come as the blob that it is said to be.
+#[derive(Debug, thiserror::Error)]
+enum KnownError {
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    #[error(transparent)]
+    File(#[from] FetchFileError),
+}
+
 /// Why the size of a file is not known.
 #[derive(Debug, thiserror::Error)]
 pub enum OriginSizeError {
@@ -133,6 +143,7 @@ impl Exchange {
     /// Sets how files are read from the internet. Without it nothing but public https hosts is asked, and
     /// no token is known.
     pub fn set_origins(&self, reader: OriginReader) {
+        let reader = reader.throttled(Arc::clone(&self.inner.throttle));
         *self.inner.origins.write().unwrap_or_else(PoisonError::into_inner) = Some(reader);
     }
 
@@ -179,7 +190,7 @@ impl Exchange {
         if let Some(blob) = known
             && self.store().check(blob.hash).await? == Some(blob)
         {
-            self.prove(wanted, blob, Vec::new()).await?;
+            self.prove(wanted, blob, None, Vec::new()).await?;
             return Ok(FetchedFile { blob, fetched: Vec::new(), origin_bytes: 0 });
         }
         let found = self.locate(wanted).await;
@@ -188,23 +199,23 @@ impl Exchange {
         peers.extend(found.providers.into_iter().filter(is_new));
         let mut tried = Vec::new();
         let hint = found.blob.filter(|blob| blob.size == file.size);
-        if let Some(blob) = known.or(hint).filter(|_| !peers.is_empty()) {
-            match self.fetch_once(blob, &peers, wanted.in_order, progress).await {
-                Ok(fetched) => {
-                    let from = fetched.iter().map(|fetched| fetched.from.to_string()).collect();
-                    match self.prove(wanted, blob, from).await {
-                        Ok(()) => return Ok(FetchedFile { blob, fetched, origin_bytes: 0 }),
-                        // What others say of a SHA-256 is only a hint.
-                        Err(FetchFileError::WrongSha256 { .. }) if known.is_none() => {
-                            warn!(blob = %blob.hash.fmt_short(), "blob is not the file that others say it is");
-                        }
-                        Err(error) => return Err(error),
-                    }
+        if let Some(blob) = known.or(hint).filter(|blob| !peers.is_empty() || self.store().has_tree(*blob)) {
+            match self.fetch_known(wanted, blob, &peers, progress).await {
+                Ok(fetched) => return Ok(fetched),
+                // What others say of a SHA-256 is only a hint.
+                Err(KnownError::File(FetchFileError::WrongSha256 { .. })) if known.is_none() => {
+                    warn!(blob = %blob.hash.fmt_short(), "blob is not the file that others say it is");
                 }
-                Err(FetchError::NoProvider { tried: by_hash, .. }) => tried = by_hash,
-                Err(FetchError::Size(_)) => {}
-                Err(FetchError::Store(error)) => return Err(error.into()),
-                Err(FetchError::Stopped) => return Err(FetchFileError::Stopped),
+                Err(KnownError::File(error)) => return Err(error),
+                Err(KnownError::Fetch(FetchError::NoProvider { tried: by_hash, .. })) => {
+                    tried = by_hash;
+                    let turn = self.turn(blob.hash.into());
+                    let _turn = turn.lock().await;
+                    self.store().take_over(blob, *file).await?;
+                }
+                Err(KnownError::Fetch(FetchError::Size(_))) => {}
+                Err(KnownError::Fetch(FetchError::Store(error))) => return Err(error.into()),
+                Err(KnownError::Fetch(FetchError::Stopped)) => return Err(FetchFileError::Stopped),
             }
         }
         peers.extend(found.readers);
@@ -215,6 +226,38 @@ impl Exchange {
             self.give_back(*file, holds).await;
         }
         fetched
+    }
+
+    /// Takes the file as the blob that it is known or said to be, from peers and, where they are slow, from the
+    /// internet.
+    async fn fetch_known(
+        &self,
+        wanted: &OriginFile,
+        blob: BlobRef,
+        peers: &[Provider],
+        progress: Option<&watch::Sender<Progress>>,
+    ) -> Result<FetchedFile, KnownError> {
+        let is_proven = wanted.is_trusted() || self.store().alias(&wanted.file.sha256) == Some(blob);
+        let beside = (!is_proven).then(|| self.store().sha256_beside(blob));
+        let origin =
+            Origin::new(self.origins().map_err(FetchFileError::from)?, &wanted.urls, wanted.file.size);
+        let finder = self.finder().filter(|_| wanted.share);
+        let supplier = OriginSupplier::new(origin, wanted.file, finder).spared();
+        let besides = supplier.has_urls().then(|| Arc::new(supplier.clone()) as Arc<dyn Supplier>);
+        // Whoever else reads it from the internet may not know the blob, and asks for the file.
+        let _said = besides.is_some().then(|| self.store().say(wanted.file.sha256, blob));
+        // The SHA-256 follows from the beginning.
+        let in_order = wanted.in_order || beside.is_some();
+        let fetched = self.fetch_once(blob, peers, besides, in_order, progress).await;
+        if supplier.has_leased() {
+            let pieces =
+                if fetched.is_ok() { Pieces::all(blob.pieces()) } else { Pieces::none(blob.pieces()) };
+            self.give_back(wanted.file, held(&pieces)).await;
+        }
+        let Gave { fetched, origin_bytes } = fetched?;
+        let from = fetched.iter().map(|fetched| fetched.from.to_string()).collect();
+        self.prove(wanted, blob, beside, from).await?;
+        Ok(FetchedFile { blob, fetched, origin_bytes })
     }
 
     /// Fills the file from everybody until it is proven.
@@ -232,13 +275,14 @@ impl Exchange {
             unproven.hash_beside();
         }
         let finder = self.finder().filter(|_| wanted.share);
-        let mut supplier = OriginSupplier::new(origin.clone(), Arc::clone(unproven), finder);
+        let mut supplier = OriginSupplier::new(origin.clone(), file, finder);
         let mut gave = BTreeMap::new();
         let proof = loop {
             let gathered = self.gather(wanted, unproven, &supplier, &peers, progress, &mut gave).await;
             if let Some(mirrors) = supplier.take_changed() {
                 debug!("origin changed the file, what it gave before is read again");
-                supplier.take_back(&mirrors).await?;
+                let given = supplier.take_given(&mirrors);
+                unproven.distrust(move |piece, _| !given.contains(&piece)).await?;
                 continue;
             }
             match gathered {
@@ -280,13 +324,9 @@ impl Exchange {
             self.store().keep_private(vec![proof.blob.hash.into()]).await?;
         }
         let blob = unproven.keep(proof).await?;
-        let origin_bytes = gave.iter().filter(|(name, _)| matches!(name, SourceName::Origin(_)));
-        let origin_bytes = origin_bytes.map(|(_, bytes)| bytes).sum();
-        let fetched = gave.iter().filter_map(|(name, bytes)| match name {
-            SourceName::Peer(from) => Some(Fetched { blob, from: *from, bytes: *bytes }),
-            SourceName::Origin(_) => None,
-        });
-        Ok(FetchedFile { blob, fetched: fetched.collect(), origin_bytes })
+        let mut total = Gave::default();
+        gave.into_iter().for_each(|(name, bytes)| total.count(blob, name, bytes));
+        Ok(FetchedFile { blob, fetched: total.fetched, origin_bytes: total.origin_bytes })
     }
 
     /// Takes all that is missing from peers and the origin; counts who gave how much.
@@ -316,18 +356,23 @@ impl Exchange {
         gathered
     }
 
-    /// Proves that a whole blob is the file, unless somebody who is trusted says so.
+    /// Proves that a whole blob is the file, unless somebody who is trusted says so: by the SHA-256 that was
+    /// computed beside it, or by reading it.
     async fn prove(
         &self,
         wanted: &OriginFile,
         blob: BlobRef,
+        beside: Option<Sha256Beside>,
         from: Vec<String>,
     ) -> Result<(), FetchFileError> {
         let file = wanted.file;
         if wanted.is_trusted() || self.store().alias(&file.sha256) == Some(blob) {
             return Ok(());
         }
-        let found = self.store().prove_sha256(blob).await?;
+        let found = match beside {
+            Some(beside) => self.store().prove_beside(blob, beside).await?,
+            None => self.store().prove_sha256(blob).await?,
+        };
         if found == file.sha256 { Ok(()) } else { Err(FetchFileError::WrongSha256 { file, found, from }) }
     }
 
@@ -356,7 +401,7 @@ impl Exchange {
         if let Some(reader) = &*self.inner.origins.read().unwrap_or_else(PoisonError::into_inner) {
             return Ok(reader.clone());
         }
-        let reader = OriginReader::new(OriginConfig::default())?;
+        let reader = OriginReader::new(OriginConfig::default())?.throttled(Arc::clone(&self.inner.throttle));
         self.set_origins(reader.clone());
         Ok(reader)
     }

@@ -15,7 +15,7 @@ use protocol::{PeerId, SourceName, Transfer, TransferSource, error_chain};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, debug_span, warn};
 
@@ -135,6 +135,13 @@ impl Gathering {
         self.learned.add(providers);
     }
 
+    /// Waits until those who give bring it slower than somebody of whom nothing is known would.
+    pub(crate) async fn slow(&self) {
+        while self.target.lacks_outboard().is_some() || !self.lock().schedule.is_slow(self.now()) {
+            sleep(LOOK).await;
+        }
+    }
+
     /// Takes everything that is missing from these suppliers, the preferred first, and from those who are
     /// heard of meanwhile.
     pub(crate) async fn run(self: &Arc<Self>, suppliers: Vec<Arc<dyn Supplier>>) -> Result<(), GatherError> {
@@ -145,7 +152,7 @@ impl Gathering {
             if let SourceName::Peer(peer) = supplier.name() {
                 self.learned.knows(peer);
             }
-            round.waiting.push_back(Attempt::first(supplier));
+            round.wait(Attempt::first(supplier));
         }
         let askers = self.exchange.links.askers();
         let (mut asked, mut told) = (askers.added(), 0);
@@ -161,6 +168,7 @@ impl Gathering {
             tokio::select! {
                 Some(ended) = round.working.join_next() => {
                     let (attempt, gave, result) = ended.map_err(|_| GatherError::Store(StoreError::Abandoned))?;
+                    round.peers -= usize::from(attempt.is_peer());
                     if let Err(error) = result {
                         round.failed(self, attempt, gave, error)?;
                     }
@@ -201,6 +209,9 @@ impl Gathering {
     /// Whether nobody has anything that is missing, and nobody has told of anything new for long.
     fn is_helpless(&self, round: &Round) -> bool {
         let state = self.lock();
+        if self.target.lacks_outboard().is_some() && round.peers == 0 {
+            return true;
+        }
         let is_waiting = !round.waiting.is_empty() || !round.resting.is_empty() || state.outboard.is_taken();
         let helps = |(id, seat): (&SourceId, &Seat)| {
             seat.carrier.is_none() || state.schedule.is_open(*id) || state.schedule.has_missing(*id)
@@ -255,6 +266,10 @@ impl Attempt {
     fn first(supplier: Arc<dyn Supplier>) -> Self {
         Self { supplier, tries: 0 }
     }
+
+    fn is_peer(&self) -> bool {
+        matches!(self.supplier.name(), SourceName::Peer(_))
+    }
 }
 
 /// The suppliers of one run: those that wait for their turn, rest before another try, or are at work.
@@ -263,6 +278,8 @@ struct Round {
     waiting: VecDeque<Attempt>,
     resting: Vec<(Instant, Attempt)>,
     working: JoinSet<(Attempt, u64, Result<(), SourceError>)>,
+    /// How many of all of them are peers: nobody else has a hash tree.
+    peers: usize,
     tried: Vec<(SourceName, String)>,
 }
 
@@ -271,9 +288,15 @@ impl Round {
         self.waiting.is_empty() && self.resting.is_empty() && self.working.is_empty()
     }
 
+    fn wait(&mut self, attempt: Attempt) {
+        self.peers += usize::from(attempt.is_peer());
+        self.waiting.push_back(attempt);
+    }
+
     fn take_learned(&mut self, gathering: &Gathering) {
-        let learned = gathering.learned.take().into_iter();
-        self.waiting.extend(learned.map(|provider| Attempt::first(Arc::new(PeerSupplier(provider)))));
+        for provider in gathering.learned.take() {
+            self.wait(Attempt::first(Arc::new(PeerSupplier(provider))));
+        }
         let now = Instant::now();
         let rested = self.resting.extract_if(.., |(until, _)| *until <= now);
         self.waiting.extend(rested.map(|(_, attempt)| attempt));
@@ -324,9 +347,14 @@ impl Round {
         self.tried.retain(|(tried, _)| *tried != name);
         self.tried.push((name, error_chain(&error)));
         attempt.tries = if gave > 0 { 1 } else { attempt.tries + 1 };
-        let may_help = matches!(error, SourceError::Busy) || (error.is_break() && gave > 0);
+        // The next URL may have what this one has not, where a piece proves itself.
+        let is_next_url = !attempt.is_peer()
+            && !gathering.target.takes_whole_pieces()
+            && matches!(error, SourceError::Wrong(_) | SourceError::Changed);
+        let may_help = is_next_url || matches!(error, SourceError::Busy) || (error.is_break() && gave > 0);
         if may_help && attempt.tries < MAX_TRIES {
             let pause = FIRST_PAUSE * 2u32.pow(attempt.tries - 1);
+            self.peers += usize::from(attempt.is_peer());
             self.resting.push((Instant::now() + pause, attempt));
         }
         Ok(())

@@ -5,7 +5,7 @@
 /// How far a fetch is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// How many bytes are here and verified.
+    /// How many bytes are here: verified, apart from those of a file that only its SHA-256 names.
     pub bytes: u64,
     /// How many sources give.
     pub sources: usize,

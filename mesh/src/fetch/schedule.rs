@@ -11,7 +11,7 @@
 //!    to be much sooner: a source that has nothing for us now is told of something soon, and what comes
 //!    twice takes its place on our link.
 //!
-//! A near source spares a far one wherever it is no slower. Not here: how a source is asked.
+//! A near source spares a far one wherever it is no slower, and every peer the internet. Not here: how a source is asked.
 
 mod choice;
 mod meter;
@@ -27,7 +27,7 @@ use std::time::Duration;
 use protocol::PIECE_SIZE;
 use protocol::wire::{MAX_OPEN_GETS, MAX_RANGE};
 
-use self::meter::Meter;
+use self::meter::{Meter, UNKNOWN};
 use crate::store::Pieces;
 
 /// How much of a source's time one range is to take.
@@ -282,6 +282,14 @@ impl Schedule {
                 (0..self.here.count()).any(|piece| pieces.contains(piece) && !self.here.contains(piece))
             }
         }
+    }
+
+    /// Whether all who have something that is missing are together slower than one of whom nothing is known.
+    pub(crate) fn is_slow(&self, now: Duration) -> bool {
+        let giving =
+            self.sources.iter().filter(|(id, source)| !source.open.is_empty() || self.has_missing(**id));
+        let speed: f64 = giving.map(|(_, source)| source.pieces_per_second(now)).sum();
+        speed * (PIECE_SIZE as f64) < UNKNOWN
     }
 
     /// The measured speed of a source, in bytes per second; `None` before its first piece.

@@ -5,9 +5,11 @@
 use protocol::wire::BlobRequest;
 use protocol::{BlobName, BlobRef, SourceName};
 
+use tokio::sync::watch;
+
 use super::source::Part;
 use crate::store::{PartialBlob, Pieces, StoreError};
-use crate::tree::Tree;
+use crate::tree::{Tree, pairs_within};
 
 /// Something that is made whole of pieces of 1 MiB, in any order.
 pub(crate) trait Target: Send + Sync + 'static {
@@ -26,6 +28,9 @@ pub(crate) trait Target: Send + Sync + 'static {
     /// How many bytes those are.
     fn bytes(&self) -> u64;
 
+    /// Changes whenever there are more pieces.
+    fn growth(&self) -> watch::Receiver<()>;
+
     /// The blob whose upper pairs must come before its pieces; `None` once they are here, or if none are
     /// needed.
     fn lacks_outboard(&self) -> Option<BlobRef>;
@@ -37,7 +42,7 @@ pub(crate) trait Target: Send + Sync + 'static {
     fn takes_whole_pieces(&self) -> bool;
 
     /// Keeps a part of a piece unless it is wrong, and says whether it was right as far as can be told yet.
-    /// `bytes` begin with the part's pairs.
+    /// `bytes` begin with the part's pairs; what comes from the internet is whole pieces without any.
     /// The piece is here with its last part: whoever gives that gave those before it. The same part may
     /// come twice. It blocks on the disk.
     fn write_part(&self, part: Part, bytes: &[u8], from: &SourceName) -> Result<bool, StoreError>;
@@ -64,6 +69,10 @@ impl Target for PartialBlob {
         self.bytes()
     }
 
+    fn growth(&self) -> watch::Receiver<()> {
+        self.growth()
+    }
+
     fn lacks_outboard(&self) -> Option<BlobRef> {
         self.needs_outboard().then(|| self.blob())
     }
@@ -76,7 +85,10 @@ impl Target for PartialBlob {
         false
     }
 
-    fn write_part(&self, part: Part, bytes: &[u8], _from: &SourceName) -> Result<bool, StoreError> {
+    fn write_part(&self, part: Part, bytes: &[u8], from: &SourceName) -> Result<bool, StoreError> {
+        if let SourceName::Origin(_) = from {
+            return self.write_part(part.piece, 0, &pairs_within(bytes, part.piece), bytes);
+        }
         let (pairs, bytes) = bytes.split_at(part.pairs);
         self.write_part(part.piece, part.offset, pairs, bytes)
     }

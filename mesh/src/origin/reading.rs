@@ -4,21 +4,19 @@
 //! out is asked for anew; a URL that does not help gives way to the next. Not here: what a URL is known
 //! for; that is `mirrors`.
 
-use std::ops::Range;
-use std::time::Duration;
-
 use bytes::Bytes;
 use protocol::PIECE_SIZE;
 use reqwest::Response;
+use std::ops::Range;
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
-use crate::origin::Origin;
 use crate::origin::answer::Answer;
 use crate::origin::error::{OriginError, OriginFailed, host};
 use crate::origin::question::{Question, Reply};
 use crate::origin::request::Opened;
+use crate::origin::{Origin, OriginReader};
 use crate::tree::piece_size;
 
 /// The range that is being read; dropped, it ends.
@@ -69,6 +67,8 @@ struct Body {
     /// How many bytes are to come, after those.
     left: u64,
     rest: Bytes,
+    /// How many bytes came that the caps were not asked about yet.
+    unpaid: usize,
     _connection: OwnedSemaphorePermit,
 }
 
@@ -121,7 +121,7 @@ impl Reading {
                     Attempt::Changed(mirror) => return Ok(Some(OriginEvent::Changed { mirror })),
                     Attempt::Failed(mirror, error) => (mirror, error),
                 },
-                Some(body) => match body.fill(self.origin.reader().inner.config.silence).await {
+                Some(body) => match body.fill(self.origin.reader()).await {
                     Ok(true) => match self.take() {
                         Some(piece) => return Ok(Some(piece)),
                         None => continue,
@@ -224,7 +224,8 @@ impl Reading {
                 return Attempt::Opened;
             }
         };
-        self.body = Some(Body { response, host, skip, left, rest: Bytes::new(), _connection: connection });
+        let (rest, unpaid) = (Bytes::new(), 0);
+        self.body = Some(Body { response, host, skip, left, rest, unpaid, _connection: connection });
         Attempt::Opened
     }
 
@@ -283,7 +284,8 @@ impl Reading {
 
 impl Body {
     /// Sees to it that there are bytes to take; `false` at the end of the range.
-    async fn fill(&mut self, silence: Duration) -> Result<bool, OriginError> {
+    async fn fill(&mut self, reader: &OriginReader) -> Result<bool, OriginError> {
+        let silence = reader.inner.config.silence;
         while self.rest.is_empty() {
             if self.left == 0 {
                 return Ok(false);
@@ -296,6 +298,7 @@ impl Body {
             let Some(mut chunk) = chunk.map_err(broken)? else {
                 return Err(OriginError::Short { host: host(), lacking: self.skip + self.left });
             };
+            self.unpaid += chunk.len();
             let skipped = self.skip.min(chunk.len() as u64);
             self.skip -= skipped;
             let _ = chunk.split_to(skipped as usize);
@@ -304,6 +307,11 @@ impl Body {
             self.left -= chunk.len() as u64;
             self.rest = chunk;
         }
+        // What is not taken from the connection yet slows the server down.
+        if let Some(throttle) = reader.throttle.as_ref().filter(|_| self.unpaid > 0) {
+            throttle.download.take(self.unpaid).await;
+        }
+        self.unpaid = 0;
         Ok(true)
     }
 }

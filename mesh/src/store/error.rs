@@ -39,6 +39,16 @@ pub enum StoreError {
         /// Where.
         folder: PathBuf,
     },
+    /// The disk takes no writes, whatever room it has.
+    #[error("`{}` is read-only: {wanted} bytes are wanted and {free} are free: have it take writes, or use another folder", folder.display())]
+    ReadOnly {
+        /// How many bytes are to be written.
+        wanted: u64,
+        /// How many there would be room for.
+        free: u64,
+        /// Where.
+        folder: PathBuf,
+    },
     /// All that may be evicted does not win enough.
     #[error("{wanted} bytes are wanted, and of the quota of {quota} bytes {used} are used in `{}`: raise the quota or unpin something", folder.display())]
     OverQuota {

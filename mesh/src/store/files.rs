@@ -4,7 +4,6 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use protocol::{BlobHash, BlobRef, PIECE_SIZE, Sha256};
 use sha2::Digest;
 
 use super::draft::Draft;
+use super::export;
 use super::hash::{FileToHash, Hashed};
 use super::in_place::InPlaceFile;
 use super::{BlobStore, StoreError, blocking, failure};
@@ -105,21 +105,13 @@ impl BlobStore {
         below.map(|file| file.path.clone()).collect()
     }
 
-    /// Writes a whole blob to this path, by way of a temporary file beside it. It is a copy (a cheap one
+    /// Writes a whole blob to this path, by way of a temporary file beside it. It is a copy (one that takes no room
     /// where the file system can), so that whoever changes it does not change the blob.
     pub async fn export(&self, hash: BlobHash, destination: impl AsRef<Path>) -> Result<(), StoreError> {
         let (store, destination) = (self.clone(), destination.as_ref().to_owned());
         blocking(move || {
-            let (mut file, _) = store.use_whole(hash)?.ok_or(StoreError::Missing(hash))?;
-            let folder = destination.parent().filter(|folder| !folder.as_os_str().is_empty());
-            let mut temporary = tempfile::Builder::new()
-                .prefix(".comfy-farm-")
-                .permissions(PermissionsExt::from_mode(0o644))
-                .tempfile_in(folder.unwrap_or(Path::new(".")))
-                .map_err(failure("writing beside", &destination))?;
-            io::copy(&mut file, temporary.as_file_mut()).map_err(failure("writing", &destination))?;
-            temporary.persist(&destination).map_err(|error| failure("writing", &destination)(error.error))?;
-            Ok(())
+            let (file, blob) = store.use_whole(hash)?.ok_or(StoreError::Missing(hash))?;
+            export::copy_to(&file, blob.size, &destination)
         })
         .await
     }

@@ -4,16 +4,23 @@
 //! the whole, as with any download. What a peer gave of such a file is read once the whole is proven. Not here: having
 //! it come.
 
-use protocol::{BlobRef, FileRef, PIECE_SIZE};
-use tokio::sync::watch;
+use std::path::PathBuf;
 
-use super::{BlobStore, Source, StoreError, failure};
+use protocol::{Alias, BlobName, BlobRef, FileRef, PIECE_SIZE, Sha256};
+use sha2::Digest;
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{BlobStore, Source, StoreError, blocking, failure};
 use crate::tree::piece_size;
 
 /// A file that may not be whole yet, and the next piece to be read of it.
 pub struct GrowingFile {
     store: BlobStore,
-    file: FileRef,
+    size: u64,
+    /// Under which name it may be read while nobody knows the blob.
+    file: Option<FileRef>,
     blob: Option<BlobRef>,
     source: Option<Source>,
     piece: u64,
@@ -22,25 +29,72 @@ pub struct GrowingFile {
 impl BlobStore {
     /// Reads a file, as the blob that it is said to be or under its SHA-256, also before anything of it is here.
     pub fn read_growing(&self, file: FileRef, blob: Option<BlobRef>) -> GrowingFile {
-        GrowingFile { store: self.clone(), file, blob, source: None, piece: 0 }
+        GrowingFile { store: self.clone(), size: file.size, file: Some(file), blob, source: None, piece: 0 }
     }
+
+    /// Computes the SHA-256 of a blob while it comes; it ends with whoever waits for it.
+    pub(crate) fn sha256_beside(&self, blob: BlobRef) -> Sha256Beside {
+        let reader = GrowingFile {
+            store: self.clone(),
+            size: blob.size,
+            file: None,
+            blob: Some(blob),
+            source: None,
+            piece: 0,
+        };
+        Sha256Beside(AbortOnDropHandle::new(tokio::spawn(sha256_of(reader))))
+    }
+
+    /// The SHA-256 that was computed beside a blob that is whole now; both names are kept.
+    pub(crate) async fn prove_beside(
+        &self,
+        blob: BlobRef,
+        beside: Sha256Beside,
+    ) -> Result<Sha256, StoreError> {
+        let sha256 = beside.0.await.map_err(|_| StoreError::Abandoned)??;
+        let store = self.clone();
+        blocking(move || store.add_alias(Alias { sha256, blob })).await?;
+        Ok(sha256)
+    }
+}
+
+/// The SHA-256 of a blob, on its way.
+pub(crate) struct Sha256Beside(AbortOnDropHandle<Result<Sha256, StoreError>>);
+
+/// Each piece is hashed where threads may take their time, while others come.
+async fn sha256_of(mut reader: GrowingFile) -> Result<Sha256, StoreError> {
+    let mut hasher = sha2::Sha256::new();
+    while let Some(bytes) = reader.next().await? {
+        let hashed = spawn_blocking(move || {
+            hasher.update(&bytes);
+            hasher
+        });
+        hasher = hashed.await.map_err(|_| StoreError::Abandoned)?;
+    }
+    Ok(Sha256(hasher.finalize().into()))
 }
 
 impl GrowingFile {
     /// The next piece, `None` after the last one. It waits until that is here: for ever, where nobody fetches it.
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>, StoreError> {
-        if self.piece * PIECE_SIZE >= self.file.size {
+        if self.piece * PIECE_SIZE >= self.size {
             return Ok(None);
         }
         let source = self.holder().await?;
         let mut bytes = Vec::new();
-        let length = piece_size(self.file.size, self.piece);
+        let length = piece_size(self.size, self.piece);
         let read = source.read(self.piece * PIECE_SIZE, length, &mut bytes).await;
-        let path = || self.store.partial_path(self.file.sha256, "data");
-        read.map_err(|error| failure("reading", &path())(error))?;
+        read.map_err(|error| failure("reading", &self.path())(error))?;
         self.source = Some(source);
         self.piece += 1;
         Ok(Some(bytes))
+    }
+
+    /// Where it lies while it comes, for people.
+    fn path(&self) -> PathBuf {
+        let by_hash = self.blob.map(|blob| BlobName::from(blob.hash));
+        let name = by_hash.or(self.file.map(|file| file.sha256.into()));
+        name.map_or_else(PathBuf::new, |name| self.store.partial_path(name, "data"))
     }
 
     /// Where the next piece is, once it is anywhere.
@@ -55,10 +109,13 @@ impl GrowingFile {
         loop {
             let mut begun = self.store.inner.begun.subscribe();
             let by_hash = match self.blob {
-                Some(blob) => self.store.source(blob).await?,
+                Some(blob) => self.store.own_source(blob).await?,
                 None => None,
             };
-            let by_file = self.store.file_source(self.file).await?;
+            let by_file = match self.file {
+                Some(file) => self.store.own_file_source(file).await?,
+                None => None,
+            };
             let growth = |source: &Option<Source>| source.as_ref().and_then(Source::growth);
             let (hash_growth, file_growth) = (growth(&by_hash), growth(&by_file));
             if let Some(source) = [&by_hash, &by_file].into_iter().flatten().find(|source| has(source)) {
@@ -83,8 +140,7 @@ async fn changed(growth: Option<watch::Receiver<()>>) {
 
 #[cfg(test)]
 mod tests {
-    use protocol::{BlobHash, Sha256};
-    use sha2::Digest;
+    use protocol::BlobHash;
 
     use super::*;
     use crate::store::Giver;
@@ -154,6 +210,19 @@ mod tests {
         tokio::task::yield_now().await;
         assert_eq!(store.prove_sha256(blob).await.expect("it can be read"), file.sha256);
         assert!(reading.await.expect("it ends") == bytes, "other bytes were read");
+    }
+
+    #[tokio::test]
+    async fn sha256_is_computed_beside_a_blob_that_nobody_else_may_read() {
+        let (_folder, store) = store().await;
+        let bytes: Vec<u8> = (0..2 * PIECE_SIZE + 5).map(|index| (index * 31 % 251) as u8).collect();
+        let (file, blob) = (file_of(&bytes), BlobRef::of(&bytes));
+        let beside = store.sha256_beside(blob);
+        tokio::task::yield_now().await;
+        store.keep_private(vec![blob.hash.into()]).await.expect("there is room");
+        store.import_bytes(&bytes).await.expect("there is room");
+        assert_eq!(store.prove_beside(blob, beside).await.expect("it can be read"), file.sha256);
+        assert_eq!(store.with_sha256(&file.sha256), Some(blob));
     }
 
     async fn read_all(mut reader: GrowingFile) -> Vec<u8> {

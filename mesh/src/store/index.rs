@@ -29,6 +29,8 @@ pub(super) struct Index {
     pub(super) unproven: HashMap<Sha256, Weak<UnprovenFile>>,
     /// What somebody who is trusted said of files that are here: served under that name, and told to nobody.
     pub(super) vouched: HashMap<Sha256, BlobRef>,
+    /// What those say of a file from whom it is fetched at the moment; nobody has proven it.
+    pub(super) said: HashMap<Sha256, BlobRef>,
     pub(super) marks: Marks,
     pub(super) aliases: Aliases,
     /// How many bytes the store may take; `None` for all that there are.

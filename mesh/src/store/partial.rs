@@ -90,7 +90,8 @@ impl PartialBlob {
         let path = self.store.partial_path(self.blob.hash, "pieces");
         // A file that is too short misses only marks that were never set.
         let length = self.blob.pieces().div_ceil(8);
-        self.marks.set_len(length).map_err(failure("writing", &path))?;
+        let sized = self.marks.set_len(length);
+        sized.map_err(|error| self.store.write_failure(length, &path, error))?;
         let mut marked = vec![0; length as usize];
         self.marks.read_exact_at(&mut marked, 0).map_err(failure("reading", &path))?;
         let Some(marked) = Pieces::from_bits(self.blob.pieces(), marked) else { return Ok(()) };
@@ -242,9 +243,9 @@ impl PartialBlob {
         pieces.insert(piece);
         self.grown.send_replace(());
         let byte = piece / 8;
-        self.marks
-            .write_all_at(&[pieces.bits()[byte as usize]], byte)
-            .map_err(failure("writing", &self.store.partial_path(self.blob.hash, "pieces")))?;
+        let written = self.marks.write_all_at(&[pieces.bits()[byte as usize]], byte);
+        let path = || self.store.partial_path(self.blob.hash, "pieces");
+        written.map_err(|error| self.store.write_failure(1, &path(), error))?;
         drop(pieces);
         self.coming().remove(&piece);
         Ok(())

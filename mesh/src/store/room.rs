@@ -7,16 +7,20 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::MutexGuard;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statvfs::statvfs;
 use protocol::{BlobHash, BlobName, BlobRef, Sha256};
+use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::index::{Candidate, Deletable};
 use super::{BlobStore, SHA256_STEM, StoreError, blocking, failure, remove_file};
+
+/// How often it is looked whether a full disk has room again.
+const ROOM_LOOK: Duration = Duration::from_secs(2);
 
 /// A blob, or a file on its way to be one, that is not evicted as long as this lives.
 #[derive(Debug)]
@@ -195,13 +199,7 @@ impl BlobStore {
 
     /// The error of a write that failed; of a full disk, with the numbers.
     pub(super) fn write_failure(&self, wanted: u64, path: &Path, error: io::Error) -> StoreError {
-        let folder = &self.inner.directory;
-        match (error.kind(), free_bytes(folder)) {
-            (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, Ok(free)) => {
-                StoreError::NoRoom { wanted, free, folder: folder.clone() }
-            }
-            _ => failure("writing", path)(error),
-        }
+        disk_failure(&self.inner.directory, wanted, path, error)
     }
 
     fn lock_room(&self) -> MutexGuard<'_, ()> {
@@ -296,6 +294,33 @@ fn partial_name(stem: &str) -> Option<BlobName> {
     match stem.strip_prefix(SHA256_STEM) {
         Some(sha256) => sha256.parse().ok().map(BlobName::Sha256),
         None => stem.parse().ok().map(BlobName::Blake3),
+    }
+}
+
+/// The error of a write below this folder that failed; of a full or read-only disk, with the numbers.
+pub(super) fn disk_failure(folder: &Path, wanted: u64, path: &Path, error: io::Error) -> StoreError {
+    let folder = folder.to_owned();
+    match (error.kind(), free_bytes(&folder)) {
+        (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, Ok(free)) => {
+            StoreError::NoRoom { wanted, free, folder }
+        }
+        (io::ErrorKind::ReadOnlyFilesystem, Ok(free)) => StoreError::ReadOnly { wanted, free, folder },
+        _ => failure("writing", path)(error),
+    }
+}
+
+impl StoreError {
+    /// Waits, where a full disk was what was wrong, until that has the room; says whether it has. Whoever calls
+    /// this in a loop does not try more often than every other second.
+    pub async fn room_comes(&self) -> bool {
+        let Self::NoRoom { wanted, folder, .. } = self else { return false };
+        warn!(wanted, folder = %folder.display(), "disk is full, waiting for room");
+        loop {
+            sleep(ROOM_LOOK).await;
+            if free_bytes(folder).is_ok_and(|free| free >= *wanted) {
+                return true;
+            }
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::sync::{Arc, Weak};
 
-use protocol::{BlobRef, FileRef};
+use protocol::{BlobRef, FileRef, Sha256};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
@@ -29,15 +29,23 @@ impl BlobStore {
     /// What can be served of this blob; `None` where nothing of it is here, it is of another size, or it
     /// is not shared.
     pub(crate) async fn source(&self, blob: BlobRef) -> Result<Option<Source>, StoreError> {
+        if self.index().is_private(blob.hash) {
+            return Ok(None);
+        }
+        let source = self.own_source(blob).await?;
+        // Of a whole one all files in place may be private.
+        let is_shared = |source: &Source| match source {
+            Source::Whole { .. } => self.index().is_shared(blob.hash),
+            Source::Partial(_) | Source::Unproven(_) => true,
+        };
+        Ok(source.filter(is_shared))
+    }
+
+    /// The same for ourselves, shared or not.
+    pub(super) async fn own_source(&self, blob: BlobRef) -> Result<Option<Source>, StoreError> {
         let store = self.clone();
         blocking(move || {
-            if store.index().is_private(blob.hash) {
-                return Ok(None);
-            }
             if let Some((file, found)) = store.use_whole(blob.hash)? {
-                if !store.index().is_shared(blob.hash) {
-                    return Ok(None);
-                }
                 if found != blob {
                     return Ok(None);
                 }
@@ -57,15 +65,52 @@ impl BlobStore {
         if self.index().is_private_file(file.sha256) {
             return Ok(None);
         }
-        let unproven = self.index().unproven.get(&file.sha256).and_then(Weak::upgrade);
-        if let Some(unproven) = unproven.filter(|unproven| unproven.file() == file) {
-            return Ok(Some(Source::Unproven(unproven)));
-        }
-        let vouched = || self.index().vouched.get(&file.sha256).copied();
-        match self.with_sha256(&file.sha256).or_else(vouched).filter(|blob| blob.size == file.size) {
-            Some(blob) => self.source(blob).await,
+        match self.unproven_or_blob(file) {
+            Some(Ok(unproven)) => Ok(Some(Source::Unproven(unproven))),
+            Some(Err(blob)) => self.source(blob).await,
             None => Ok(None),
         }
+    }
+
+    /// The same for ourselves, shared or not.
+    pub(super) async fn own_file_source(&self, file: FileRef) -> Result<Option<Source>, StoreError> {
+        match self.unproven_or_blob(file) {
+            Some(Ok(unproven)) => Ok(Some(Source::Unproven(unproven))),
+            Some(Err(blob)) => self.own_source(blob).await,
+            None => Ok(None),
+        }
+    }
+
+    /// What is put together of a file; else the blob that it is, or is said to be by those whom we fetch it from.
+    fn unproven_or_blob(&self, file: FileRef) -> Option<Result<Arc<UnprovenFile>, BlobRef>> {
+        let index = self.index();
+        let unproven = index.unproven.get(&file.sha256).and_then(Weak::upgrade);
+        if let Some(unproven) = unproven.filter(|unproven| unproven.file() == file) {
+            return Some(Ok(unproven));
+        }
+        let proven = index.alias(&file.sha256).filter(|blob| index.get(blob.hash) == Some(*blob));
+        let vouched = || index.vouched.get(&file.sha256).copied();
+        let said = || index.said.get(&file.sha256).copied();
+        let blob = proven.or_else(vouched).or_else(said);
+        blob.filter(|blob| blob.size == file.size).map(Err)
+    }
+
+    /// Lets a file be asked for by its SHA-256 while it is fetched as the blob that it is said to be.
+    pub(crate) fn say(&self, sha256: Sha256, blob: BlobRef) -> Said {
+        self.index().said.insert(sha256, blob);
+        Said { store: self.clone(), sha256 }
+    }
+}
+
+/// What others say of a file holds as long as this lives.
+pub(crate) struct Said {
+    store: BlobStore,
+    sha256: Sha256,
+}
+
+impl Drop for Said {
+    fn drop(&mut self) {
+        self.store.index().said.remove(&self.sha256);
     }
 }
 

@@ -1,10 +1,11 @@
 //! The store over a real folder: restarts, limits, damage.
 
 use protocol::wire::PART_SIZE;
-use protocol::{BlobRef, PIECE_SIZE};
+use protocol::{BlobRef, FileRef, PIECE_SIZE, Sha256};
+use sha2::Digest;
 
 use super::*;
-use crate::tree::{TreeHasher, pairs_of, upper_size};
+use crate::tree::{TreeHasher, pairs_of, piece_size, upper_size};
 
 async fn store() -> (tempfile::TempDir, BlobStore) {
     let folder = tempfile::tempdir().expect("a folder");
@@ -251,4 +252,30 @@ async fn fetch_that_does_not_fit_is_refused_before_its_first_byte() {
     store.set_quota(Some(1000));
     let refused = store.partial(BlobRef { hash: BlobHash([2; 32]), size: 1001 }).await;
     assert!(matches!(refused, Err(StoreError::OverQuota { wanted: 1001, .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn what_came_of_a_blob_is_gone_on_with_as_a_file_without_coming_or_taking_room_again() {
+    let (folder, store) = store().await;
+    let bytes: Vec<u8> = (0..3 * PIECE_SIZE + 5).map(|index| (index * 31 % 251) as u8).collect();
+    let (blob, partial, pairs) = begun(&store, &bytes).await;
+    let piece = |index: u64| &bytes[(index * PIECE_SIZE) as usize..][..piece_size(blob.size, index)];
+    for index in [0, 3] {
+        assert!(partial.write_part(index, 0, &pairs[index as usize], piece(index)).expect("there is room"));
+    }
+    drop(partial);
+    let file = FileRef { sha256: Sha256(sha2::Sha256::digest(&bytes).into()), size: blob.size };
+    store.take_over(blob, file).await.expect("own folder");
+    let unproven = store.unproven(file).await.expect("its room is taken");
+    assert_eq!(files_in(&folder.path().join("partial")), 2, "its bytes and what they are");
+    unproven.hash_beside();
+    for index in 0..4 {
+        let is_here = unproven.pieces().contains(index);
+        assert_eq!(is_here, [0, 3].contains(&index), "{index}");
+    }
+    for index in [1, 2] {
+        assert!(unproven.write_piece(index, piece(index), Giver::Origin).expect("there is room"));
+    }
+    let proof = unproven.prove().await.expect("all pieces are there");
+    assert_eq!((proof.blob, proof.sha256), (blob, Some(file.sha256)));
 }

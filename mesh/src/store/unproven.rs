@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use self::follower::Follower;
 use super::draft::sync_folder;
 use super::{BlobHold, BlobStore, Pieces, StoreError, blocking, failure, remove_file};
-use crate::tree::{Assembly, MAX_BLOB_SIZE, PieceLeaves, piece_size};
+use crate::tree::{Assembly, MAX_BLOB_SIZE, PieceLeaves, outboard_size, piece_size};
 
 /// What is kept of a piece on the disk: what it was when it was written.
 const MARK: usize = 32;
@@ -94,6 +94,53 @@ impl BlobStore {
     }
 }
 
+impl BlobStore {
+    /// Whether the hash tree of a blob that is not whole is here, so that its pieces can be told right from wrong.
+    pub(crate) fn has_tree(&self, blob: BlobRef) -> bool {
+        let outboard = fs::metadata(self.partial_path(blob.hash, "outboard"));
+        blob.pieces() > 1 && outboard.is_ok_and(|outboard| outboard.len() == outboard_size(blob.size))
+    }
+
+    /// Goes on with what came of a blob as the file that it is said to be, of which nothing is here yet: nothing
+    /// crosses twice, and its room is taken once.
+    pub(crate) async fn take_over(&self, blob: BlobRef, file: FileRef) -> Result<(), StoreError> {
+        if !self.has_tree(blob) {
+            return Ok(());
+        }
+        let partial = self.partial(blob).await?;
+        let store = self.clone();
+        blocking(move || {
+            let target = store.partial_path(file.sha256, "data");
+            let pieces = partial.pieces();
+            // Whoever else has it goes on with it.
+            let mut index = store.index();
+            if pieces.is_empty() || target.exists() || Arc::strong_count(&partial) > 1 {
+                return Ok(());
+            }
+            index.partial.remove(&blob.hash);
+            drop(index);
+            let marks = store.partial_path(file.sha256, "pieces");
+            let written = fs::File::create(&marks).map_err(failure("writing", &marks))?;
+            let mut bytes = Vec::new();
+            for piece in (0..pieces.count()).filter(|piece| pieces.contains(*piece)) {
+                bytes.resize(piece_size(blob.size, piece), 0);
+                let read = partial.data().read_exact_at(&mut bytes, piece * PIECE_SIZE);
+                read.map_err(failure("reading", &store.partial_path(blob.hash, "data")))?;
+                let mark = PieceLeaves::of(blob.size, piece, &bytes).digest();
+                let marked = written.write_all_at(&mark, piece * MARK as u64);
+                marked.map_err(|error| store.write_failure(MARK as u64, &marks, error))?;
+            }
+            let data = store.partial_path(blob.hash, "data");
+            fs::rename(&data, &target).map_err(failure("moving", &data))?;
+            for part in ["outboard", "pieces"] {
+                remove_file(&store.partial_path(blob.hash, part))?;
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
 impl UnprovenFile {
     fn open(store: &BlobStore, file: FileRef) -> Result<Self, StoreError> {
         let open = |part| {
@@ -131,7 +178,9 @@ impl UnprovenFile {
         let count = self.count();
         let path = self.store.partial_path(self.file.sha256, "pieces");
         // A file that is too short misses only pieces that were never there.
-        self.marks.set_len(count * MARK as u64).map_err(failure("writing", &path))?;
+        let length = count * MARK as u64;
+        let sized = self.marks.set_len(length);
+        sized.map_err(|error| self.store.write_failure(length, &path, error))?;
         let mut marks = vec![0; count as usize * MARK];
         self.marks.read_exact_at(&mut marks, 0).map_err(failure("reading", &path))?;
         let (marks, _) = marks.as_chunks::<MARK>();
@@ -319,7 +368,8 @@ impl UnprovenFile {
 
     fn mark(&self, piece: u64, mark: &[u8; MARK]) -> Result<(), StoreError> {
         let written = self.marks.write_all_at(mark, piece * MARK as u64);
-        written.map_err(failure("writing", &self.store.partial_path(self.file.sha256, "pieces")))
+        let path = || self.store.partial_path(self.file.sha256, "pieces");
+        written.map_err(|error| self.store.write_failure(MARK as u64, &path(), error))
     }
 
     fn read_into(&self, piece: u64, bytes: &mut Vec<u8>) -> io::Result<()> {

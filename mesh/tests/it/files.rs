@@ -7,11 +7,12 @@ use bytes::Bytes;
 use mesh::control::{self, ControlServer, Custodian, GetRequest, Reach, Request};
 use mesh::fetch::{Exchange, FetchFileError, FetchedFile, OriginFile};
 use mesh::finder::Found;
+use mesh::limits::{Caps, Limits};
 use mesh::plane::TlsPlane;
-use mesh::store::BlobStore;
+use mesh::store::{BlobStore, ByteSize};
 use protocol::{BlobHash, BlobRef, FileRef, PIECE_SIZE, Sha256};
 use sha2::Digest;
-use tokio::time::timeout;
+use tokio::time::{Duration, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::farm::{Farm, PATIENCE, Peer, bytes, exchange_config, key, loopback};
@@ -153,6 +154,99 @@ async fn known_blob_comes_from_peers_and_its_sha256_is_proven_unless_somebody_vo
     assert!(error.starts_with("wrong BLAKE3 hash"), "{error}");
 }
 
+/// A holder of a blob with a slow uplink, and who wants that blob's file from it and from these URLs.
+struct Slow {
+    asker: Peer,
+    holder: Peer,
+    blob: BlobRef,
+    file: OriginFile,
+    table: Arc<Table>,
+}
+
+impl Slow {
+    async fn start(bytes: &Bytes, urls: &[String]) -> Self {
+        let farm = Farm::new();
+        let (asker, holder) = (peer(&farm).await, farm.peer().await);
+        let blob = holder.store.import_bytes(bytes).await.expect("there is room");
+        let caps = Caps { upload: Some(ByteSize(PIECE_SIZE)), download: None };
+        holder.exchange.set_limits(Limits { caps, ..Limits::default() });
+        let table = Arc::new(Table::default());
+        table.set_found(Found { blob: Some(blob), providers: vec![holder.provider()], readers: vec![] });
+        asker.exchange.set_finder(table.finder(asker.provider()));
+        Self { asker, holder, blob, file: file_of(bytes, urls), table }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn known_blob_comes_from_its_url_as_well_where_the_only_peer_is_slow() {
+    let bytes = Bytes::from(bytes(24 * MIB + 5));
+    let web = web(&bytes).await;
+    web.set_rate(24 << 20);
+    let slow = Slow::start(&bytes, &[web.url("/")]).await;
+    let fetched = fetch(&slow.asker.exchange, &slow.file).await.expect("both have it");
+    let size = bytes.len() as u64;
+    assert_eq!(fetched.blob, slow.blob);
+    assert!(fetched.origin_bytes > size / 2, "{} of {size} bytes came from the URL", fetched.origin_bytes);
+    // An answer that is broken off, because the peer brought what comes next in it, costs what was under way.
+    assert!(web.sent() <= size + size / 4, "{} of {size} bytes were sent", web.sent());
+    assert_eq!(slow.asker.store.alias(&slow.file.file.sha256), Some(slow.blob), "its SHA-256 was computed");
+    assert!(slow.asker.store.verify(slow.blob.hash).await.expect("it can be read"));
+    assert!(slow.table.held(slow.asker.id) > 0, "ranges were leased, and given back");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn url_with_another_file_is_found_out_by_the_hash_tree_and_the_next_one_asked() {
+    let bytes = Bytes::from(bytes(16 * MIB));
+    let (good, bad) = (web(&bytes).await, web(&Bytes::from(vec![7; bytes.len()])).await);
+    let slow = Slow::start(&bytes, &[bad.url("/a"), good.url("/b")]).await;
+    let fetched = fetch(&slow.asker.exchange, &slow.file).await.expect("one URL has it");
+    assert_eq!((fetched.blob, slow.asker.exchange.faults()), (slow.blob, vec![]));
+    assert!(good.sent() > 0 && bad.sent() < slow.blob.size, "{} bad bytes", bad.sent());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_peer_gave_before_it_left_is_not_read_again_from_the_url() {
+    let bytes = Bytes::from(bytes(16 * MIB));
+    let web = web(&bytes).await;
+    let slow = Slow::start(&bytes, &[]).await;
+    slow.holder.exchange.set_limits(Limits {
+        caps: Caps { upload: Some(ByteSize(8 * PIECE_SIZE)), download: None },
+        ..Limits::default()
+    });
+    let fetching = tokio::spawn({
+        let (exchange, file) = (slow.asker.exchange.clone(), slow.file.clone());
+        async move { exchange.fetch_file(&file, &[], None).await }
+    });
+    let arrived = async {
+        while slow.asker.exchange.transfers().iter().all(|transfer| transfer.here < 4 * PIECE_SIZE) {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, arrived).await.expect("it comes");
+    fetching.abort();
+    assert!(fetching.await.is_err_and(|error| error.is_cancelled()));
+    slow.holder.exchange.shutdown().await;
+    slow.table.set_found(Found { blob: Some(slow.blob), providers: vec![], readers: vec![] });
+    let file = OriginFile { urls: vec![web.url("/")], ..slow.file };
+    let fetched = fetch(&slow.asker.exchange, &file).await.expect("the URL has the rest");
+    assert_eq!(fetched.blob, slow.blob);
+    assert!(web.sent() <= 12 * PIECE_SIZE, "{} bytes were sent", web.sent());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn download_cap_holds_for_what_comes_from_the_internet() {
+    let (peer, bytes) = (peer(&Farm::new()).await, Bytes::from(bytes(4 * MIB)));
+    let (web, caps) = (web(&bytes).await, Caps { upload: None, download: Some(ByteSize(1)) });
+    peer.exchange.set_limits(Limits { caps, ..Limits::default() });
+    let file = file_of(&bytes, &[web.url("/")]);
+    let fetching = fetch(&peer.exchange, &file);
+    tokio::pin!(fetching);
+    let came = timeout(Duration::from_secs(1), &mut fetching).await;
+    assert!(came.is_err(), "it came at more than a byte a second");
+    peer.exchange.set_limits(Limits::default());
+    assert_eq!(fetching.await.expect("it can be read").origin_bytes, bytes.len() as u64);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn file_is_taken_up_where_a_process_left_it() {
     let (farm, folder) = (Farm::new(), tempfile::tempdir().expect("a folder"));
@@ -238,6 +332,22 @@ async fn origin_sends_one_copy_to_many_who_fetch_at_once() {
         assert!(from_origin >= fleet.bytes.len() as u64);
         assert!(fleet.copies() <= 1.05, "{count} peers: {} copies", fleet.copies());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn those_who_fetch_a_known_blob_of_a_slow_peer_read_each_range_of_its_url_once() {
+    let fleet = Fleet::start(3, 48 * MIB).await;
+    fleet.web.set_rate(24 << 20);
+    let holder = &fleet.peers[2];
+    let blob = holder.store.import_bytes(&fleet.bytes).await.expect("there is room");
+    let caps = Caps { upload: Some(ByteSize(PIECE_SIZE)), download: None };
+    holder.exchange.set_limits(Limits { caps, ..Limits::default() });
+    fleet.table.set_found(Found { blob: Some(blob), providers: vec![holder.provider()], readers: vec![] });
+    for fetching in [fleet.begin(0), fleet.begin(1)] {
+        assert_eq!(fetching.await.expect("no panic").expect("all of them get it").blob, blob);
+    }
+    // Beside that, an answer that is broken off costs what was under way.
+    assert!(fleet.copies() <= 1.25, "{} copies", fleet.copies());
 }
 
 #[tokio::test(flavor = "multi_thread")]

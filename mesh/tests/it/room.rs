@@ -6,12 +6,14 @@ use std::process::Command;
 use std::sync::Arc;
 
 use mesh::fetch::{Exchange, FetchError};
+use mesh::limits::{Caps, Limits};
 use mesh::plane::QuinnPlane;
-use mesh::store::{BlobStore, StoreError};
+use mesh::store::{BlobStore, ByteSize, StoreError};
 use nix::unistd::Uid;
 use protocol::PIECE_SIZE;
+use tokio::time::timeout;
 
-use crate::farm::{Farm, bytes, exchange_config, key, loopback};
+use crate::farm::{Farm, PATIENCE, bytes, exchange_config, key, loopback};
 
 /// A file system of 8 MiB, as long as this lives.
 struct SmallDisk(PathBuf);
@@ -61,6 +63,62 @@ async fn fetch_onto_a_full_disk_tells_the_numbers_and_goes_on_when_there_is_room
     fs::remove_file(&filler).expect("own file");
     exchange.fetch(blob, &[holder.provider()], None).await.expect("there is room now");
     assert_eq!(store.read_all(blob.hash, u64::MAX).await.expect("it is whole"), bytes);
+    exchange.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn disk_that_fills_up_in_the_middle_costs_nothing_that_came_and_is_waited_for() {
+    if !Uid::effective().is_root() {
+        eprintln!("skipped: a file system of 8 MiB is mounted by root only");
+        return;
+    }
+    let (farm, folder) = (Farm::new(), tempfile::tempdir().expect("a folder"));
+    let disk = SmallDisk::mount(&folder.path().join("disk"));
+    let holder = farm.peer().await;
+    let bytes = bytes(6 * PIECE_SIZE as usize);
+    let blob = holder.store.import_bytes(&bytes).await.expect("there is room");
+    let upload = |cap: Option<u64>| {
+        let caps = Caps { upload: cap.map(ByteSize), download: None };
+        holder.exchange.set_limits(Limits { caps, ..Limits::default() });
+    };
+    upload(Some(4 * PIECE_SIZE));
+
+    let asker = key();
+    let store = BlobStore::open(disk.0.join("store")).await.expect("a store");
+    let plane = Arc::new(QuinnPlane::bind(&asker, loopback()).await.expect("a plane"));
+    let exchange = Exchange::start(exchange_config(store.clone(), plane, farm.credentials(asker.peer())));
+    let fetching = tokio::spawn({
+        let (exchange, holder) = (exchange.clone(), holder.provider());
+        async move { exchange.fetch(blob, &[holder], None).await }
+    });
+    let arrived = async {
+        while exchange.transfers().iter().all(|transfer| transfer.here < PIECE_SIZE) {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, arrived).await.expect("it comes");
+    let filler = disk.0.join("filler");
+    // As much as there is: the blob's room is not taken beforehand in memory.
+    let filled = std::io::copy(&mut std::io::repeat(0), &mut fs::File::create(&filler).expect("it is made"));
+    assert!(filled.is_err_and(|error| error.kind() == std::io::ErrorKind::StorageFull));
+    let full = fetching.await.expect("no panic").expect_err("the disk is full");
+    let FetchError::Store(full @ StoreError::NoRoom { wanted, free, .. }) = full else { panic!("{full}") };
+    assert!(free < wanted, "{free} of {wanted}");
+
+    let waiting = tokio::spawn(async move { full.room_comes().await });
+    fs::remove_file(&filler).expect("own file");
+    assert!(timeout(PATIENCE, waiting).await.expect("room comes").expect("no panic"));
+    upload(None);
+    let fetched = exchange.fetch(blob, &[holder.provider()], None).await.expect("there is room now");
+    let came: u64 = fetched.iter().map(|fetched| fetched.bytes).sum();
+    assert!(came < blob.size, "{came} bytes came again");
+    assert_eq!(store.read_all(blob.hash, u64::MAX).await.expect("it is whole"), bytes);
+    // There is no room for a copy beside it.
+    let copied = store.export(blob.hash, disk.0.join("out")).await.expect_err("6 and 6 are more than 8");
+    let StoreError::NoRoom { wanted, free, .. } = copied else { panic!("{copied}") };
+    assert!(wanted == blob.size && free < wanted, "{free} of {wanted}");
+    let left = fs::read_dir(&disk.0).expect("own folder").flatten().map(|entry| entry.file_name());
+    assert_eq!(left.collect::<Vec<_>>(), ["store"]);
     exchange.shutdown().await;
 }
 

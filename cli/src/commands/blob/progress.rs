@@ -9,6 +9,8 @@ use indicatif::{BinaryBytes, ProgressBar, ProgressStyle};
 pub(super) struct FetchProgress {
     bar: Option<ProgressBar>,
     size: u64,
+    /// What is said of the bytes that came.
+    state: &'static str,
     /// What was there before, and since when more comes.
     start: (u64, Instant),
     /// The tenths that have been told.
@@ -16,10 +18,22 @@ pub(super) struct FetchProgress {
 }
 
 impl FetchProgress {
+    /// Of something whose pieces are verified as they come.
     pub(super) fn new(size: u64, here: u64) -> Self {
+        Self::of(size, here, "verified")
+    }
+
+    /// Of a file that only the whole proves.
+    pub(super) fn unproven(size: u64, here: u64) -> Self {
+        Self::of(size, here, "here")
+    }
+
+    fn of(size: u64, here: u64, state: &'static str) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
-            let template = "{bar:32} {binary_bytes} of {binary_total_bytes} verified  {binary_bytes_per_sec}  {eta} left{msg}";
-            let style = ProgressStyle::with_template(template);
+            let template = format!(
+                "{{bar:32}} {{binary_bytes}} of {{binary_total_bytes}} {state}  {{binary_bytes_per_sec}}  {{eta}} left{{msg}}"
+            );
+            let style = ProgressStyle::with_template(&template);
             let bar =
                 ProgressBar::new(size).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar.set_position(here);
@@ -29,10 +43,10 @@ impl FetchProgress {
         if here > 0 {
             eprintln!("{} of {} are here from an earlier run", BinaryBytes(here), BinaryBytes(size));
         }
-        Self { bar, size, start: (here, Instant::now()), told: tenths(here, size) }
+        Self { bar, size, state, start: (here, Instant::now()), told: tenths(here, size) }
     }
 
-    /// Shows that so many bytes are here and verified, and from how many sources more come; 0 where that
+    /// Shows that so many bytes are here, and from how many sources more come; 0 where that
     /// is not known.
     pub(super) fn show(&mut self, bytes: u64, sources: usize) {
         let from = match sources {
@@ -48,7 +62,8 @@ impl FetchProgress {
             let rate = bytes.saturating_sub(self.start.0) as f64 / self.start.1.elapsed().as_secs_f64();
             let left = self.size.saturating_sub(bytes) as f64 / rate;
             let [bytes, size, rate] = [bytes, self.size, rate as u64].map(BinaryBytes);
-            eprintln!("{bytes} of {size} verified, {rate}/s, {left:.0} s left{from}");
+            let state = self.state;
+            eprintln!("{bytes} of {size} {state}, {rate}/s, {left:.0} s left{from}");
         }
     }
 

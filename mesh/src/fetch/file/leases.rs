@@ -8,16 +8,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use protocol::PieceRange;
 use protocol::message::{MAX_LIST, OriginLease};
+use protocol::{FileRef, PieceRange};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
 use crate::fetch::source::Event;
+use crate::fetch::target::Target;
 use crate::finder::Finder;
-use crate::store::{Pieces, UnprovenFile};
+use crate::store::Pieces;
 
 /// The most pieces that are asked for, and how many before the speed is known.
 const MOST: u64 = 16;
@@ -54,7 +55,7 @@ impl Leases {
     pub(super) fn start(keeper: Keeper) -> Self {
         let (sender, news) = mpsc::channel(4);
         let read = Arc::default();
-        let mine = Pieces::none(keeper.unproven.pieces().count());
+        let mine = Pieces::none(keeper.target.pieces().count());
         let keeping = Keeping { keeper, news: sender, read: Arc::clone(&read), mine };
         let task = async {
             // It ends when nobody listens.
@@ -80,7 +81,8 @@ impl Leases {
 /// Who is asked for what.
 pub(super) struct Keeper {
     pub(super) finder: Arc<dyn Finder>,
-    pub(super) unproven: Arc<UnprovenFile>,
+    pub(super) file: FileRef,
+    pub(super) target: Arc<dyn Target>,
     /// Whether nobody answered before.
     pub(super) is_alone: bool,
 }
@@ -100,8 +102,8 @@ impl Keeping {
             let read = self.read.load(Ordering::Relaxed);
             let per_second = read as f64 / began.elapsed().as_secs_f64().max(0.001);
             let wanted = if read == 0 { AT_FIRST } else { ((per_second * AHEAD) as u64).clamp(1, MOST) };
-            let Keeper { finder, unproven, is_alone } = &self.keeper;
-            let told = match finder.read_origin(&unproven.file(), held(&unproven.pieces()), wanted).await {
+            let Keeper { finder, file, target, is_alone } = &self.keeper;
+            let told = match finder.read_origin(file, held(&target.pieces()), wanted).await {
                 Ok(_) if *is_alone => self.tell(LeaseNews::Alone(false)).await,
                 Ok(lease) => {
                     answered = Some(Instant::now());
@@ -145,7 +147,7 @@ impl Keeping {
     async fn rest(&self) {
         let leased = self.unread();
         let until = Instant::now() + if leased == 0 { AGAIN } else { BEFORE_ITS_END };
-        let mut grown = self.keeper.unproven.grown();
+        let mut grown = self.keeper.target.growth();
         while leased == 0 || self.unread() > leased / 2 {
             if timeout_at(until, grown.changed()).await.is_err() {
                 return;
@@ -155,7 +157,7 @@ impl Keeping {
 
     /// How many pieces are ours to read and not here yet.
     fn unread(&self) -> u64 {
-        let here = self.keeper.unproven.pieces();
+        let here = self.keeper.target.pieces();
         here.missing_from(&self.mine, u64::MAX).iter().map(|range| range.end - range.start).sum()
     }
 }

@@ -10,18 +10,19 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use protocol::SourceName;
+use protocol::{FileRef, SourceName};
 use tokio::runtime::Handle;
 use tokio::time::sleep;
+use tracing::warn;
 
 use super::leases::{Keeper, LeaseNews, Leases};
 use crate::fetch::gather::Gathering;
 use crate::fetch::schedule::{Held, Reach};
-use crate::fetch::source::{Event, Opened, Part, Source, SourceError, Supplier, next_asked};
+use crate::fetch::source::{Event, Opened, Part, Source, SourceError, Supplier, WrongPart, next_asked};
 use crate::fetch::target::Target;
 use crate::finder::Finder;
 use crate::origin::{Origin, OriginEvent, Reading};
-use crate::store::{Pieces, StoreError, UnprovenFile};
+use crate::store::Pieces;
 
 /// What carries it.
 const CARRIER: &str = "https";
@@ -36,8 +37,10 @@ const LOOK: Duration = Duration::from_millis(50);
 #[derive(Clone)]
 pub(super) struct OriginSupplier {
     origin: Origin,
-    unproven: Arc<UnprovenFile>,
+    file: FileRef,
     finder: Option<Arc<dyn Finder>>,
+    /// Whether it is asked only where peers are slow.
+    is_spared: bool,
     record: Arc<Mutex<Record>>,
 }
 
@@ -50,11 +53,23 @@ struct Record {
     changed: BTreeSet<usize>,
     /// Whether nobody leases ranges at the moment.
     is_alone: bool,
+    /// Whether ranges were ever asked for.
+    has_leased: bool,
 }
 
 impl OriginSupplier {
-    pub(super) fn new(origin: Origin, unproven: Arc<UnprovenFile>, finder: Option<Arc<dyn Finder>>) -> Self {
-        Self { origin, unproven, finder, record: Arc::default() }
+    pub(super) fn new(origin: Origin, file: FileRef, finder: Option<Arc<dyn Finder>>) -> Self {
+        Self { origin, file, finder, is_spared: false, record: Arc::default() }
+    }
+
+    /// The same, asked only while peers are slow.
+    pub(super) fn spared(self) -> Self {
+        Self { is_spared: true, ..self }
+    }
+
+    /// Whether ranges were leased to us.
+    pub(super) fn has_leased(&self) -> bool {
+        self.lock().has_leased
     }
 
     /// Whether there is anything to read.
@@ -73,15 +88,10 @@ impl OriginSupplier {
         (!changed.is_empty()).then_some(changed)
     }
 
-    /// Takes back what these URLs gave.
-    pub(super) async fn take_back(&self, mirrors: &BTreeSet<usize>) -> Result<(), StoreError> {
-        let given: BTreeSet<u64> = {
-            let mut record = self.lock();
-            let gone = |_: &u64, mirror: &mut usize| mirrors.contains(mirror);
-            record.givers.extract_if(.., gone).map(|(piece, _)| piece).collect()
-        };
-        self.unproven.distrust(move |piece, _| !given.contains(&piece)).await?;
-        Ok(())
+    /// The pieces that these URLs gave, which count as given no more.
+    pub(super) fn take_given(&self, mirrors: &BTreeSet<usize>) -> BTreeSet<u64> {
+        let gone = |_: &u64, mirror: &mut usize| mirrors.contains(mirror);
+        self.lock().givers.extract_if(.., gone).map(|(piece, _)| piece).collect()
     }
 
     /// Gives up on every URL that gave a piece; how they are shown.
@@ -89,6 +99,16 @@ impl OriginSupplier {
         let mirrors: BTreeSet<usize> = std::mem::take(&mut self.lock().givers).into_values().collect();
         mirrors.iter().for_each(|mirror| self.origin.blame(*mirror));
         mirrors.iter().map(|mirror| self.origin.shown(*mirror)).collect()
+    }
+
+    /// Gives up on the URL that gave this piece, which is not the blob's.
+    fn blame_for(&self, part: WrongPart) {
+        let WrongPart::Piece(piece) = part else { return };
+        if let Some(mirror) = self.lock().givers.remove(&piece) {
+            let url = self.origin.shown(mirror);
+            warn!(url, piece, "URL gave a piece that is not the blob's, not asked for it again");
+            self.origin.blame(mirror);
+        }
     }
 
     fn changed(&self, mirror: usize) -> SourceError {
@@ -108,6 +128,9 @@ impl Supplier for OriginSupplier {
     }
 
     async fn open(&self, gathering: &Gathering, _thread: &Handle) -> Result<Opened, SourceError> {
+        if self.is_spared {
+            gathering.slow().await;
+        }
         if !self.origin.is_usable() {
             return Err(self.origin.failures().into());
         }
@@ -120,7 +143,8 @@ impl Supplier for OriginSupplier {
         }
         let is_alone = self.finder.is_none() || self.lock().is_alone;
         let leases = self.finder.clone().map(|finder| {
-            let keeper = Keeper { finder, unproven: Arc::clone(&self.unproven), is_alone };
+            self.lock().has_leased = true;
+            let keeper = Keeper { finder, file: self.file, target: Arc::clone(&target), is_alone };
             Leases::start(keeper)
         });
         let (held, mine) = match is_alone {
@@ -262,6 +286,10 @@ impl Source for Ranged {
         let news = news_of(&mut self.leases).await;
         self.stream.hear(news)
     }
+
+    async fn blame(&mut self, part: WrongPart) {
+        self.stream.supplier.blame_for(part);
+    }
 }
 
 async fn news_of(leases: &mut Option<Leases>) -> LeaseNews {
@@ -321,5 +349,9 @@ impl Source for Passing {
                 None => return pending().await,
             }
         }
+    }
+
+    async fn blame(&mut self, part: WrongPart) {
+        self.supplier.blame_for(part);
     }
 }

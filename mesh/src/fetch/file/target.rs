@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use protocol::wire::BlobRequest;
 use protocol::{BlobName, BlobRef, SourceName};
+use tokio::sync::watch;
 
 use crate::fetch::source::Part;
 use crate::fetch::target::Target;
@@ -34,6 +35,10 @@ impl Target for FileTarget {
 
     fn bytes(&self) -> u64 {
         self.0.bytes()
+    }
+
+    fn growth(&self) -> watch::Receiver<()> {
+        self.0.grown()
     }
 
     fn lacks_outboard(&self) -> Option<BlobRef> {

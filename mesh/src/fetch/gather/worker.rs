@@ -150,7 +150,8 @@ impl Gathering {
     fn takes_outboard(&self, id: SourceId) -> bool {
         let now = self.now();
         let mut state = self.lock();
-        state.schedule.has_missing(id) && state.outboard.take(id, now)
+        let is_peer = state.seats.get(&id).is_some_and(|seat| matches!(seat.name, SourceName::Peer(_)));
+        is_peer && state.schedule.has_missing(id) && state.outboard.take(id, now)
     }
 
     fn hear(&self, id: SourceId, event: Event) {

@@ -36,9 +36,9 @@ impl Schedule {
         }
         let source = &self.sources[&id];
         let parts = Parts::of(self, now);
-        let near = self.near_besides(id, now);
+        let near = self.nearer_than(id, now);
         let speed = source.pieces_per_second(now);
-        // It is spared what near sources have that together are no slower.
+        // It is spared what nearer sources have that together are no slower.
         let is_spared = |piece: u64| {
             let holding = near.iter().filter(|(near, _)| near.held.contains(piece));
             !near.is_empty() && holding.map(|(_, speed)| speed).sum::<f64>() >= speed
@@ -100,12 +100,10 @@ impl Schedule {
             && (0..self.here.count()).any(is_left_to_others)
     }
 
-    /// The near sources and their speeds, for one that is far.
-    fn near_besides(&self, id: SourceId, now: Duration) -> Vec<(&Source, f64)> {
-        if self.sources[&id].reach == Reach::Near {
-            return Vec::new();
-        }
-        let near = self.sources.values().filter(|source| source.reach == Reach::Near);
+    /// The sources that are nearer than this one, and their speeds.
+    fn nearer_than(&self, id: SourceId, now: Duration) -> Vec<(&Source, f64)> {
+        let reach = self.sources[&id].reach;
+        let near = self.sources.values().filter(|source| source.reach < reach);
         near.map(|source| (source, source.pieces_per_second(now))).collect()
     }
 

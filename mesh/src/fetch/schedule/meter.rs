@@ -10,7 +10,7 @@ use protocol::PIECE_SIZE;
 /// How long what was measured counts, in seconds.
 const MEMORY: f64 = 1.5;
 /// What a source is taken for before its first piece, in bytes per second.
-const UNKNOWN: f64 = (8 * PIECE_SIZE) as f64;
+pub(super) const UNKNOWN: f64 = (8 * PIECE_SIZE) as f64;
 /// Time that is shorter is not measured, in seconds.
 const INSTANT: f64 = 1e-4;
 /// Silence that is shorter says nothing.

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt, stream};
 use mesh::control::Reach;
-use mesh::fetch::{FetchFileError, OriginFile, OriginSizeError, Progress};
+use mesh::fetch::{FetchFileError, FetchedFile, OriginFile, OriginSizeError, Progress};
 use mesh::store::{BlobHold, GrowingFile, StoreError};
 use protocol::message::Provider;
 use protocol::{
@@ -17,6 +18,7 @@ use protocol::{
     PrepareStep, WebUrl, error_chain,
 };
 use tokio::sync::{SemaphorePermit, watch};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::failed;
@@ -25,6 +27,9 @@ use crate::workspace::code::CodeTrees;
 use crate::workspace::prepare::BuildError;
 use crate::workspace::progress::Steps;
 use crate::workspace::python::{WheelError, WheelSource};
+
+/// How long a full disk is waited for, before people are told; the workspace is tried again after that as well.
+const ROOM_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where files of one workspace come from.
 pub(super) struct Files<'a> {
@@ -139,6 +144,23 @@ impl Files<'_> {
         Ok(holds)
     }
 
+    /// Goes on with a file whenever a full disk has room again, for a while; what came until then is kept.
+    async fn fetch_when_there_is_room(
+        &self,
+        wanted: &OriginFile,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<FetchedFile, FetchFileError> {
+        let until = Instant::now() + ROOM_PATIENCE;
+        loop {
+            let fetched = self.reach.exchange.fetch_file(wanted, self.providers, Some(progress)).await;
+            match &fetched {
+                Err(FetchFileError::Store(error))
+                    if timeout_at(until, error.room_comes()).await == Ok(true) => {}
+                _ => return fetched,
+            }
+        }
+    }
+
     async fn model(&self, model: &LockedModel) -> Result<(BlobRef, BlobHold), BuildError> {
         let named = model.blob.map(|hash| BlobRef { hash, size: model.size });
         let fail = |error: &FetchFileError| {
@@ -187,7 +209,7 @@ impl Files<'_> {
         let _held = exchange.store().hold(sha256);
         let (part, (sender, progress)) =
             (self.steps.part(PrepareStep::Models), watch::channel(Progress::default()));
-        let fetching = part.count(progress, exchange.fetch_file(&wanted, self.providers, Some(&sender)));
+        let fetching = part.count(progress, self.fetch_when_there_is_room(&wanted, &sender));
         let fetched = self.cancel.run_until_cancelled(fetching).await.ok_or(BuildError::Canceled)?;
         let blob = match fetched {
             Err(FetchFileError::NoSource { tried, .. }) if !model.share && tried.is_empty() => {

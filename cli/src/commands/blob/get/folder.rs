@@ -1,5 +1,6 @@
 //! `comfy-farm blob get` of a folder: its list, then its files, then the folder as a whole.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use mesh::collection::{fetch_collection, fetch_folder};
@@ -29,8 +30,13 @@ pub(super) async fn bring(
     let showing = async {
         while news.changed().await.is_ok() {
             let bytes = *news.borrow_and_update();
-            here.send_replace(Progress { bytes, ..Progress::default() });
-            progress.show(bytes, 0);
+            // Small files come many at a time, and from how many is not known.
+            let transfers = exchange.transfers();
+            let sources =
+                transfers.iter().flat_map(|transfer| &transfer.sources).map(|source| source.from.to_string());
+            let sources = sources.collect::<BTreeSet<_>>().len();
+            here.send_replace(Progress { bytes, sources, ..Progress::default() });
+            progress.show(bytes, sources);
         }
         std::future::pending().await
     };

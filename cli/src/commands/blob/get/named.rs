@@ -38,7 +38,10 @@ pub(super) async fn get(arguments: &GetArguments, name: BlobName) -> anyhow::Res
     let asking = custodian.ask(request, move |progress| {
         if let Progress::Fetching(transfer) = progress {
             let mut shown = showing.lock().expect("nothing panics while it is shown");
-            let shown = shown.get_or_insert_with(|| FetchProgress::new(transfer.size, transfer.here));
+            let shown = shown.get_or_insert_with(|| match transfer.name {
+                BlobName::Blake3(_) => FetchProgress::new(transfer.size, transfer.here),
+                BlobName::Sha256(_) => FetchProgress::unproven(transfer.size, transfer.here),
+            });
             shown.show(transfer.here, transfer.sources.len());
         }
     });

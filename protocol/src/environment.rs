@@ -9,7 +9,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::blob::BlobHash;
-use crate::lockfile::{FileName, LockfileHash, Sha256, Token, WebUrl};
+use crate::lockfile::{FileName, GitSource, LockfileHash, Sha256, Token, WebUrl};
 use crate::workspace::{Accelerator, EnvironmentHash};
 
 /// The most bytes of a lock that are read.
@@ -61,11 +61,34 @@ pub struct BuiltWheel {
     pub name: Token,
     /// Its version.
     pub version: Token,
-    /// Its source.
-    pub source: LockedFile,
+    /// What it is built from.
+    pub source: BuildSource,
     /// The wheel that the first node built; others install it, as no two builds are equal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wheel: Option<LockedFile>,
+}
+
+/// The source of a package.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum BuildSource {
+    /// An archive.
+    File(LockedFile),
+    /// A commit of a repository.
+    Git(GitSource),
+}
+
+impl BuildSource {
+    /// What it is, wherever it comes from.
+    fn identity(&self) -> String {
+        match self {
+            Self::File(file) => file.sha256.to_string(),
+            Self::Git(source) => {
+                let folder = source.subdirectory.as_ref().map(|folder| format!("#{folder}"));
+                format!("git:{}{}", source.commit, folder.unwrap_or_default())
+            }
+        }
+    }
 }
 
 /// A file by its hashes, and where it is found.
@@ -143,12 +166,12 @@ impl EnvironmentLock {
         struct Installed<'a> {
             python: &'a Token,
             platform: &'a str,
-            files: Vec<(&'a str, Sha256)>,
+            files: Vec<(&'a str, String)>,
             #[serde(skip_serializing_if = "Option::is_none")]
             private_to: Option<LockfileHash>,
         }
-        let wheels = self.wheels.iter().map(|wheel| (wheel.name.as_str(), wheel.file.sha256));
-        let built = self.built.iter().map(|built| (built.name.as_str(), built.source.sha256));
+        let wheels = self.wheels.iter().map(|wheel| (wheel.name.as_str(), wheel.file.sha256.to_string()));
+        let built = self.built.iter().map(|built| (built.name.as_str(), built.source.identity()));
         let mut files: Vec<_> = wheels.chain(built).collect();
         files.sort_unstable();
         let installed = Installed { python: &self.python, platform: &self.platform, files, private_to };
@@ -156,10 +179,13 @@ impl EnvironmentLock {
         EnvironmentKey(BlobHash::of(&json))
     }
 
-    /// Every file that an installation needs, in one order: wheels, then what was built, or its source
+    /// Every file that an installation needs, in one order: wheels, then what was built, or the archive of its source
     /// where that was not yet.
     pub fn files(&self) -> impl Iterator<Item = &LockedFile> {
-        let built = self.built.iter().map(|built| built.wheel.as_ref().unwrap_or(&built.source));
+        let built = self.built.iter().filter_map(|built| match (&built.wheel, &built.source) {
+            (Some(file), _) | (None, BuildSource::File(file)) => Some(file),
+            (None, BuildSource::Git(_)) => None,
+        });
         self.wheels.iter().map(|wheel| &wheel.file).chain(built)
     }
 }
@@ -238,7 +264,7 @@ mod tests {
         lock.built.push(BuiltWheel {
             name: "b".parse().unwrap(),
             version: "1".parse().unwrap(),
-            source: file("b-1.tar.gz"),
+            source: BuildSource::File(file("b-1.tar.gz")),
             wheel: None,
         });
         let names = |lock: &EnvironmentLock| -> Vec<String> {
@@ -247,5 +273,25 @@ mod tests {
         assert_eq!(names(&lock), ["a-1-py3-none-any.whl", "b-1.tar.gz"]);
         lock.built[0].wheel = Some(file("b-1-py3-none-any.whl"));
         assert_eq!(names(&lock), ["a-1-py3-none-any.whl", "b-1-py3-none-any.whl"]);
+    }
+
+    #[test]
+    fn what_is_built_of_a_commit_is_called_by_it_wherever_the_repository_is() {
+        let of = |url: &str, folder: &str| {
+            let address = format!("{url}@{}{folder}", "1".repeat(40)).parse().unwrap();
+            let mut lock = lock();
+            lock.built.push(BuiltWheel {
+                name: "b".parse().unwrap(),
+                version: "1".parse().unwrap(),
+                source: BuildSource::Git(GitSource::of(&address).unwrap()),
+                wheel: None,
+            });
+            lock
+        };
+        let lock = of("https://git.example.org/b", "");
+        assert_eq!(EnvironmentLock::parse(&lock.to_canonical_json()).unwrap(), lock);
+        assert_eq!(lock.files().count(), 1, "a repository is no file");
+        assert_eq!(lock.key(None), of("https://mirror.example.org/b", "").key(None));
+        assert_ne!(lock.key(None), of("https://git.example.org/b", "#subdirectory=x").key(None));
     }
 }

@@ -45,7 +45,7 @@ pub use bundle::{
 };
 pub use collection::{CollectedFile, Collection, CollectionError, MAX_COLLECTED, MAX_COLLECTION};
 pub use environment::{
-    BuiltWheel, EnvironmentKey, EnvironmentLock, EnvironmentLockError, LockedFile, LockedWheel,
+    BuildSource, BuiltWheel, EnvironmentKey, EnvironmentLock, EnvironmentLockError, LockedFile, LockedWheel,
     MAX_ENVIRONMENT_LOCK,
 };
 pub use error_chain::error_chain;
@@ -56,9 +56,9 @@ pub use id::{
 pub use job::{FailedOp, Fetched, JobState, OutputFile, Phase, Progress, RunError, RunErrorKind};
 pub use lease::{HEARTBEAT, LEASE_DURATION, Lease, LeaseClock, REATTACH_GRACE};
 pub use lockfile::{
-    CustomNode, FileName, GitCommit, GitPin, GitUrl, HttpsUrl, LockedModel, Lockfile, LockfileError,
-    LockfileHash, MAX_LOCKFILE, ModelPath, PackagePin, ParseTextError, Pin, PublisherKey, PublisherSignature,
-    RegistryPin, Sha256, SignatureError, Source, Token, WebUrl,
+    CustomNode, FileName, FolderPath, GitCommit, GitPin, GitSource, GitUrl, HttpsUrl, LockedModel, Lockfile,
+    LockfileError, LockfileHash, MAX_LOCKFILE, ModelPath, PackagePin, ParseTextError, Pin, PublisherKey,
+    PublisherSignature, RegistryPin, Sha256, SignatureError, Source, Token, WebUrl,
 };
 pub use nearest::nearest;
 pub use offer::{Device, Engine, Offer, SlotOffer, lacking};

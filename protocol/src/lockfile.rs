@@ -6,6 +6,7 @@
 //! here: comfy-pack's snapshot, which `bundle` turns into one of these, and how it is rebuilt.
 
 mod text;
+mod source;
 
 use std::fmt;
 
@@ -15,9 +16,11 @@ use serde::{Deserialize, Serialize};
 use crate::blob::{BlobHash, BlobRef};
 use crate::origin::BlobName;
 
+pub use source::GitSource;
 pub(crate) use text::relative_path;
 pub use text::{
-    FileName, GitCommit, GitUrl, HttpsUrl, ModelPath, ParseTextError, PublisherKey, Sha256, Token, WebUrl,
+    FileName, FolderPath, GitCommit, GitUrl, HttpsUrl, ModelPath, ParseTextError, PublisherKey, Sha256,
+    Token, WebUrl,
 };
 
 /// The largest lockfile that is read, in bytes.
@@ -168,8 +171,8 @@ pub enum Pin {
     Version(Token),
     /// An archive.
     Url(HttpsUrl),
-    /// A repository, with the commit behind an `@`.
-    Git(HttpsUrl),
+    /// A repository, with the commit behind an `@`, and `#subdirectory=` where the package is not at its top.
+    Git(GitUrl),
 }
 
 /// One model file.

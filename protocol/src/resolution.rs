@@ -11,9 +11,9 @@ use ed25519_dalek::SigningKey;
 use serde::{Deserialize, Serialize};
 
 use crate::blob::{BlobHash, BlobRef};
-use crate::environment::EnvironmentLock;
+use crate::environment::{BuildSource, EnvironmentLock};
 use crate::lockfile::{
-    GitPin, Lockfile, LockfileHash, Pin, PublisherKey, PublisherSignature, SignatureError,
+    GitPin, GitSource, Lockfile, LockfileHash, Pin, PublisherKey, PublisherSignature, SignatureError,
 };
 use crate::origin::Alias;
 use crate::workspace::{CodeSpec, EnvironmentSpec, hashes_of, normalized};
@@ -166,15 +166,20 @@ fn keeps_pins(lock: &EnvironmentLock, lockfile: &Lockfile) -> bool {
         let name = normalized(package.name.as_str());
         let wheel = lock.wheels.iter().find(|wheel| normalized(wheel.name.as_str()) == name);
         let built = lock.built.iter().find(|built| normalized(built.name.as_str()) == name);
-        let (version, file) = match (wheel, built) {
+        let (version, file) = match (wheel, built.map(|built| (&built.version, &built.source))) {
             (Some(wheel), _) => (&wheel.version, &wheel.file),
-            (None, Some(built)) => (&built.version, &built.source),
+            (None, Some((version, BuildSource::File(file)))) => (version, file),
+            (None, Some((_, BuildSource::Git(source)))) => {
+                return matches!(&package.pin, Pin::Git(url) if GitSource::of(url).as_ref() == Some(source));
+            }
             // A platform may have no use for it.
             (None, None) => return true,
         };
         let is_version = match &package.pin {
             Pin::Version(pinned) => release(pinned.as_str()) == release(version.as_str()),
-            Pin::Url(_) | Pin::Git(_) => true,
+            Pin::Url(_) => true,
+            // It is built from its commit, and nothing else.
+            Pin::Git(_) => false,
         };
         let hashes = hashes_of(package, version.as_str());
         is_version && (hashes.is_empty() || hashes.contains(&file.sha256))
@@ -184,7 +189,7 @@ fn keeps_pins(lock: &EnvironmentLock, lockfile: &Lockfile) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::environment::{LockedFile, LockedWheel};
+    use crate::environment::{BuiltWheel, LockedFile, LockedWheel};
     use crate::lockfile::{PackagePin, Sha256};
     use crate::workspace::Accelerator;
 
@@ -264,6 +269,27 @@ mod tests {
         assert!(left_out(&lockfile, &of_another));
         lockfile.packages[0].hashes = vec![Sha256([9; 32])];
         assert!(left_out(&lockfile, &reported(&lockfile, 1, "2.6.0")));
+    }
+
+    #[test]
+    fn package_of_a_repository_is_built_from_the_commit_that_is_pinned_and_from_nothing_else() {
+        let address = |digit: &str| format!("https://git.example.org/torch@{}", digit.repeat(40)).parse();
+        let mut lockfile = lockfile();
+        lockfile.packages[0].pin = Pin::Git(address("1").expect("an address"));
+        let joins = |source: Option<&str>| {
+            let mut reported = reported(&lockfile, 1, "2.6.0");
+            if let Some(digit) = source {
+                let LockedWheel { name, version, .. } = reported.environments[0].wheels.remove(0);
+                let source = GitSource::of(&address(digit).expect("an address")).expect("a commit");
+                let source = BuildSource::Git(source);
+                reported.environments[0].built.push(BuiltWheel { name, version, source, wheel: None });
+            }
+            let mut resolution = Resolution::new(lockfile.hash());
+            resolution.join(&reported, &lockfile);
+            !resolution.environments.is_empty()
+        };
+        assert!(joins(Some("1")));
+        assert!(!joins(Some("2")) && !joins(None));
     }
 
     #[test]

@@ -115,6 +115,7 @@ pub(super) fn name_and_version(node: &CustomNode) -> (String, String) {
 fn pinned(package: &PackagePin) -> &str {
     match &package.pin {
         Pin::Version(version) => version.as_str(),
-        Pin::Url(url) | Pin::Git(url) => url.as_str(),
+        Pin::Url(url) => url.as_str(),
+        Pin::Git(url) => url.as_str(),
     }
 }

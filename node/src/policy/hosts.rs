@@ -3,7 +3,7 @@
 //! What the package indexes have is allowed in any case: whoever names hosts means those that are not everybody's. Not
 //! here: who follows an address; a repository's is judged once more as it is asked, with those of its submodules.
 
-use protocol::{CustomNode, EnvironmentLock, LockedFile, Lockfile, PackagePin, Pin};
+use protocol::{BuildSource, CustomNode, EnvironmentLock, LockedFile, Lockfile, PackagePin, Pin, WebUrl};
 
 use super::{Policy, PolicyRefusal};
 use crate::workspace::python::Indexes;
@@ -35,13 +35,16 @@ impl Policy {
 
     /// Judges the files that an environment is installed from, wherever they are taken from in the end.
     pub fn judge_lock(&self, lock: &EnvironmentLock, indexes: &Indexes) -> Result<(), PolicyRefusal> {
-        let files = lock.wheels.iter().map(|wheel| (&wheel.name, &wheel.file));
-        let files = files.chain(lock.built.iter().map(|built| (&built.name, &built.source)));
-        let source = |(name, file): (_, &LockedFile)| {
-            let source = |host| CodeSource { what: format!("package `{name}`"), host };
-            file.urls.iter().map(|url| source(url.host())).collect::<Vec<_>>()
-        };
-        self.judge_packages(files.flat_map(source), indexes)
+        let hosts = |file: &LockedFile| file.urls.iter().map(WebUrl::host).collect::<Vec<_>>();
+        let wheels = lock.wheels.iter().map(|wheel| (&wheel.name, hosts(&wheel.file)));
+        let built = lock.built.iter().map(|built| match &built.source {
+            BuildSource::File(file) => (&built.name, hosts(file)),
+            BuildSource::Git(source) => (&built.name, vec![source.url.host()]),
+        });
+        let sources = wheels.chain(built).flat_map(|(name, hosts)| {
+            hosts.into_iter().map(move |host| CodeSource { what: format!("package `{name}`"), host })
+        });
+        self.judge_packages(sources, indexes)
     }
 
     /// Judges packages.
@@ -70,7 +73,8 @@ impl Policy {
 /// Where a pinned package comes from, if it says so.
 fn pinned(package: &PackagePin) -> Option<CodeSource> {
     let host = match (&package.pin, &package.index) {
-        (Pin::Url(url) | Pin::Git(url), _) | (Pin::Version(_), Some(url)) => url.host(),
+        (Pin::Git(url), _) => url.host(),
+        (Pin::Url(url), _) | (Pin::Version(_), Some(url)) => url.host(),
         (Pin::Version(_), None) => return None,
     };
     Some(CodeSource { what: format!("package `{}`", package.name), host })
@@ -129,7 +133,9 @@ mod tests {
             };
             let wheels = lock(json!([{ "name": "a", "version": "1", "file": file }]), json!([]));
             let built = lock(json!([]), json!([{ "name": "b", "version": "1", "source": source }]));
-            for lock in [wheels, built] {
+            let commit = json!({ "url": url, "commit": "1".repeat(40) });
+            let cloned = lock(json!([]), json!([{ "name": "b", "version": "1", "source": commit }]));
+            for lock in [wheels, built, cloned] {
                 let found = refused(|policy, indexes| policy.judge_lock(&lock, indexes));
                 assert_eq!(found.map(|source| source.host).as_deref(), expected, "{url}");
             }

@@ -103,7 +103,7 @@ impl Assembler {
         log: &PrepareLog,
         cancel: &CancellationToken,
     ) -> Result<Whole, BuildError> {
-        let files = Files::new(&self.reach, &wanted.providers, steps, cancel);
+        let files = Files::new(self, &wanted.providers, steps, cancel);
         let lockfile = self.lockfile(wanted, farm, &files).await?;
         let known = self.resolution(wanted, farm, &files, log).await;
         let folder = self.root.join("ready").join(wanted.lockfile.to_string());

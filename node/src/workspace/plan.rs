@@ -140,7 +140,8 @@ impl Plan {
     fn add_package(&mut self, package: &PackagePin, accelerator: Accelerator) {
         let name = package.name.to_string();
         let (pin, index) = match &package.pin {
-            Pin::Url(url) | Pin::Git(url) => (url.to_string(), None),
+            Pin::Url(url) => (url.to_string(), None),
+            Pin::Git(url) => (url.to_string(), None),
             Pin::Version(version) if is_torch_family(&name) => {
                 let (release, recorded) = version.as_str().split_once('+').unwrap_or((version.as_str(), ""));
                 let build = build_for(recorded, accelerator);

@@ -121,7 +121,7 @@ impl Line {
                 if !path["https://".len()..].contains('@') {
                     return Ok(Self::Dropped("its repository is named without a commit"));
                 }
-                Pin::Git(url)
+                Pin::Git(url.into())
             }
             None => Pin::Url(checked(place, address)?),
         };
@@ -143,7 +143,8 @@ mod tests {
         let packages = from_requirements(text, &mut repairs).unwrap();
         let pin = |pin: &Pin| match pin {
             Pin::Version(version) => version.to_string(),
-            Pin::Url(url) | Pin::Git(url) => url.to_string(),
+            Pin::Url(url) => url.to_string(),
+            Pin::Git(url) => url.to_string(),
         };
         let packages = packages.iter().map(|package| format!("{} {}", package.name, pin(&package.pin)));
         (packages.collect(), repairs.into_iter().map(|repair| repair.text).collect())

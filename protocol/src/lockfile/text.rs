@@ -116,6 +116,15 @@ checked_text!(
 );
 
 checked_text!(
+    /// The path of a folder below another one, with `/` between its parts.
+    FolderPath,
+    |text| match relative_path(text) {
+        Ok(()) => Ok(text.to_owned()),
+        Err(_) => Err("the path of a folder below another one"),
+    }
+);
+
+checked_text!(
     /// An address on a public host over https, without a user name in it. Spaces are written `%20`.
     HttpsUrl,
     |text| {

@@ -27,7 +27,7 @@ const NO_PACKAGE: &str = "No matching distribution found for ";
 /// How an exception begins that a failed installation ends in, at once or where the package is imported.
 const NO_INSTALL: [&str; 3] = ["CalledProcessError", "ModuleNotFoundError", "ImportError"];
 
-/// What code wanted from the network that there is not.
+/// What code wanted from the network, of which it gets nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Blocked {
     /// A file, at this address if that was to be seen.
@@ -51,11 +51,11 @@ impl Blocked {
     pub(super) fn hint(&self) -> &'static str {
         match self {
             Self::File(_) => {
-                "pack it again with `comfy-farm pack --trace`, which runs the workflow once and records what it \
+                "there is no network, so pack it again with `comfy-farm pack --trace`, which runs the workflow once and records what it \
                  fetches, and deploy that"
             }
             Self::Package(_) => {
-                "install it where the workflow was made, pack that again with `comfy-farm pack`, which records every \
+                "nothing is installed at run time, so install it where the workflow was made, pack that again with `comfy-farm pack`, which records every \
                  package, and deploy that"
             }
         }
@@ -63,14 +63,14 @@ impl Blocked {
 }
 
 /// What was wanted by code that failed with these words after it `said` these lines; `None` where it failed for another
-/// reason.
-pub(super) fn blocked(failed: &[&str], said: &[String]) -> Option<Blocked> {
+/// reason. Packages are not to be had with a network either.
+pub(super) fn blocked(failed: &[&str], said: &[String], has_network: bool) -> Option<Blocked> {
     let has = |words: &[&str]| words.iter().any(|words| failed.iter().any(|text| text.contains(words)));
     let package = said.iter().rev().find_map(|line| line.split_once(NO_PACKAGE));
     if let Some((_, name)) = package.filter(|_| has(&NO_INSTALL)) {
         return Some(Blocked::Package(name.trim().chars().take(LONGEST).collect()));
     }
-    if !has(&NO_NETWORK) {
+    if has_network || !has(&NO_NETWORK) {
         return None;
     }
     let (first, others) = failed.split_first()?;
@@ -82,14 +82,12 @@ pub(super) fn blocked(failed: &[&str], said: &[String]) -> Option<Blocked> {
 
 /// The error of a run whose op wanted something from the network, if that is what this one is. `said` are the lines of
 /// the process during the run.
-pub(super) fn undeclared(error: &RunError, said: &[String]) -> Option<RunError> {
+pub(super) fn undeclared(error: &RunError, said: &[String], has_network: bool) -> Option<RunError> {
     let op = error.op.as_ref().filter(|_| error.kind == RunErrorKind::OpFailed)?;
     let traceback = op.traceback.as_deref().unwrap_or_default();
-    let wanted = blocked(&[&error.detail, traceback], said)?;
+    let wanted = blocked(&[&error.detail, traceback], said, has_network)?;
     let (id, class, hint) = (&op.id, &op.class, wanted.hint());
-    let detail = format!(
-        "op `{id}` ({class}) wants to {wanted}, which the lockfile does not name, and runs have no network: {hint}"
-    );
+    let detail = format!("op `{id}` ({class}) wants to {wanted}, which the lockfile does not name: {hint}");
     Some(RunError { kind: RunErrorKind::UndeclaredFile, detail, op: error.op.clone() })
 }
 
@@ -118,7 +116,7 @@ mod tests {
         let op = FailedOp { id: "2".into(), class: "Remote".into(), traceback: Some(traceback.into()) };
         let error = RunError { kind: RunErrorKind::OpFailed, detail: detail.into(), op: Some(op) };
         let said: Vec<String> = said.iter().map(|line| (*line).to_owned()).collect();
-        let found = undeclared(&error, &said);
+        let found = undeclared(&error, &said, false);
         assert_eq!(found.is_some(), expected.is_some(), "{detail}");
         if let (Some(found), Some(expected)) = (found, expected) {
             assert_eq!(found.kind, RunErrorKind::UndeclaredFile);

@@ -45,11 +45,11 @@ impl FailedImport {
     /// What is to be told of it, of one whose process had a network or not, and whose `install.py` was left out or not.
     pub(super) fn told(&self, has_network: bool, script_was_skipped: bool) -> String {
         let Self { node, traceback, said } = self;
-        let wanted = (!has_network).then(|| blocked(&[traceback], said)).flatten();
+        let wanted = blocked(&[traceback], said, has_network);
         let mut told = match wanted {
             Some(wanted) => format!(
                 "undeclared_file: custom node `{node}` wants to {wanted} as it is imported, which the lockfile does not \
-                 name, and there is no network: {}\n{traceback}",
+                 name: {}\n{traceback}",
                 wanted.hint()
             ),
             None => traceback.clone(),
@@ -148,9 +148,8 @@ Cannot import /x/custom_nodes/three module for custom nodes: No module named 'th
                 && two.contains("--trace"),
             "{two}"
         );
-        for number in 0..3 {
-            assert!(first(number, true).starts_with("Traceback"), "with a network it is what it says");
-        }
+        assert_eq!(first(0, true), one, "no network brings a package");
+        assert!(first(1, true).starts_with("Traceback"), "with a network it is what it says");
         assert!(first(2, false).starts_with("Traceback"), "that of another is not its own");
     }
 }

@@ -85,7 +85,7 @@ pub(super) enum StartError {
     /// It ended because it wanted something from the network.
     #[error(
         "undeclared_file: ComfyUI ended as it started, because it wants to {wanted}, which the lockfile does not name, \
-         and there is no network: {}; the last that it said:\n{tail}",
+         {}; the last that it said:\n{tail}",
         wanted.hint()
     )]
     Undeclared {
@@ -163,7 +163,7 @@ impl Launch {
                 let status = how(ended);
                 program.close().await;
                 let (said, tail) = (log.all(), tail());
-                let wanted = if door.has_network() { None } else { blocked(&[&tail], &said) };
+                let wanted = blocked(&[&tail], &said, door.has_network());
                 return Err(match wanted {
                     Some(wanted) => StartError::Undeclared { wanted, tail },
                     None => StartError::Ended { status, tail },
@@ -226,6 +226,8 @@ impl Launch {
         command.env("TMPDIR", self.folders.temporary()).env("LANG", "C.UTF-8");
         // The environment is shared with other processes, and the tree is thrown away.
         command.env("PYTHONPYCACHEPREFIX", &byte_code);
+        // What calls pip to see that it has all that it needs is told so at once; nothing is installed at run time.
+        command.env("PIP_NO_INDEX", "1").env("PIP_DISABLE_PIP_VERSION_CHECK", "1").env("UV_OFFLINE", "1");
         command.env("PYTHONUNBUFFERED", "1").env("PYTHONNOUSERSITE", "1");
         let card = match &self.device {
             Some(Device::Gpu { uuid, .. }) => uuid,
@@ -339,8 +341,8 @@ impl Process {
             }
         };
         let executed = match executed {
-            Err(error) if !self.door.has_network() => {
-                Err(undeclared(&error, &self.log.of_run()).unwrap_or(error))
+            Err(error) => {
+                Err(undeclared(&error, &self.log.of_run(), self.door.has_network()).unwrap_or(error))
             }
             executed => executed,
         };

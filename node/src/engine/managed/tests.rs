@@ -374,9 +374,16 @@ async fn import_that_wants_the_network_is_told_as_an_undeclared_file() {
     machine.workspace.classes.extend(["Remote".to_owned(), "Installing".to_owned()]);
     let download = "import urllib.request\nurllib.request.urlopen('https://models.example.org/face.pth')\n";
     machine.file("custom_nodes/remote/__init__.py", download);
-    let install = "import subprocess, sys\nprint('ERROR: No matching distribution found for nowhere', flush=True)\n\
-        subprocess.check_call([sys.executable, '-c', 'raise SystemExit(1)'])\n";
-    machine.file("custom_nodes/installing/__init__.py", install);
+    let install = |package: &str| {
+        format!(
+            "import subprocess, sys\nsubprocess.check_call([sys.executable, '-m', 'pip', 'install', '{package}'])\n"
+        )
+    };
+    machine.file("custom_nodes/installing/__init__.py", &install("nowhere"));
+    machine.file(
+        "custom_nodes/content/__init__.py",
+        &format!("{}NODE_CLASS_MAPPINGS = {{}}\n", install("numpy")),
+    );
     let workspace = Arc::new(machine.workspace.clone());
     let proven = machine.engine.prove(&workspace, &CancellationToken::new()).await;
     let reason = proven.expect_err("neither imports");
@@ -387,6 +394,7 @@ async fn import_that_wants_the_network_is_told_as_an_undeclared_file() {
     ] {
         assert!(reason.contains(words), "{words}: {reason}");
     }
+    assert!(!reason.contains("custom_nodes/content"), "what is there is no reason to fail: {reason}");
 }
 
 #[test]

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use protocol::{BlobHash, EnvironmentLock, EnvironmentSpec, Lockfile, PrepareStep, Resolution};
+use protocol::{BlobHash, EnvironmentLock, EnvironmentSpec, Lockfile, PrepareStep, Resolution, error_chain};
 use tokio_util::sync::CancellationToken;
 
 use super::files::Files;
@@ -16,7 +16,8 @@ use crate::workspace::log::PrepareLog;
 use crate::workspace::prepare::BuildError;
 use crate::workspace::progress::Steps;
 use crate::workspace::python::{
-    Ask, Environment, Environments, INSTALL_SCRIPT, Limits, Private, PythonError, Resolver, Uv,
+    Ask, Environment, Environments, INSTALL_SCRIPT, Limits, PINNED_PIP, Private, PythonError, Resolver, Uv,
+    WheelError,
 };
 
 /// What an environment is made of, besides the code.
@@ -89,7 +90,7 @@ impl Assembler {
                 log.line(&format!("the lock of the farm is for {wanted}, and this is {here}"));
                 Ok(None)
             }
-            built => built.map(Some).map_err(failed),
+            built => built.map(Some).map_err(unmade),
         }
     }
 
@@ -114,14 +115,14 @@ impl Assembler {
                 let uv = environments.uv.clone();
                 let build_sources = environments.build_sources;
                 let resolver = Resolver { uv, limits: Limits::default(), build_sources };
-                let lock = resolver.resolve(&spec, &asks, *files, log, cancel).await.map_err(failed)?;
+                let lock = resolver.resolve(&spec, &asks, *files, log, cancel).await.map_err(unmade)?;
                 keep_lock(&kept, &lock).map_err(failed)?;
                 lock
             }
         };
         self.policy.judge_lock(&lock, &self.uv.indexes).map_err(refused)?;
         let private = private(lockfile, tree).filter(|_| self.policy.install_scripts);
-        environments.build(&lock, private.as_ref(), *files, log, cancel).await.map_err(failed)
+        environments.build(&lock, private.as_ref(), *files, log, cancel).await.map_err(unmade)
     }
 
     fn spec(&self, lockfile: &Lockfile) -> EnvironmentSpec {
@@ -137,6 +138,16 @@ impl Assembler {
         let (folder, limits) = (self.root.join("environments"), Limits::default());
         // Building a source runs its code, as an install script does.
         Ok(Environments { uv, folder, limits, build_sources: self.policy.install_scripts })
+    }
+}
+
+/// Why there is no environment, and whether to try again could help.
+fn unmade(error: PythonError) -> BuildError {
+    match error {
+        PythonError::File(WheelError::Repository(git)) if git.is_refusal() => {
+            BuildError::Refused(error_chain(&git))
+        }
+        error => failed(error),
     }
 }
 
@@ -161,7 +172,7 @@ fn asks(tree: &CodeTree) -> std::io::Result<Vec<Ask>> {
 
 /// Names what was asked for beyond the pins, so that it is resolved once.
 fn lock_name(spec: &EnvironmentSpec, asks: &[Ask]) -> BlobHash {
-    let mut named = spec.hash().to_string();
+    let mut named = format!("{} pip {PINNED_PIP}", spec.hash());
     for ask in asks.iter().filter(|ask| !ask.is_pinned_by(spec)) {
         named.push_str(&BlobHash::of(ask.text.as_bytes()).to_string());
     }

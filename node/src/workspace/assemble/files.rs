@@ -14,16 +14,18 @@ use mesh::fetch::{FetchFileError, FetchedFile, OriginFile, OriginSizeError, Prog
 use mesh::store::{BlobHold, GrowingFile, StoreError};
 use protocol::message::Provider;
 use protocol::{
-    BlobHash, BlobName, BlobRef, CodeSpec, FileRef, LockedFile, LockedModel, Lockfile, MAX_CARRIED,
+    BlobHash, BlobName, BlobRef, CodeSpec, FileRef, GitPin, LockedFile, LockedModel, Lockfile, MAX_CARRIED,
     PrepareStep, WebUrl, error_chain,
 };
 use tokio::sync::{SemaphorePermit, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::failed;
+use super::{Assembler, failed};
 use crate::os;
+use crate::policy::Policy;
 use crate::workspace::code::CodeTrees;
+use crate::workspace::git::{Fetching, GitError, GitStore};
 use crate::workspace::prepare::BuildError;
 use crate::workspace::progress::Steps;
 use crate::workspace::python::{WheelError, WheelSource};
@@ -39,18 +41,22 @@ pub(super) struct Files<'a> {
     /// Who is told how far they are.
     pub(super) steps: &'a Steps,
     pub(super) cancel: &'a CancellationToken,
+    policy: &'a Policy,
+    /// Where the repositories are.
+    git: PathBuf,
     /// What was given by its path stays at it.
     given: Mutex<Vec<BlobHold>>,
 }
 
 impl<'a> Files<'a> {
     pub(super) fn new(
-        reach: &'a Reach,
+        assembler: &'a Assembler,
         providers: &'a [Provider],
         steps: &'a Steps,
         cancel: &'a CancellationToken,
     ) -> Self {
-        Self { reach, providers, steps, cancel, given: Mutex::default() }
+        let Assembler { reach, policy, root, .. } = assembler;
+        Self { reach, providers, steps, cancel, policy, git: root.join("git"), given: Mutex::default() }
     }
 }
 
@@ -298,6 +304,19 @@ impl WheelSource for Files<'_> {
             source: Box::new(source),
         };
         stream::try_unfold(reader, read).map_err(failed).boxed()
+    }
+
+    async fn repository(&self, pin: &GitPin, into: &Path) -> Result<(), WheelError> {
+        let (root, pin, into) = (self.git.clone(), pin.clone(), into.to_owned());
+        let (policy, cancel) = (self.policy.clone(), self.cancel.clone());
+        let laid_out = tokio::task::spawn_blocking(move || {
+            let git = GitStore::open(root)?;
+            let fetching = Fetching { policy: &policy, progress: &|_| {}, cancel: &cancel };
+            git.fetch(&pin, &fetching)?;
+            git.checkout(&pin, &into).map(drop)
+        });
+        // It broke off by a bug, or the node ends.
+        laid_out.await.unwrap_or(Err(GitError::Canceled)).map_err(WheelError::from)
     }
 
     async fn size(&self, urls: &[WebUrl]) -> Result<u64, WheelError> {

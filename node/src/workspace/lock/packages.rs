@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use protocol::{HttpsUrl, PackagePin, Pin, Sha256, Token, is_torch_family, normalized};
+use protocol::{GitUrl, HttpsUrl, PackagePin, Pin, Sha256, Token, is_torch_family, normalized};
 use serde::Deserialize;
 
 use super::sources::without_token;
@@ -112,7 +112,7 @@ fn pins(
     for package in packages {
         first.entry(normalized(&package.name)).or_insert(package);
     }
-    // Nothing that runs needs the installer, and environments that differ in it alone would be two.
+    // Each environment has one, and those that differ in it alone would be two.
     first.remove("pip");
     let has_torch = first.contains_key("torch");
     let before = first.len();
@@ -241,7 +241,8 @@ impl Origin {
             self.subdirectory.as_ref().map_or_else(String::new, |name| format!("#subdirectory={name}"));
         match &self.vcs_info {
             Some(Repository { vcs, commit_id }) if vcs == "git" => {
-                format!("{}@{commit_id}{folder}", self.url).parse().ok().map(Pin::Git)
+                let pinned = format!("{}@{commit_id}{folder}", self.url).parse().ok();
+                pinned.filter(GitUrl::is_public).map(Pin::Git)
             }
             Some(_) => None,
             None => without_token(&format!("{}{folder}", self.url)).parse().ok().map(Pin::Url),

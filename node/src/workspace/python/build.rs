@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::install::Installing;
 use super::script::{INSTALL_SCRIPT, run_install_script};
-use super::source::build_source;
+use super::source::Building;
 use super::wheels::{Wheel, get};
 use super::{Interpreter, Limits, PythonError, Uv, WheelSource};
 use crate::os::file::{copy_tree, replace};
@@ -185,10 +185,14 @@ impl Environments {
         let mut wheels: Vec<Wheel> =
             lock.wheels.iter().map(|wheel| Wheel { locked: wheel.clone(), path: None }).collect();
         let mut lock = lock.clone();
+        let building = Building { uv: &self.uv, python, limit: self.limits.build, log, cancel };
         for built in &mut lock.built {
             let mut path = None;
             if let Some(wheel) = &built.wheel {
-                match get(wheel, files, &kept, cancel).await {
+                // It may have been built here, which nobody was told of yet.
+                let own = kept.join(wheel.sha256.to_string()).join(wheel.file_name.as_str());
+                let got = if own.is_file() { Ok(own) } else { get(wheel, files, &kept, cancel).await };
+                match got {
                     Ok(got) => path = Some(got),
                     Err(PythonError::Canceled) => return Err(PythonError::Canceled),
                     Err(error) => log.line(&format!("what another node built did not come: {error}")),
@@ -199,9 +203,7 @@ impl Environments {
                 return Err(PythonError::NoWheel { explanation: format!("`{name}` {version}") });
             }
             if path.is_none() {
-                let source = get(&built.source, files, &kept, cancel).await?;
-                let limit = self.limits.build;
-                let (made, wheel) = build_source(&self.uv, python, &source, limit, log, cancel).await?;
+                let (made, wheel) = building.build(built.name.as_str(), &built.source, files).await?;
                 (path, built.wheel) = (Some(made), Some(wheel));
             }
             if let Some(file) = built.wheel.clone() {

@@ -104,13 +104,37 @@ pub enum PythonError {
         /// Its version.
         version: String,
     },
-    /// A package comes from a repository, which has no file to lock.
-    #[error("package `{name}` comes from the repository `{url}`, which cannot be locked yet: pin a version")]
+    /// A package comes from a repository, and building is not allowed.
+    #[error(
+        "package `{name}` comes from the repository `{url}` and is to be built, which runs its code: the node's owner can \
+         start it with `--allow-install-scripts`, or pin a version that has a wheel"
+    )]
     Repository {
         /// The package.
         name: String,
         /// The repository.
         url: String,
+    },
+    /// A package comes from a repository of which no commit is named.
+    #[error(
+        "package `{name}` comes from `{url}`, which names no commit, so it would be another one tomorrow: write all 40 \
+         digits of one behind an `@`"
+    )]
+    NoCommit {
+        /// The package.
+        name: String,
+        /// The repository.
+        url: String,
+    },
+    /// A repository has another package than it should.
+    #[error(
+        "package `{name}` is to be built from a repository that has package `{made}`: record its own name"
+    )]
+    OtherPackage {
+        /// The package.
+        name: String,
+        /// What came of it.
+        made: String,
     },
     /// A lock was made for another kind of machine.
     #[error("the lock is for {wanted}, this machine is {here}")]

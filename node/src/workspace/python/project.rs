@@ -8,8 +8,12 @@ use std::collections::BTreeMap;
 use protocol::{EnvironmentSpec, PackagePin, Pin, is_torch_family, normalized};
 use serde::Serialize;
 
-use super::ask::Requirement;
+use super::ask::{Origin, Requirement};
 use super::{Indexes, PythonError};
+
+/// The pip of every environment that pins none: custom nodes call it as they are imported, to see that they have all that
+/// they need, and no `pip freeze` names it. It runs on Python 3.9 and later.
+pub(crate) const PINNED_PIP: &str = "25.3";
 
 /// A question for uv.
 #[derive(Debug, PartialEq, Eq)]
@@ -37,15 +41,18 @@ pub(super) fn pins(spec: &EnvironmentSpec) -> Result<BTreeMap<String, &PackagePi
 fn shown(pin: &Pin) -> String {
     match pin {
         Pin::Version(version) => version.to_string(),
-        Pin::Url(url) | Pin::Git(url) => url.to_string(),
+        Pin::Url(url) => url.to_string(),
+        Pin::Git(url) => url.to_string(),
     }
 }
 
 impl Project {
-    /// The question for these pins and asks, with this build of the torch family (empty: the plain one).
+    /// The question for these pins and asks, with this build of the torch family (empty: the plain one). `built` has the
+    /// address of the wheel of each package of a repository.
     pub(super) fn new(
         pins: &BTreeMap<String, &PackagePin>,
         asks: &[Requirement],
+        built: &BTreeMap<String, String>,
         python: &str,
         indexes: &Indexes,
         build: &str,
@@ -53,10 +60,17 @@ impl Project {
         let mut project = Self { toml: String::new(), pins: Vec::new() };
         let mut sources = Sources::default();
         let mut dependencies = Vec::new();
+        if !pins.contains_key("pip") {
+            project.pins.push(format!("pip=={PINNED_PIP}"));
+            dependencies.push(format!("pip=={PINNED_PIP}"));
+        }
         for (name, package) in pins {
             dependencies.push(match &package.pin {
                 Pin::Url(url) => format!("{name} @ {url}"),
-                Pin::Git(url) => format!("{name} @ git+{url}"),
+                Pin::Git(url) => match built.get(name) {
+                    Some(wheel) => format!("{name} @ {wheel}"),
+                    None => format!("{name} @ git+{url}"),
+                },
                 Pin::Version(version) if is_torch_family(name) => {
                     let release = version.as_str().split('+').next().unwrap_or_default();
                     sources.add(name, indexes.of_build(build));
@@ -79,7 +93,12 @@ impl Project {
             if is_torch_family(&ask.name) && ask.origin.is_none() {
                 sources.add(&ask.name, indexes.of_build(build));
             }
-            dependencies.push(ask.text.clone());
+            dependencies.push(match (&ask.origin, built.get(&ask.name)) {
+                (Some(Origin::Repository(url)), Some(wheel)) => {
+                    ask.text.replacen(&format!("git+{url}"), wheel, 1)
+                }
+                _ => ask.text.clone(),
+            });
         }
         let head =
             Head { name: "workspace", version: "0", requires_python: format!(">={python}"), dependencies };
@@ -151,7 +170,6 @@ impl Sources {
 mod tests {
     use protocol::{Accelerator, Lockfile};
 
-    use super::super::ask::Origin;
     use super::*;
 
     fn spec(packages: &str) -> EnvironmentSpec {
@@ -177,13 +195,19 @@ mod tests {
             ask("torchvision", "torchvision", None),
             ask("pillow", "pillow @ https://example.org/p.whl", Some("https://example.org/p.whl")),
             ask("tqdm", "tqdm>=4", None),
+            Requirement {
+                name: "sam".to_owned(),
+                origin: Some(Origin::Repository("https://github.com/a/sam@abc".parse().expect("an address"))),
+                text: "sam[all] @ git+https://github.com/a/sam@abc ; python_version>'3'".to_owned(),
+            },
         ];
-        let project = Project::new(&pins, &asks, "3.11", &Indexes::default(), "cpu");
+        let built = ["clip", "sam"].map(|name| (name.to_owned(), format!("file:///x/{name}.whl"))).into();
+        let project = Project::new(&pins, &asks, &built, "3.11", &Indexes::default(), "cpu");
         let expected = r#"[project]
 name = "workspace"
 version = "0"
 requires-python = ">=3.11"
-dependencies = ["clip @ git+https://github.com/a/clip@abc", "odd==1", "pillow==11.0.0", "torch==2.6.0+cpu", "torch-audio==1", "torchvision", "tqdm>=4"]
+dependencies = ["pip==25.3", "clip @ file:///x/clip.whl", "odd==1", "pillow==11.0.0", "torch==2.6.0+cpu", "torch-audio==1", "torchvision", "tqdm>=4", "sam[all] @ file:///x/sam.whl ; python_version>'3'"]
 
 [[tool.uv.index]]
 name = "index-0"
@@ -205,7 +229,10 @@ index = "index-1"
 index = "index-1"
 "#;
         assert_eq!(project.toml, expected);
-        assert_eq!(project.pins, ["odd==1", "pillow==11.0.0", "torch==2.6.0+cpu", "torch-audio==1"]);
+        assert_eq!(
+            project.pins,
+            ["pip==25.3", "odd==1", "pillow==11.0.0", "torch==2.6.0+cpu", "torch-audio==1"]
+        );
     }
 
     #[test]

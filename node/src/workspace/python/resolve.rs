@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 
 use protocol::{
-    Accelerator, BuiltWheel, EnvironmentLock, EnvironmentSpec, LockedFile, LockedWheel, PackagePin, Pin,
-    Sha256, TORCH_FAMILY, WebUrl, hashes_of, is_torch_family,
+    Accelerator, BuildSource, BuiltWheel, EnvironmentLock, EnvironmentSpec, LockedFile, LockedWheel,
+    PackagePin, Pin, Sha256, TORCH_FAMILY, WebUrl, hashes_of, is_torch_family,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +16,8 @@ use super::interpreter::{Interpreter, minor_of};
 use super::process::Step;
 use super::project::{Project, pins};
 use super::pylock::{self, File, Package};
+use super::repositories::{addresses, built, sources};
+use super::source::Building;
 use super::tags::Tags;
 use super::workshop::Workshop;
 use super::{Limits, PythonError, Uv, WheelSource};
@@ -54,10 +56,13 @@ impl Resolver {
         let indexes = &self.uv.config.indexes;
         let mut builds = indexes.builds(recorded, spec.accelerator).into_iter().peekable();
         let workshop = self.uv.workshop()?;
+        let building = Building { uv: &self.uv, python: &python, limit: self.limits.build, log, cancel };
+        let built = built(sources(&pins, &asked, self.build_sources)?, &building, files).await?;
+        let addresses = addresses(&built, workshop.path())?;
         let (packages, build) = loop {
             let build = builds.next().unwrap_or_default();
             let minor = minor_of(python.version.as_str());
-            let project = Project::new(&pins, &asked, &minor, indexes, &build);
+            let project = Project::new(&pins, &asked, &addresses, &minor, indexes, &build);
             match self.complete(&project, &python, &workshop, log, cancel).await {
                 Ok(packages) => break (packages, build),
                 // This build may just not exist of that version; the last one's conflict is told.
@@ -81,6 +86,10 @@ impl Resolver {
             built: Vec::new(),
         };
         for package in packages {
+            if let Some((wheel, _)) = built.get(&package.name) {
+                lock.built.push(wheel.clone());
+                continue;
+            }
             let pin = pins.get(&package.name).copied();
             let index = index_of(&package.name, pin, &build, indexes);
             let chosen = Chosen::of(&package, pin, &python.tags, self.build_sources, &index)?;
@@ -90,7 +99,8 @@ impl Resolver {
                 lock.torch = Some(version.clone());
             }
             if chosen.is_source {
-                lock.built.push(BuiltWheel { name, version, source: file, wheel: None });
+                let source = BuildSource::File(file);
+                lock.built.push(BuiltWheel { name, version, source, wheel: None });
             } else {
                 lock.wheels.push(LockedWheel { name, version, file });
             }
@@ -231,9 +241,10 @@ impl Chosen {
         build_sources: bool,
         index: &str,
     ) -> Result<Self, PythonError> {
+        // Asked for by a package that is none of ours to change; what we ask for was built before.
         if let Some(repository) = &package.vcs {
             let url = repository.url.clone().unwrap_or_default();
-            return Err(PythonError::Repository { name: package.name.clone(), url });
+            return Err(PythonError::NoCommit { name: package.name.clone(), url });
         }
         let rank = |file: &File| file.name().and_then(|name| tags.rank(&name));
         let all = package.wheels.iter().chain(&package.archive);
@@ -358,6 +369,6 @@ mod tests {
         let unproven = package("wheels = [{ url = 'https://x.example/a-1-py3-none-any.whl' }]");
         assert!(matches!(choose(&unproven, &[], false), Err(PythonError::NoHash { .. })));
         let repository = package("vcs = { type = 'git', url = 'https://x.example/a.git' }");
-        assert!(matches!(choose(&repository, &[], true), Err(PythonError::Repository { .. })));
+        assert!(matches!(choose(&repository, &[], true), Err(PythonError::NoCommit { .. })));
     }
 }

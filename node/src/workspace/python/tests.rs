@@ -1,6 +1,7 @@
 //! With the real uv and a package index of the test's own.
 
 pub(crate) mod index;
+mod repositories;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -74,8 +75,12 @@ fn python(environment: &Environment, program: &str) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
+/// The packages of a lock but pip, which every one has.
 fn names(lock: &EnvironmentLock) -> Vec<String> {
-    lock.wheels.iter().map(|wheel| format!("{}=={}", wheel.name, wheel.version)).collect()
+    let names = lock.wheels.iter().map(|wheel| format!("{}=={}", wheel.name, wheel.version));
+    let (pip, others): (Vec<_>, Vec<_>) = names.partition(|name| name.starts_with("pip=="));
+    assert_eq!(pip.len(), 1, "{others:?}");
+    others
 }
 
 /// What is in a folder, hidden names too.
@@ -125,8 +130,11 @@ async fn pins_stand_against_what_packages_ask_for_as_they_did_on_the_authors_mac
     let Some(setting) = Setting::new(files).await else { return };
     let pins = r#"[{"name":"lib","version":"1.0"},{"name":"user","version":"1"}]"#;
     let lock = setting.resolve(pins, "lib>=2\n").await.expect("as recorded");
-    let versions: Vec<&str> = lock.wheels.iter().map(|wheel| wheel.version.as_str()).collect();
-    assert_eq!(versions, ["1.0", "1"]);
+    assert_eq!(names(&lock), ["lib==1.0", "user==1"]);
+    let recorded = r#"[{"name":"pip","version":"24.0"}]"#;
+    let other = Setting::new(vec![wheel("pip", "24.0", &[])]).await.expect("there is a uv");
+    let lock = other.resolve(recorded, "").await.expect("it is the recorded one");
+    assert_eq!(lock.wheels[0].version.as_str(), "24.0");
 }
 
 #[tokio::test]
@@ -179,7 +187,7 @@ async fn torch_comes_from_the_index_of_its_build_and_the_choice_is_recorded() {
 async fn source_is_built_once_and_others_install_what_was_built() {
     let Some(first) = Setting::new(vec![sdist("old", "0.6", "")]).await else { return };
     let lock = first.resolve(r#"[{"name":"old","version":"0.6"}]"#, "").await.expect("a source");
-    assert_eq!((lock.wheels.len(), lock.built.len()), (0, 1));
+    assert_eq!((names(&lock).len(), lock.built.len()), (0, 1));
     let environment = first.build(&lock).await.expect("it is built");
     assert_eq!(python(&environment, "import old; print(old.VERSION)"), "0.6");
     let wheel = environment.lock.built[0].wheel.clone().expect("the wheel is recorded");
@@ -194,7 +202,8 @@ async fn source_is_built_once_and_others_install_what_was_built() {
 
     // One whose owner allows no builds takes what was built, and builds nothing where that does not come.
     let third = Setting::new(Vec::new()).await.expect("there is a uv");
-    third.downloads.add(&environment.lock.built[0].source, &first.downloads.path(&lock.built[0].source));
+    let protocol::BuildSource::File(source) = &lock.built[0].source else { panic!("an archive") };
+    third.downloads.add(source, &first.downloads.path(source));
     let environments = Environments { build_sources: false, ..third.environments() };
     let build = async || {
         environments.build(&environment.lock, None, &*third.downloads, &third.log, &third.cancel).await
@@ -344,6 +353,10 @@ impl WheelSource for Liar<'_> {
         let lies = self.lied.lock().expect("no panic").insert(file.sha256);
         let parts = self.downloads.read(file);
         parts.map(move |part| part.map(|bytes| if lies { vec![0; bytes.len()] } else { bytes })).boxed()
+    }
+
+    async fn repository(&self, pin: &protocol::GitPin, into: &Path) -> Result<(), WheelError> {
+        self.downloads.repository(pin, into).await
     }
 
     async fn size(&self, urls: &[protocol::WebUrl]) -> Result<u64, WheelError> {

@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use futures::stream::{BoxStream, FuturesUnordered};
 use futures::{StreamExt, TryStreamExt, stream};
-use protocol::{LockedFile, LockedWheel, Sha256, WebUrl};
+use protocol::{GitPin, LockedFile, LockedWheel, Sha256, WebUrl};
 use tokio::io::AsyncReadExt;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use super::PythonError;
 use crate::os;
+use crate::workspace::git::GitError;
 
 /// How many files are fetched at once. Each of so many bytes counts for one more: a large one has the way to itself, so
 /// that it is unpacked while the small ones come.
@@ -37,6 +38,9 @@ pub trait WheelSource: Send + Sync {
     /// The parts of a file in their order, those that are not here yet as they come by [`file`](Self::file). Nothing
     /// has proven them.
     fn read<'a>(&'a self, file: &'a LockedFile) -> BoxStream<'a, Result<Vec<u8>, WheelError>>;
+
+    /// Lays out the files of a commit in this folder, which is not there yet.
+    async fn repository(&self, pin: &GitPin, into: &Path) -> Result<(), WheelError>;
 
     /// How many bytes the file at the first of these URLs that answers has, for an index that does not say.
     async fn size(&self, urls: &[WebUrl]) -> Result<u64, WheelError>;
@@ -67,6 +71,9 @@ pub enum WheelError {
         /// Where from.
         from: String,
     },
+    /// A repository is not here at its commit.
+    #[error(transparent)]
+    Repository(#[from] GitError),
     /// It cannot be kept here.
     #[error("`{file_name}` cannot be stored")]
     Store {

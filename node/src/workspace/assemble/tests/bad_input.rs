@@ -86,7 +86,7 @@ async fn each_fault_has_its_step_its_source_and_a_hint_and_the_node_goes_on() {
     // A lock names another file than its address has.
     let cancel = CancellationToken::new();
     let steps = Steps::new(Shelf::new(node.assembler.root.join("ready")), LockfileHash(BlobHash([0; 32])));
-    let files = Files::new(&node.assembler.reach, &[], &steps, &cancel);
+    let files = Files::new(&node.assembler, &[], &steps, &cancel);
     let address = index.url().replace("/simple", "/files/lib-1.0-py3-none-any.whl");
     let exchanged = LockedFile {
         file_name: "lib-1.0-py3-none-any.whl".parse().expect("a name"),

@@ -9,14 +9,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
-use protocol::{LockedFile, Sha256, WebUrl};
+use protocol::{GitPin, LockedFile, Sha256, WebUrl};
 use sha2::{Digest, Sha256 as Hasher};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::SemaphorePermit;
+use tokio_util::sync::CancellationToken;
 use zip::write::SimpleFileOptions;
 
-use crate::workspace::python::{WheelError, WheelSource};
+use crate::policy::Policy;
+use crate::workspace::git::{Fetching, GitStore};
+use crate::workspace::python::{PINNED_PIP, WheelError, WheelSource};
 
 /// A file of a package.
 #[derive(Clone)]
@@ -70,8 +73,13 @@ pub(crate) fn wheel(package: &str, version: &str, requires: &[&str]) -> File {
     File { index: String::new(), package: package.to_owned(), name, bytes: zipped(&files) }
 }
 
-/// A source that builds such a wheel by itself, after this statement.
-pub(crate) fn sdist(package: &str, version: &str, statement: &str) -> File {
+/// The files of a source that builds such a wheel by itself, after this statement.
+pub(crate) fn source(
+    package: &str,
+    version: &str,
+    requires: &[&str],
+    statement: &str,
+) -> [(String, String); 2] {
     let pyproject = format!(
         "[build-system]\nrequires = []\nbuild-backend = 'backend'\nbackend-path = ['.']\n\
          [project]\nname = '{package}'\nversion = '{version}'\n"
@@ -81,17 +89,21 @@ pub(crate) fn sdist(package: &str, version: &str, statement: &str) -> File {
          import base64, os\n    name = '{package}-{version}-py3-none-any.whl'\n    \
          open(os.path.join(folder, name), 'wb').write(base64.b64decode('{}'))\n    return name\n",
         if statement.is_empty() { "pass" } else { statement },
-        data_encoding::BASE64.encode(&wheel(package, version, &[]).bytes)
+        data_encoding::BASE64.encode(&wheel(package, version, requires).bytes)
     );
+    [("pyproject.toml".to_owned(), pyproject), ("backend.py".to_owned(), backend)]
+}
+
+/// Such a source as an index has it.
+pub(crate) fn sdist(package: &str, version: &str, statement: &str) -> File {
     let folder = format!("{package}-{version}");
-    let files = [
-        (
-            format!("{folder}/PKG-INFO"),
-            format!("Metadata-Version: 2.2\nName: {package}\nVersion: {version}\n"),
-        ),
-        (format!("{folder}/pyproject.toml"), pyproject),
-        (format!("{folder}/backend.py"), backend),
-    ];
+    let files = [(
+        format!("{folder}/PKG-INFO"),
+        format!("Metadata-Version: 2.2\nName: {package}\nVersion: {version}\n"),
+    )];
+    let source = source(package, version, &[], statement);
+    let source = source.map(|(name, text)| (format!("{folder}/{name}"), text));
+    let files = [files.as_slice(), source.as_slice()].concat();
     let name = format!("{folder}.zip");
     File { index: String::new(), package: package.to_owned(), name, bytes: zipped(&files) }
 }
@@ -104,7 +116,9 @@ pub(crate) struct Index {
 }
 
 impl Index {
-    pub(crate) async fn serve(files: Vec<File>) -> Self {
+    /// Every environment has a pip.
+    pub(crate) async fn serve(mut files: Vec<File>) -> Self {
+        files.push(wheel("pip", PINNED_PIP, &[]));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}/simple", listener.local_addr().expect("an address"));
         let answers = Arc::new(answers(&url, &files));
@@ -252,6 +266,14 @@ impl WheelSource for Downloads {
     fn read<'a>(&'a self, file: &'a LockedFile) -> BoxStream<'a, Result<Vec<u8>, WheelError>> {
         let whole = async { Ok(std::fs::read(self.file(file, None).await?).expect("it is here")) };
         stream::once(whole).boxed()
+    }
+
+    async fn repository(&self, pin: &GitPin, into: &Path) -> Result<(), WheelError> {
+        let git = GitStore::open(self.folder.join("git"))?;
+        let policy = Policy { private_origins: true, ..Policy::default() };
+        let cancel = CancellationToken::new();
+        git.fetch(pin, &Fetching { policy: &policy, progress: &|_| {}, cancel: &cancel })?;
+        git.checkout(pin, into).map(drop).map_err(WheelError::from)
     }
 
     async fn size(&self, urls: &[WebUrl]) -> Result<u64, WheelError> {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mesh::limits::Limits;
 use mesh::store::ByteSize;
-use protocol::{ExposedInput, Exposure};
+use protocol::{ExposedInput, Exposure, WebUrl};
 
 use crate::commands::blob::BlobCommand;
 use crate::commands::bundle::BundleCommand;
@@ -304,6 +304,10 @@ pub(crate) struct ManagedArguments {
     /// does not want go. Their models are blobs, and count towards `--quota`. Defaults to all that is free.
     #[arg(long, value_name = "SIZE")]
     pub(crate) workspace_quota: Option<ByteSize>,
+    /// What answers as the Comfy registry does, from which custom nodes come that a bundle of comfy-pack names by a
+    /// version. Defaults to https://api.comfy.org.
+    #[arg(long, value_name = "URL")]
+    pub(crate) comfy_registry: Option<WebUrl>,
     /// The index that Python packages come from. Defaults to https://pypi.org/simple.
     #[arg(long, value_name = "URL")]
     pub(crate) package_index: Option<String>,

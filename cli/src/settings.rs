@@ -15,7 +15,7 @@ use coordinator::api::TlsFiles;
 use mesh::limits::{Limits, Relaying};
 use mesh::store::ByteSize;
 use node::policy::Policy;
-use protocol::LEASE_DURATION;
+use protocol::{LEASE_DURATION, WebUrl};
 
 use self::file::NodeTable;
 pub(crate) use self::file::{SettingsFile, check_environment};
@@ -224,6 +224,7 @@ pub(crate) struct ManagedSettings {
     pub(crate) comfyui_args: Vec<String>,
     pub(crate) comfyui_idle: Option<Duration>,
     pub(crate) workspace_quota: Option<ByteSize>,
+    pub(crate) comfy_registry: Option<WebUrl>,
     pub(crate) package_index: Option<String>,
     pub(crate) torch_index: Option<String>,
 }
@@ -245,6 +246,7 @@ impl ManagedSettings {
             comfyui_args: flags.split_whitespace().map(str::to_owned).collect(),
             comfyui_idle: arguments.comfyui_idle.or(table.comfyui_idle).map(Duration::from_secs),
             workspace_quota: arguments.workspace_quota.or(table.workspace_quota),
+            comfy_registry: arguments.comfy_registry.or_else(|| table.comfy_registry.clone()),
             package_index: arguments.package_index.or_else(|| table.package_index.clone()),
             torch_index: arguments.torch_index.or_else(|| table.torch_index.clone()),
         }

@@ -10,6 +10,7 @@
 //! Origin          one file: its URLs, which of them serve it, and where they lead
 //! Reading         one range of it, as pieces of 1 MiB: retried, resumed, and taken to the next URL
 //! Document        a small answer of a host's API, whole
+//! Saving          a file of which nothing is known but where it is, whole
 //! ```
 //!
 //! Not here: who reads which range, and whether the bytes are right; those are `fetch` and the store.
@@ -23,15 +24,17 @@ mod mirrors;
 mod question;
 mod reading;
 mod document;
+mod saving;
 
 pub use self::address::{Lookup, PrivateAddress, PublicResolver, system_lookup};
 pub use self::document::Document;
 pub use self::error::{OriginError, OriginFailed, OriginSetupError};
 pub use self::mirrors::Origin;
 pub use self::reading::{OriginEvent, Reading};
+pub use self::saving::SaveError;
 pub use self::token::{CIVITAI_API_TOKEN, HF_TOKEN, ParseTokenError, Token, Tokens};
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -52,6 +55,8 @@ pub struct OriginConfig {
     pub allow_http: bool,
     /// Whether hosts at private addresses are asked, for an office's own server. Defaults to false.
     pub allow_private: bool,
+    /// The only hosts that are asked, also after a redirect; any where it is empty. Defaults to empty.
+    pub hosts: BTreeSet<String>,
     /// Certificates that are trusted beside the system's, in PEM. Defaults to none.
     pub extra_roots: Vec<String>,
     /// Where these hosts are, in place of what DNS says; private or not. Defaults to none.
@@ -76,6 +81,7 @@ impl Default for OriginConfig {
             tokens: Tokens::default(),
             allow_http: false,
             allow_private: false,
+            hosts: BTreeSet::new(),
             extra_roots: Vec::new(),
             resolve: Vec::new(),
             connections: 8,

@@ -199,11 +199,12 @@ impl Agent {
             clear_drafts(&workspaces);
             caretaker = caretaker.with_node(shelf.clone(), wants.subscribe());
         }
-        let builder = config.rebuilding.map(|Rebuilding { policy, uv, accelerator, quota, engine }| {
-            let (data, root, reach) = (data.clone(), workspaces, reach.clone());
-            let assembler = Assembler { data, root, policy, reach, uv, accelerator };
-            Arc::new(Rebuilder { assembler, engine, caretaker: caretaker.clone(), quota })
-        });
+        let builder =
+            config.rebuilding.map(|Rebuilding { policy, registry, uv, accelerator, quota, engine }| {
+                let (data, root, reach) = (data.clone(), workspaces, reach.clone());
+                let assembler = Assembler { data, root, policy, reach, registry, uv, accelerator };
+                Arc::new(Rebuilder { assembler, engine, caretaker: caretaker.clone(), quota })
+            });
         let control = ControlServer::bind(&data, blobs.clone());
         let control = control.map(|server| server.with_reach(reach).with_role(Arc::new(caretaker)));
         let control = control.inspect_err(|error| warn!(error = error_chain(error), "no commands")).ok();

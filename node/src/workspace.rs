@@ -11,6 +11,7 @@ pub mod plan;
 pub mod lock;
 pub mod git;
 mod carried;
+mod registry;
 pub mod code;
 pub mod python;
 pub mod log;
@@ -20,6 +21,8 @@ pub mod progress;
 pub mod shelf;
 pub mod record;
 pub mod care;
+
+pub use registry::COMFY_REGISTRY;
 
 /// A workspace that is whole and on disk. Nothing of it was started yet.
 ///
@@ -44,6 +47,8 @@ pub struct Workspace {
     pub model_names: BTreeSet<String>,
     /// Whether its torch is another build of the recorded version: equivalent, and not identical.
     pub equivalent: bool,
+    /// The custom nodes of the lockfile that it is without, because nobody can give them; in words.
+    pub left_out: Vec<String>,
 }
 
 impl Workspace {

@@ -25,7 +25,10 @@ use crate::schema::{ExposeError, Exposure, Interface};
 use crate::workflow::{MAX_WORKFLOW, Workflow, WorkflowError};
 
 use archive::Archive;
-pub use carried::{CarriedFault, CarriedFile, MAX_CARRIED, MAX_CARRIED_FILES, read_carried, write_carried};
+pub use carried::{
+    CarriedFault, CarriedFile, CarryZipError, MAX_CARRIED, MAX_CARRIED_FILES, carry_zip, read_carried,
+    write_carried,
+};
 pub use sign::{SignBundleError, sign_bundle};
 pub use snapshot::SnapshotError;
 pub use write::{WriteBundleError, write_bundle};

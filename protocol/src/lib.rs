@@ -39,9 +39,9 @@ mod facts;
 
 pub use blob::{BlobHash, BlobRef, GROUP_SIZE, PIECE_SIZE, ParseBlobHashError};
 pub use bundle::{
-    Bundle, BundleError, BundleHash, BundleLimits, BundleManifest, CarriedFault, CarriedFile, MAX_CARRIED,
-    MAX_CARRIED_FILES, Repair, SignBundleError, Sink, SnapshotError, WriteBundleError, read_bundle,
-    read_carried, sign_bundle, write_bundle, write_carried,
+    Bundle, BundleError, BundleHash, BundleLimits, BundleManifest, CarriedFault, CarriedFile, CarryZipError,
+    MAX_CARRIED, MAX_CARRIED_FILES, Repair, SignBundleError, Sink, SnapshotError, WriteBundleError,
+    carry_zip, read_bundle, read_carried, sign_bundle, write_bundle, write_carried,
 };
 pub use collection::{CollectedFile, Collection, CollectionError, MAX_COLLECTED, MAX_COLLECTION};
 pub use environment::{
@@ -69,7 +69,7 @@ pub use preparation::{
     WarmSlots, WorkspaceReport, WorkspaceResolved, WorkspaceState,
 };
 pub use preview::{MAX_PREVIEW, PreviewFrame};
-pub use resolution::{GitPack, MAX_RESOLUTION, Resolution, ResolutionError};
+pub use resolution::{GitPack, MAX_RESOLUTION, RegistryNode, Resolution, ResolutionError};
 pub use rewrite::{FillError, Filled, FilledOutput, Filling, Making, fill, notes_on_outputs};
 pub use schema::{
     CandidateInput, CandidateOutput, Candidates, ExposeError, ExposedInput, Exposure, FieldError, Input,
@@ -82,5 +82,5 @@ pub use transfer::{
 pub use workflow::{Link, MAX_OP_ID, MAX_OPS, MAX_WORKFLOW, Op, Workflow, WorkflowError, link_of};
 pub use workspace::{
     Accelerator, CodeHash, CodeSpec, EnvironmentHash, EnvironmentSpec, ParseAcceleratorError, TORCH_FAMILY,
-    hashes_of, is_torch_family, normalized,
+    hashes_of, is_torch_family, normalized, registry_folder,
 };

@@ -126,6 +126,14 @@ impl CustomNode {
         }
     }
 
+    /// Its version of the Comfy registry, if it is to be had from there.
+    pub fn registry(&self) -> Option<RegistryPin> {
+        match self {
+            Self::Registry { id, version } => Some(RegistryPin { id: id.clone(), version: version.clone() }),
+            _ => None,
+        }
+    }
+
     /// Whether it is a single file that is in ComfyUI's own commit, so that it is there with that.
     pub fn comes_with_comfyui(&self) -> bool {
         matches!(self, Self::File { name, .. } if SHIPPED_FILES.contains(&name.as_str()))

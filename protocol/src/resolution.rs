@@ -1,8 +1,8 @@
 //! What a lockfile came to when it was first rebuilt: the resolved lockfile, from which every other node builds.
 //!
 //! A lockfile names commits, versions and SHA-256 hashes, as the world does. The first node that rebuilds it finds
-//! what peers can serve for each: a pack of every commit, the complete lock of an environment for its platform, the
-//! BLAKE3 hash of every file. The coordinator joins what nodes report, signs it, and tells the others of it, who then
+//! what peers can serve for each: a pack of every commit, the files of every version of the Comfy registry, the complete
+//! lock of an environment for its platform, the BLAKE3 hash of every file. The coordinator joins what nodes report, signs it, and tells the others of it, who then
 //! need no way to any origin. Not here: how the parts are made and used, which is the node's.
 
 use std::collections::BTreeSet;
@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use crate::blob::{BlobHash, BlobRef};
 use crate::environment::{BuildSource, EnvironmentLock};
 use crate::lockfile::{
-    GitPin, GitSource, Lockfile, LockfileHash, Pin, PublisherKey, PublisherSignature, SignatureError,
+    CustomNode, GitPin, GitSource, Lockfile, LockfileHash, Pin, PublisherKey, PublisherSignature,
+    RegistryPin, SignatureError,
 };
 use crate::origin::Alias;
 use crate::workspace::{CodeSpec, EnvironmentSpec, hashes_of, normalized};
@@ -35,6 +36,9 @@ pub struct Resolution {
     pub lockfile: LockfileHash,
     /// A pack for each commit, submodules included.
     pub git: Vec<GitPack>,
+    /// The files of each custom node of the Comfy registry.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub registry: Vec<RegistryNode>,
     /// A complete lock for each platform and accelerator.
     pub environments: Vec<EnvironmentLock>,
     /// Both names of each model.
@@ -52,6 +56,18 @@ pub struct GitPack {
     pub pin: GitPin,
     /// The pack.
     pub pack: BlobRef,
+}
+
+/// What a version of the Comfy registry came to. The registry names no hash, so the first word stands for the farm.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegistryNode {
+    /// Which version.
+    pub pin: RegistryPin,
+    /// The archive of its files, as of a custom node that travels with a bundle. `None` where the registry does not
+    /// give it: then every workspace of the lockfile is without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<BlobRef>,
 }
 
 /// Why bytes are no resolution.
@@ -81,6 +97,7 @@ impl Resolution {
             format: 1,
             lockfile,
             git: Vec::new(),
+            registry: Vec::new(),
             environments: Vec::new(),
             models: Vec::new(),
             signature: None,
@@ -124,6 +141,11 @@ impl Resolution {
         self.git.iter().find(|pack| pack.pin == *pin).map(|pack| pack.pack)
     }
 
+    /// What a version of the Comfy registry came to.
+    pub fn registry_node(&self, pin: &RegistryPin) -> Option<&RegistryNode> {
+        self.registry.iter().find(|node| node.pin == *pin)
+    }
+
     /// The lock of an environment.
     pub fn environment(&self, spec: &EnvironmentSpec) -> Option<&EnvironmentLock> {
         let hash = spec.hash();
@@ -133,11 +155,17 @@ impl Resolution {
     /// Takes over the parts of another one that belong to the lockfile and are not named yet; says whether there were
     /// any. What is named stays as it is, whoever reports it otherwise.
     pub fn join(&mut self, other: &Self, lockfile: &Lockfile) -> bool {
-        let before = (self.git.len(), self.environments.len(), self.models.len());
-        let pins = CodeSpec::of(lockfile).pins();
+        let before = self.counts();
+        let pins = CodeSpec::of(lockfile, &[]).pins();
         for pack in &other.git {
             if pins.contains(&pack.pin) && self.pack(&pack.pin).is_none() {
                 self.git.push(pack.clone());
+            }
+        }
+        let versions: Vec<_> = lockfile.custom_nodes.iter().filter_map(CustomNode::registry).collect();
+        for node in &other.registry {
+            if versions.contains(&node.pin) && self.registry_node(&node.pin).is_none() {
+                self.registry.push(node.clone());
             }
         }
         for lock in &other.environments {
@@ -155,7 +183,11 @@ impl Resolution {
                 self.models.push(*alias);
             }
         }
-        before != (self.git.len(), self.environments.len(), self.models.len())
+        before != self.counts()
+    }
+
+    fn counts(&self) -> [usize; 4] {
+        [self.git.len(), self.registry.len(), self.environments.len(), self.models.len()]
     }
 }
 
@@ -202,11 +234,18 @@ mod tests {
 
     fn lockfile() -> Lockfile {
         let version = Pin::Version("2.6.0".parse().expect("a version"));
+        let RegistryPin { id, version: of_node } = registry("some-nodes");
+        let node = CustomNode::Registry { id, version: of_node };
         Lockfile {
             comfyui: Some(pin("ComfyUI")),
+            custom_nodes: vec![node],
             packages: vec![PackagePin::new("torch".parse().expect("a name"), version)],
             ..Lockfile::default()
         }
+    }
+
+    fn registry(id: &str) -> RegistryPin {
+        RegistryPin { id: id.parse().expect("a name"), version: "1.0.8".parse().expect("a version") }
     }
 
     fn lock(lockfile: &Lockfile, version: &str) -> EnvironmentLock {
@@ -236,6 +275,9 @@ mod tests {
         let pack = BlobRef { hash: BlobHash([pack; 32]), size: 9 };
         Resolution {
             git: vec![GitPack { pin: pin("ComfyUI"), pack }, GitPack { pin: pin("other"), pack }],
+            registry: ["some-nodes", "other"]
+                .map(|id| RegistryNode { pin: registry(id), files: Some(pack) })
+                .to_vec(),
             environments: vec![lock(lockfile, version)],
             models: vec![Alias { sha256: Sha256([1; 32]), blob: pack }],
             ..Resolution::new(lockfile.hash())
@@ -249,6 +291,9 @@ mod tests {
         assert!(resolution.join(&reported(&lockfile, 1, "2.6.0+cpu"), &lockfile));
         assert_eq!(resolution.pack(&pin("ComfyUI")).expect("it is named").hash, BlobHash([1; 32]));
         assert_eq!(resolution.pack(&pin("other")), None, "the lockfile knows no such commit");
+        let files = resolution.registry_node(&registry("some-nodes")).expect("it is named").files;
+        assert_eq!(files.expect("the registry has it").hash, BlobHash([1; 32]));
+        assert_eq!(resolution.registry_node(&registry("other")), None, "nor such a version");
         assert_eq!((resolution.environments.len(), resolution.models.len()), (1, 0));
         let joined = resolution.clone();
         assert!(!resolution.join(&reported(&lockfile, 2, "2.6.0"), &lockfile));

@@ -10,7 +10,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::blob::BlobHash;
-use crate::lockfile::{CustomNode, GitPin, Lockfile, PackagePin, Pin, Sha256, Token};
+use crate::lockfile::{CustomNode, FileName, GitPin, Lockfile, PackagePin, Pin, RegistryPin, Sha256, Token};
+use crate::resolution::RegistryNode;
 
 /// What torch computes on, and so which of its builds is installed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -101,7 +102,8 @@ pub struct EnvironmentSpec {
 pub struct CodeSpec {
     /// ComfyUI.
     pub comfyui: Option<GitPin>,
-    /// The custom nodes that are switched on, but for what is in ComfyUI's own commit.
+    /// The custom nodes that are switched on, but for what is in ComfyUI's own commit and what nobody can give. Those of
+    /// the Comfy registry are named by their files.
     pub custom_nodes: Vec<CustomNode>,
 }
 
@@ -142,13 +144,19 @@ impl EnvironmentSpec {
 }
 
 impl CodeSpec {
-    /// That of a lockfile.
-    pub fn of(lockfile: &Lockfile) -> Self {
-        let on = |node: &&CustomNode| !node.is_disabled() && !node.comes_with_comfyui();
-        let mut custom_nodes: Vec<CustomNode> = lockfile.custom_nodes.iter().filter(on).cloned().collect();
+    /// That of a lockfile whose versions of the Comfy registry came to these. One that is not among them stays a mere
+    /// version, and its tree cannot be made yet.
+    pub fn of(lockfile: &Lockfile, registry: &[RegistryNode]) -> Self {
+        let mut custom_nodes: Vec<CustomNode> =
+            wanted(lockfile).filter_map(|node| resolved(node, registry)).collect();
         // In one order, whichever order their author installed them in.
         custom_nodes.sort_by_cached_key(|node| serde_json_canonicalizer::to_vec(node).unwrap_or_default());
         Self { comfyui: lockfile.comfyui.clone(), custom_nodes }
+    }
+
+    /// The custom nodes of a lockfile that its code is without, because nobody can give them.
+    pub fn left_out(lockfile: &Lockfile, registry: &[RegistryNode]) -> Vec<CustomNode> {
+        wanted(lockfile).filter(|node| resolved(node, registry).is_none()).cloned().collect()
     }
 
     /// The commits that it is made of.
@@ -161,6 +169,33 @@ impl CodeSpec {
     pub fn hash(&self) -> CodeHash {
         CodeHash(hash(self))
     }
+}
+
+/// The custom nodes that are switched on and do not come with ComfyUI.
+fn wanted(lockfile: &Lockfile) -> impl Iterator<Item = &CustomNode> {
+    lockfile.custom_nodes.iter().filter(|node| !node.is_disabled() && !node.comes_with_comfyui())
+}
+
+/// A custom node as it is part of the code; `None` for one that nobody can give.
+fn resolved(node: &CustomNode, registry: &[RegistryNode]) -> Option<CustomNode> {
+    match node {
+        // Its contents are nowhere.
+        CustomNode::File { .. } => None,
+        CustomNode::Registry { id, version } => {
+            let pin = RegistryPin { id: id.clone(), version: version.clone() };
+            let Some(known) = registry.iter().find(|known| known.pin == pin) else {
+                return Some(node.clone());
+            };
+            let name = registry_folder(&pin);
+            known.files.map(|files| CustomNode::Carried { name, files, registry: Some(pin) })
+        }
+        _ => Some(node.clone()),
+    }
+}
+
+/// The folder in `custom_nodes` of a version of the Comfy registry: what ComfyUI-Manager calls it.
+pub fn registry_folder(pin: &RegistryPin) -> FileName {
+    pin.id.as_str().parse().expect("every token is the name of a file")
 }
 
 fn hash(spec: &impl Serialize) -> BlobHash {
@@ -254,18 +289,47 @@ mod tests {
         let mut newer = lockfile.clone();
         newer.packages[0] = package("torch", "2.7.0");
         assert_ne!(environment(&lockfile, Accelerator::Cpu), environment(&newer, Accelerator::Cpu));
-        assert_eq!(CodeSpec::of(&lockfile).hash(), CodeSpec::of(&newer).hash());
+        assert_eq!(CodeSpec::of(&lockfile, &[]).hash(), CodeSpec::of(&newer, &[]).hash());
     }
 
     #[test]
     fn switched_off_nodes_and_their_order_are_no_part_of_the_code() {
-        let node = |name: &str, disabled| CustomNode::File { name: name.parse().expect("a name"), disabled };
-        let code = |custom_nodes| CodeSpec::of(&Lockfile { custom_nodes, ..Lockfile::default() }).hash();
-        let one = code(vec![node("a.py", false), node("b.py", false)]);
-        assert_eq!(one, code(vec![node("b.py", false), node("a.py", false), node("c.py", true)]));
-        let own = node("websocket_image_save.py", false);
-        assert_eq!(one, code(vec![own, node("a.py", false), node("b.py", false)]), "it comes with ComfyUI");
-        assert_ne!(one, code(vec![node("a.py", false)]));
+        let node = |url: &str, disabled| CustomNode::Git {
+            url: url.parse().expect("an address"),
+            commit: "1".repeat(40).parse().expect("a commit"),
+            disabled,
+        };
+        let code = |custom_nodes| CodeSpec::of(&Lockfile { custom_nodes, ..Lockfile::default() }, &[]).hash();
+        let (a, b) = (node("https://example.org/a", false), node("https://example.org/b", false));
+        let one = code(vec![a.clone(), b.clone()]);
+        assert_eq!(one, code(vec![b, a.clone(), node("https://example.org/c", true)]));
+        assert_ne!(one, code(vec![a]));
+    }
+
+    #[test]
+    fn code_is_what_versions_of_the_registry_came_to_without_those_that_nobody_gives() {
+        let file = |name: &str| CustomNode::File { name: name.parse().expect("a name"), disabled: false };
+        let version = |id: &str| RegistryPin {
+            id: id.parse().expect("a name"),
+            version: "1.0.8".parse().expect("a version"),
+        };
+        let node = |RegistryPin { id, version }| CustomNode::Registry { id, version };
+        let custom_nodes = vec![
+            file("websocket_image_save.py"),
+            file("own.py"),
+            node(version("some")),
+            node(version("gone")),
+        ];
+        let lockfile = Lockfile { custom_nodes, ..Lockfile::default() };
+        let files = crate::BlobRef::of(b"an archive");
+        let came = |id: &str, files| RegistryNode { pin: version(id), files };
+        assert_eq!(CodeSpec::of(&lockfile, &[]).custom_nodes, [node(version("gone")), node(version("some"))]);
+        assert_eq!(CodeSpec::left_out(&lockfile, &[]), [file("own.py")]);
+        let known = [came("gone", None), came("some", Some(files))];
+        let name = "some".parse().expect("a name");
+        let carried = CustomNode::Carried { name, files, registry: Some(version("some")) };
+        assert_eq!(CodeSpec::of(&lockfile, &known).custom_nodes, [carried]);
+        assert_eq!(CodeSpec::left_out(&lockfile, &known), [file("own.py"), node(version("gone"))]);
     }
 
     #[test]

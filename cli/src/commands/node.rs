@@ -13,6 +13,7 @@ use node::engine::managed::{Managed, ManagedConfig};
 use node::gpu::{GpuProbe, cpu, cpu_slots, system_probe};
 use node::sandbox::Sandbox;
 use node::terms::{EngineTerms, Terms};
+use node::workspace::COMFY_REGISTRY;
 use node::workspace::python::UvConfig;
 use protocol::Device;
 use tokio_util::sync::CancellationToken;
@@ -124,10 +125,12 @@ async fn managed(settings: &NodeSettings, probe: &impl GpuProbe, devices: Vec<De
     if let Some(index) = &settings.managed.torch_index {
         uv.indexes.torch = Some(index.clone());
     }
+    let everybodys = || COMFY_REGISTRY.parse().expect("the constant is an https URL");
+    let registry = settings.managed.comfy_registry.clone().unwrap_or_else(everybodys);
     let accelerator = probe.accelerator();
     let quota = settings.managed.workspace_quota.map(|quota| quota.0);
     let rebuilding =
-        Rebuilding { policy: policy.clone(), uv, accelerator, quota, engine: Arc::clone(&engine) };
+        Rebuilding { policy: policy.clone(), registry, uv, accelerator, quota, engine: Arc::clone(&engine) };
     let terms = EngineTerms::Managed { policy: policy.clone(), no_walls };
     Made { engine, devices, rebuilding: Some(rebuilding), terms }
 }

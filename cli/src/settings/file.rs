@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use mesh::store::ByteSize;
-use protocol::nearest;
+use protocol::{WebUrl, nearest};
 use serde::Deserialize;
 
 use super::SettingsError;
@@ -84,6 +84,7 @@ pub(super) struct NodeTable {
     pub(super) comfyui_args: Option<String>,
     pub(super) comfyui_idle: Option<u64>,
     pub(super) workspace_quota: Option<ByteSize>,
+    pub(super) comfy_registry: Option<WebUrl>,
     pub(super) package_index: Option<String>,
     pub(super) torch_index: Option<String>,
     pub(super) yes: bool,
@@ -142,6 +143,7 @@ const KNOWN: [(&str, &[&str]); 3] = [
             "comfyui_args",
             "comfyui_idle",
             "workspace_quota",
+            "comfy_registry",
             "package_index",
             "torch_index",
             "yes",

@@ -29,6 +29,9 @@ pub enum OriginError {
     /// It is one that is not taken from strangers.
     #[error("only https URLs without a user name are taken, and `{0}` is another")]
     Scheme(String),
+    /// Its host is not one of those that may be asked.
+    #[error("`{0}` is not among the hosts that may be asked")]
+    Host(String),
     /// It leads into this machine or its network.
     #[error("`{host}` leads to {address}, which is no address on the internet")]
     Private {

@@ -87,6 +87,9 @@ impl OriginReader {
         if !is_allowed || names_user || !url.has_host() {
             return Err(OriginError::Scheme(format!("{}://{}", url.scheme(), host(url))));
         }
+        if !config.hosts.is_empty() && !config.hosts.contains(&host(url).to_ascii_lowercase()) {
+            return Err(OriginError::Host(host(url)));
+        }
         // A name is looked at when it is resolved.
         let address = host(url).trim_matches(['[', ']']).parse().ok();
         match address.filter(|address| !config.allow_private && !is_public(*address)) {

@@ -8,6 +8,7 @@ use protocol::{BlobHash, BlobName, BlobRef, Sha256};
 use serde::{Deserialize, Serialize};
 
 use super::BlobStore;
+use super::in_place::InPlaceFile;
 
 /// A whole blob, as people ask about it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +53,17 @@ impl BlobStore {
             BlobName::Sha256(sha256) => index.alias(sha256)?,
         };
         (index.get(blob.hash) == Some(blob) && index.is_shared(blob.hash)).then_some(blob)
+    }
+
+    /// The whole blobs of this size that lie elsewhere under such a name, as `vae/tiny.safetensors`; each once.
+    pub fn in_place_as(&self, name: &str, size: u64) -> Vec<BlobRef> {
+        let index = self.index();
+        let is_it =
+            |file: &&InPlaceFile| file.blob.size == size && file.path.ends_with(name) && file.is_unchanged();
+        let mut blobs: Vec<BlobRef> = index.files().filter(is_it).map(|file| file.blob).collect();
+        blobs.sort_by_key(|blob| blob.hash);
+        blobs.dedup();
+        blobs
     }
 
     /// The whole blob with this SHA-256, as far as the SHA-256 of what is here is known.

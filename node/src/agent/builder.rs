@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use protocol::{Accelerator, LockfileHash, PublisherKey, WantedWorkspace};
+use protocol::{Accelerator, LockfileHash, PublisherKey, WantedWorkspace, WebUrl};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -25,6 +25,8 @@ use crate::workspace::shelf::Whole;
 pub struct Rebuilding {
     /// What its owner allows.
     pub policy: Policy,
+    /// Where the Comfy registry is. Everybody's is at [`COMFY_REGISTRY`](crate::workspace::COMFY_REGISTRY).
+    pub registry: WebUrl,
     /// How uv is had.
     pub uv: UvConfig,
     /// What torch computes on here.

@@ -5,6 +5,7 @@
 
 mod environment;
 mod files;
+mod registry;
 mod resolution;
 #[cfg(test)]
 mod tests;
@@ -16,13 +17,15 @@ use std::sync::Arc;
 use mesh::control::Reach;
 use mesh::store::BlobHold;
 use protocol::{
-    Accelerator, CodeSpec, Lockfile, MAX_LOCKFILE, PrepareStep, PublisherKey, Resolution, WantedWorkspace,
+    Accelerator, Lockfile, MAX_LOCKFILE, PrepareStep, PublisherKey, Resolution, WantedWorkspace, WebUrl,
     error_chain,
 };
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use self::environment::Parts;
 use self::files::Files;
+pub(super) use self::files::by_place;
 use super::Workspace;
 use super::code::{CodeError, CodeTree, CodeTrees};
 use super::git::{Fetching, GitStore};
@@ -45,6 +48,8 @@ pub struct Assembler {
     pub policy: Policy,
     /// The way to the farm's blobs and to the internet.
     pub reach: Reach,
+    /// Where the Comfy registry is.
+    pub registry: WebUrl,
     /// How uv is had.
     pub uv: UvConfig,
     /// What torch computes on here.
@@ -109,8 +114,16 @@ impl Assembler {
         let folder = self.root.join("ready").join(wanted.lockfile.to_string());
         let mut record = WorkspaceRecord::begin(&folder, &lockfile, &wanted.workflow).map_err(failed)?;
         let mut holds = Vec::new();
+        steps.enter(PrepareStep::Code);
+        record.registry = self.registry_nodes(&lockfile, &known, &record, &files, log, &mut holds).await?;
+        record.save(&folder).map_err(failed)?;
+        let left_out = record.left_out();
+        for left_out in &left_out {
+            warn!(workflow = %wanted.workflow, left_out, "workspace is built without a custom node");
+            log.line(left_out);
+        }
         let (tree, environment) = {
-            let code = self.code(&lockfile, &known, &files, log, &mut holds);
+            let code = self.code(&record, &known, &files, log, &mut holds);
             let parts = Parts { lockfile: &lockfile, known: &known, files: &files, log, cancel };
             self.code_and_python(code, &parts, steps).await?
         };
@@ -119,7 +132,7 @@ impl Assembler {
         steps.enter(PrepareStep::Models);
         let folder = folder.join("files");
         holds.extend(files.models(&lockfile, &folder).await?);
-        let resolution = self.resolved(&lockfile, &known, &environment, &mut holds).await?;
+        let resolution = self.resolved(&record, &known, &environment, &mut holds).await?;
         let workspace = Workspace {
             lockfile: wanted.lockfile,
             environment: environment.key,
@@ -131,6 +144,7 @@ impl Assembler {
             classes: wanted.classes.clone(),
             model_names: wanted.models.clone(),
             equivalent: environment.lock.equivalent,
+            left_out,
         };
         Ok(Whole { workspace: Arc::new(workspace), holds, resolution })
     }
@@ -154,13 +168,13 @@ impl Assembler {
 
     async fn code(
         &self,
-        lockfile: &Lockfile,
+        record: &WorkspaceRecord,
         known: &Resolution,
         files: &Files<'_>,
         log: &PrepareLog,
         holds: &mut Vec<BlobHold>,
     ) -> Result<CodeTree, BuildError> {
-        let spec = CodeSpec::of(lockfile);
+        let spec = record.code_spec();
         let git = GitStore::open(self.root.join("git")).map_err(failed)?;
         let trees = CodeTrees::new(self.root.join("code"), git.clone());
         let mut archives = BTreeMap::new();
@@ -172,6 +186,7 @@ impl Assembler {
             let carried = CodeTrees::archives(&spec).iter().map(|files| files.size).sum();
             files.steps.expect(PrepareStep::Code, carried);
             self.unpack(&spec, known, &git, files, log).await?;
+            self.registry_files(&record.registry, files, log).await?;
             archives = files.archives(&spec, holds).await?;
         }
         let (policy, steps, cancel) = (self.policy.clone(), files.steps.clone(), files.cancel.clone());

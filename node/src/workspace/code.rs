@@ -48,10 +48,8 @@ pub enum CodeError {
     /// The files of a custom node are not as they should have travelled.
     #[error(transparent)]
     Carried(#[from] CarriedError),
-    /// A custom node is no repository, and nobody carries it.
-    #[error(
-        "custom node `{0}` is no git repository, and the bundle does not carry it: pack it again with `comfy-farm pack`"
-    )]
+    /// The archive of a custom node's files is not known.
+    #[error("the files of custom node `{0}` are not known")]
     NotCarried(String),
     /// Two custom nodes want one folder, or one wants a folder that is none.
     #[error("custom node `{node}` cannot be put into `custom_nodes/{folder}`: {fault}")]
@@ -356,7 +354,7 @@ mod tests {
         let main = || Some(pin("https://example.org/ComfyUI"));
         check(None, vec![], "pins no commit of ComfyUI");
         let file = CustomNode::File { name: "single.py".parse().expect("a name"), disabled: false };
-        check(main(), vec![file], "`single.py` is no git repository");
+        check(main(), vec![file], "the files of custom node `single.py` are not known");
         let (one, two) = (pin("https://example.org/a/Nodes.git"), pin("https://example.org/b/nodes"));
         check(main(), vec![node(&one), node(&two)], "another custom node has it");
         check(main(), vec![node(&pin("https://example.org/.."))], "no name for it");

@@ -11,14 +11,16 @@ use protocol::{
 use serde::Serialize;
 
 use super::python::{PACKAGE_INDEX, TORCH_INDEX, build_for};
+use super::registry::{COMFY_REGISTRY, version_url};
 
 /// The rebuild of one lockfile on one machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Plan {
     /// What its environment is called by; other lockfiles may share it.
     pub environment: EnvironmentHash,
-    /// What its code tree is called by.
-    pub code: CodeHash,
+    /// What its code tree is called by; absent until it is known what versions of the Comfy registry come to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<CodeHash>,
     /// What it is called by as a whole.
     pub lockfile: LockfileHash,
     /// Whether only the build of torch differs from what was recorded.
@@ -39,6 +41,17 @@ pub enum Step {
         url: String,
         /// The commit.
         commit: String,
+        /// Where it goes in the workspace.
+        path: String,
+    },
+    /// A version of the Comfy registry, whose files a peer or the registry gives.
+    Registry {
+        /// Its id there.
+        id: String,
+        /// The version.
+        version: String,
+        /// Where it is asked for.
+        url: String,
         /// Where it goes in the workspace.
         path: String,
     },
@@ -90,10 +103,11 @@ pub fn plan(
     accelerator: Accelerator,
 ) -> Plan {
     let environment = EnvironmentSpec::of(lockfile, platform, accelerator);
-    let code = CodeSpec::of(lockfile);
+    let code = CodeSpec::of(lockfile, &[]);
+    let is_known = code.custom_nodes.iter().all(|node| node.registry().is_none());
     let mut plan = Plan {
         environment: environment.hash(),
-        code: code.hash(),
+        code: is_known.then(|| code.hash()),
         lockfile: lockfile.hash(),
         equivalent: false,
         steps: Vec::new(),
@@ -103,7 +117,8 @@ pub fn plan(
         Some(pin) => plan.steps.push(git(pin, "ComfyUI".to_owned())),
         None => plan.lacking.push("the commit of ComfyUI".to_owned()),
     }
-    code.custom_nodes.iter().for_each(|node| plan.add_node(node));
+    let left_out = CodeSpec::left_out(lockfile, &[]);
+    code.custom_nodes.iter().chain(&left_out).for_each(|node| plan.add_node(node));
     match &environment.python {
         Some(python) => plan.steps.push(Step::Python { version: python.to_string() }),
         None => plan.lacking.push("the version of Python".to_owned()),
@@ -124,15 +139,19 @@ impl Plan {
                 let pin = GitPin { url: url.clone(), commit: commit.clone() };
                 self.steps.push(git(&pin, format!("ComfyUI/custom_nodes/{folder}")));
             }
-            CustomNode::Registry { id, version } => self.lacking.push(format!(
-                "custom node `{id}` {version} of the Comfy registry: the bundle does not carry it, as `comfy-farm pack` does"
-            )),
+            CustomNode::Registry { id, version } => self.steps.push(Step::Registry {
+                id: id.to_string(),
+                version: version.to_string(),
+                url: version_url(COMFY_REGISTRY, id, version),
+                path: format!("ComfyUI/custom_nodes/{id}"),
+            }),
             CustomNode::Carried { name, files, .. } => {
                 self.steps.push(Step::Carried { files: *files, path: format!("ComfyUI/custom_nodes/{name}") })
             }
             CustomNode::File { name, .. } => {
-                self.lacking
-                    .push(format!("custom node `{name}`: a single file, which the bundle does not carry"));
+                self.lacking.push(format!(
+                    "custom node `{name}`: a single file, which the bundle does not carry; the workspace is built without it"
+                ));
             }
         }
     }
@@ -164,7 +183,9 @@ impl Plan {
     fn add_model(&mut self, model: &LockedModel, travels: bool) {
         let path = model.path.to_string();
         if model.sha256.is_none() && model.blob.is_none() {
-            self.lacking.push(format!("model `{path}`: it has no hash, so nothing would prove it"));
+            self.lacking.push(format!(
+                "model `{path}`: it has no hash, so it is only used where a node has it in a model folder of its own"
+            ));
             return;
         }
         if model.sources.is_empty() && !travels {
@@ -231,6 +252,12 @@ mod tests {
                     path: "ComfyUI".to_owned(),
                 },
                 Step::Carried { files: BlobRef::of(b"own"), path: "ComfyUI/custom_nodes/own".to_owned() },
+                Step::Registry {
+                    id: "some-nodes".to_owned(),
+                    version: "1.0.8".to_owned(),
+                    url: "https://api.comfy.org/nodes/some-nodes/install?version=1.0.8".to_owned(),
+                    path: "ComfyUI/custom_nodes/some-nodes".to_owned(),
+                },
                 Step::Python { version: "3.11".to_owned() },
                 package("pillow", "11.0.0", PACKAGE_INDEX),
                 package("torch", "2.6.0+cpu", "https://download.pytorch.org/whl/cpu"),
@@ -243,7 +270,7 @@ mod tests {
                 },
             ]
         );
-        assert!(plan.equivalent);
-        assert_eq!(plan.lacking.len(), 3, "{:?}", plan.lacking);
+        assert!(plan.equivalent && plan.code.is_none());
+        assert_eq!(plan.lacking.len(), 2, "{:?}", plan.lacking);
     }
 }

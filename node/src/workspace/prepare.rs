@@ -344,6 +344,7 @@ mod tests {
             classes: wanted.classes.clone(),
             model_names: wanted.models.clone(),
             equivalent: false,
+            left_out: vec![],
         }
     }
 

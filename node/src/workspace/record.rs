@@ -10,7 +10,7 @@ use std::io;
 use std::path::Path;
 use std::time::SystemTime;
 
-use protocol::{CodeHash, CodeSpec, EnvironmentKey, Lockfile, WorkflowVersion};
+use protocol::{CodeHash, CodeSpec, CustomNode, EnvironmentKey, Lockfile, RegistryNode, WorkflowVersion};
 use serde::{Deserialize, Serialize};
 
 use crate::os::file::replace;
@@ -25,6 +25,9 @@ pub struct WorkspaceRecord {
     pub lockfile: Lockfile,
     /// For which workflows it was wanted, as `name@version`.
     pub workflows: BTreeSet<String>,
+    /// What its custom nodes of the Comfy registry came to, as far as that is known.
+    #[serde(default)]
+    pub registry: Vec<RegistryNode>,
     /// Its environment, once there is one.
     pub environment: Option<EnvironmentKey>,
 }
@@ -32,7 +35,12 @@ pub struct WorkspaceRecord {
 impl WorkspaceRecord {
     /// That of a workspace which is about to be made: what an earlier attempt knew stays known.
     pub(super) fn begin(folder: &Path, lockfile: &Lockfile, workflow: &WorkflowVersion) -> io::Result<Self> {
-        let fresh = Self { lockfile: lockfile.clone(), workflows: BTreeSet::new(), environment: None };
+        let fresh = Self {
+            lockfile: lockfile.clone(),
+            workflows: BTreeSet::new(),
+            registry: Vec::new(),
+            environment: None,
+        };
         let mut record = Self::load(folder).ok().flatten().unwrap_or(fresh);
         record.lockfile = lockfile.clone();
         record.workflows.insert(workflow.to_string());
@@ -60,9 +68,29 @@ impl WorkspaceRecord {
         replace(&folder.join(FILE), &serde_json::to_vec(self)?)
     }
 
+    /// What the code tree that it works in is made of.
+    pub fn code_spec(&self) -> CodeSpec {
+        CodeSpec::of(&self.lockfile, &self.registry)
+    }
+
     /// The code tree that it works in.
     pub fn code(&self) -> CodeHash {
-        CodeSpec::of(&self.lockfile).hash()
+        self.code_spec().hash()
+    }
+
+    /// The custom nodes that it is without, because nobody can give them; in words.
+    pub fn left_out(&self) -> Vec<String> {
+        let told = |node: CustomNode| match node {
+            CustomNode::Registry { id, version } => {
+                format!("custom node `{id} {version}` is left out: the Comfy registry does not give it")
+            }
+            CustomNode::File { name, .. } => format!(
+                "custom node `{name}` is left out: the bundle does not carry this file, as one of `comfy-farm pack` does"
+            ),
+            CustomNode::Git { url, .. } => format!("custom node `{url}` is left out"),
+            CustomNode::Carried { name, .. } => format!("custom node `{name}` is left out"),
+        };
+        CodeSpec::left_out(&self.lockfile, &self.registry).into_iter().map(told).collect()
     }
 
     /// When a workspace was last used.

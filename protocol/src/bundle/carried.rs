@@ -82,6 +82,43 @@ pub fn write_carried<R: Read>(
     archive.finish()
 }
 
+/// Why a zip did not become the archive of a custom node.
+#[derive(Debug, thiserror::Error)]
+pub enum CarryZipError {
+    /// It is none that is taken.
+    #[error(transparent)]
+    Zip(#[from] BundleError),
+    /// The archive cannot be written.
+    #[error(transparent)]
+    Write(#[from] WriteBundleError),
+}
+
+/// Makes the archive of a custom node of a zip that has its files without the folder around them, as the Comfy registry
+/// gives it: all of it is checked before the first file is written. Equal files give equal bytes.
+pub fn carry_zip(
+    zip: impl Read + Seek,
+    name: &FileName,
+    writer: impl Write + Seek,
+) -> Result<(), CarryZipError> {
+    let mut zip = Archive::open(zip, &LIMITS)?;
+    let entries: Vec<String> = zip.names().map(str::to_owned).collect();
+    if entries.is_empty() {
+        return Err(BundleError::Carried { name: name.to_string(), fault: CarriedFault::Empty }.into());
+    }
+    for entry in &entries {
+        zip.measure(entry)?;
+    }
+    let mut archive = BundleWriter::new(writer, LIMITS);
+    for path in entries {
+        let size = zip.measure(&path)?;
+        let entry = zip.entry(&path)?;
+        let executable = entry.unix_mode().is_some_and(|mode| mode & 0o100 != 0);
+        let mode = if executable { EXECUTABLE } else { PLAIN };
+        archive.add(&format!("{name}/{path}"), mode, Ok(entry.take(size)))?;
+    }
+    Ok(archive.finish()?)
+}
+
 /// Reads the archive of a custom node of this name: all of it is checked before the first file goes to `take`.
 pub fn read_carried(
     reader: impl Read + Seek,
@@ -198,6 +235,37 @@ mod tests {
         assert_eq!(read(&one).unwrap(), files.map(|file| (file.clone(), file.path)));
         let single = vec![file("own", false)];
         assert_eq!(read(&archive(single.clone())).unwrap()[0].0, single[0]);
+    }
+
+    #[test]
+    fn zip_of_the_registry_becomes_the_archive_of_its_files_or_is_refused() {
+        let zip = |files: &[(&str, u32)]| {
+            let mut bytes = Vec::new();
+            let mut zip = ZipWriter::new(Cursor::new(&mut bytes));
+            zip.add_directory("b", SimpleFileOptions::default()).unwrap();
+            for (path, mode) in files {
+                zip.start_file(*path, SimpleFileOptions::default().unix_permissions(*mode)).unwrap();
+                zip.write_all(format!("own/{path}").as_bytes()).unwrap();
+            }
+            zip.finish().unwrap();
+            bytes
+        };
+        let carry = |zip: &[u8]| -> Result<Vec<u8>, CarryZipError> {
+            let mut bytes = Vec::new();
+            carry_zip(Cursor::new(zip), &name(), Cursor::new(&mut bytes))?;
+            Ok(bytes)
+        };
+        let files = [file("own/a.py", false), file("own/b/run.sh", true)];
+        let given = zip(&[("b/run.sh", 0o755), ("a.py", 0o600)]);
+        assert_eq!(carry(&given).unwrap(), archive(files.to_vec()), "as `pack` writes it");
+        for (hostile, expected) in [
+            (zip(&[("../x", 0o644)]), "has `..`, which leads outside"),
+            (zip(&[]), "its archive has no file"),
+            (b"no zip".to_vec(), "cannot be read as a zip"),
+        ] {
+            let error = crate::error_chain(&carry(&hostile).unwrap_err());
+            assert!(error.contains(expected), "{expected}: {error}");
+        }
     }
 
     #[test]

@@ -167,7 +167,11 @@ impl<'a> Object<'a> {
 fn comfyui(snapshot: &Object<'_>, repairs: &mut Repairs) -> Result<Option<GitPin>, SnapshotError> {
     let place = "snapshot.json, `comfyui`";
     let Some(commit) = snapshot.text("comfyui") else {
-        repairs.add(place, "no commit of ComfyUI is recorded: it runs on the version that a node has");
+        repairs.add(
+            place,
+            "no commit of ComfyUI is recorded: no node rebuilds it, and it runs only on an attached ComfyUI \
+             (`deploy --accept-attached`); packed by `comfy-farm pack` it has one",
+        );
         return Ok(None);
     };
     let url = COMFYUI.parse().expect("the constant is an https URL");
@@ -246,7 +250,10 @@ fn single_files(
         let name: Token = checked(&node.path, node.text("filename").unwrap_or_default())?;
         let file = CustomNode::File { name: name.clone(), disabled: node.is_set("disabled") };
         if !file.is_disabled() && !file.comes_with_comfyui() {
-            let text = format!("`{name}` is not in the bundle: its ops are missing unless a node has it");
+            let text = format!(
+                "`{name}` is not in the bundle: a workspace is built without it, and is refused if the workflow \
+                 needs its ops; `comfy-farm pack` takes it along"
+            );
             repairs.add(&node.path, text);
         }
         nodes.push(file);
@@ -288,7 +295,7 @@ fn model_of(model: &Object<'_>, repairs: &mut Repairs) -> Result<LockedModel, Sn
             (None, _) => repairs.add(
                 &place,
                 "has no sha256: it cannot be fetched, because nothing would prove it; it is only used \
-                 where it lies",
+                 where a node has a file of its name and size in its own model folders",
             ),
             (Some(_), None) => {
                 repairs.add(&place, "has no source: it is taken from peers and folders that have its sha256");

@@ -58,17 +58,19 @@ fn lacking(bundle: &Bundle) -> Vec<String> {
     {
         let name = match node {
             CustomNode::File { name, .. } => name.to_string(),
-            CustomNode::Registry { id, version } => format!("{id} {version}"),
-            CustomNode::Git { .. } | CustomNode::Carried { .. } => continue,
+            // Where the registry has it.
+            CustomNode::Registry { .. } | CustomNode::Git { .. } | CustomNode::Carried { .. } => continue,
         };
         lacking.push(format!(
-            "custom node `{name}`: it is no git repository, and the bundle does not carry it; `comfy-farm pack` does"
+            "custom node `{name}`: a single file, which the bundle does not carry; a workspace is built without it, and `comfy-farm pack` takes it along"
         ));
     }
     for model in lockfile.models.iter().filter(|model| !model.disabled) {
         let path = &model.path;
         match (&model.blob, &model.sha256) {
-            (None, None) => lacking.push(format!("model `{path}`: it has no hash, so nothing proves it")),
+            (None, None) => lacking.push(format!(
+                "model `{path}`: it has no hash, so a node must have it in a model folder of its own"
+            )),
             (Some(blob), _) if bundle.travelling.contains(blob) => {}
             _ if model.sources.is_empty() => {
                 lacking.push(format!("model `{path}`: it has no source; a peer that holds it is needed"));

@@ -29,6 +29,7 @@ pub(super) fn plan(arguments: &PlanArguments) -> anyhow::Result<()> {
 fn line(step: &Step) -> String {
     match step {
         Step::Git { url, commit, path } => format!("git       {path}\n  {url} at {commit}"),
+        Step::Registry { id, version, url, path } => format!("registry  {path}\n  {id} {version}\n  {url}"),
         Step::Carried { files, path } => {
             format!("carried   {path}\n  {} as blob {}", ByteSize(files.size), files.hash)
         }
@@ -51,7 +52,8 @@ fn summary(plan: &Plan) {
     let sizes = plan.steps.iter().map(|step| if let Step::Model { size, .. } = step { *size } else { 0 });
     let models = plan.steps.iter().filter(|step| matches!(step, Step::Model { .. })).count();
     println!("\n{} steps, {models} models of {} together", plan.steps.len(), ByteSize(sizes.sum()));
-    println!("environment {}\ncode        {}\nlockfile    {}", plan.environment, plan.code, plan.lockfile);
+    let code = plan.code.map_or_else(|| "once the registry has answered".to_owned(), |code| code.to_string());
+    println!("environment {}\ncode        {code}\nlockfile    {}", plan.environment, plan.lockfile);
     if plan.equivalent {
         println!("equivalent and not identical: torch is another build than the recorded one");
     }

@@ -301,7 +301,10 @@ impl Process {
         if let Some(names) = lacking(&workspace.classes, &described.classes) {
             let mut reason = format!("ComfyUI came up without class {names}");
             match self.log.failed_imports().as_slice() {
-                [] => reason.push_str(": no custom node of the lockfile has it"),
+                [] if workspace.left_out.is_empty() => {
+                    reason.push_str(": no custom node of the lockfile has it");
+                }
+                [] => reason.push_str(": no custom node that is here has it"),
                 failed => {
                     reason.push_str(", because a custom node did not import:\n");
                     let told = failed.iter().map(|failed| {
@@ -309,6 +312,10 @@ impl Process {
                     });
                     reason.push_str(&told.collect::<Vec<_>>().join("\n"));
                 }
+            }
+            for left_out in &workspace.left_out {
+                reason.push('\n');
+                reason.push_str(left_out);
             }
             return Err(reason);
         }

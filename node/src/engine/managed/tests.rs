@@ -33,6 +33,7 @@ pub(super) fn workspace(comfyui: &Path, files: &Path, python: impl Into<PathBuf>
         classes: ["SaveImage".to_owned()].into(),
         model_names: Default::default(),
         equivalent: false,
+        left_out: vec![],
     }
 }
 

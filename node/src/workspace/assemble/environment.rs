@@ -37,7 +37,6 @@ impl Assembler {
         parts: &Parts<'_>,
         steps: &Steps,
     ) -> Result<(CodeTree, Environment), BuildError> {
-        steps.enter(PrepareStep::Code);
         let mut code = std::pin::pin!(code);
         // Install scripts are in the code.
         let (tree, locked) = if self.policy.install_scripts {

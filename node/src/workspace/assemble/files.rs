@@ -11,7 +11,7 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt, stream};
 use mesh::control::Reach;
 use mesh::fetch::{FetchFileError, FetchedFile, OriginFile, OriginSizeError, Progress};
-use mesh::store::{BlobHold, GrowingFile, StoreError};
+use mesh::store::{BlobHold, BlobStore, GrowingFile, StoreError};
 use protocol::message::Provider;
 use protocol::{
     BlobHash, BlobName, BlobRef, CodeSpec, FileRef, GitPin, LockedFile, LockedModel, Lockfile, MAX_CARRIED,
@@ -186,9 +186,12 @@ impl Files<'_> {
             store.keep_private(names.collect()).await.map_err(failed)?;
         }
         let Some(sha256) = model.sha256 else {
-            let Some(blob) = named else {
-                let reason = "it has no hash, so nothing would prove it";
-                return Err(BuildError::Failed(format!("model `{}`: {reason}", model.path)));
+            let Some(blob) = named.or_else(|| by_place(store, model)) else {
+                return Err(BuildError::Failed(format!(
+                    "model `{}`: it has no hash, so no other node and no URL can give it: put it into a model folder of \
+                     this node (`--models`) under this name and with its {} bytes",
+                    model.path, model.size
+                )));
             };
             if !model.share && store.check(blob.hash).await.map_err(failed)? != Some(blob) {
                 return Err(not_given(model));
@@ -225,6 +228,17 @@ impl Files<'_> {
         };
         part.set(model.size);
         Ok((blob, exchange.store().hold(blob.hash)))
+    }
+}
+
+/// The file of a model without a hash: the only one of its name and size in this node's model folders. Nothing proves
+/// that it is the one its author had.
+pub(in crate::workspace) fn by_place(store: &BlobStore, model: &LockedModel) -> Option<BlobRef> {
+    let is_nameless = model.sha256.is_none() && model.blob.is_none();
+    let name = model.path.as_str().strip_prefix("models/").filter(|_| is_nameless)?;
+    match store.in_place_as(name, model.size).as_slice() {
+        [only] => Some(*only),
+        _ => None,
     }
 }
 

@@ -8,8 +8,8 @@ use std::path::Path;
 
 use mesh::store::BlobHold;
 use protocol::{
-    Alias, BlobName, BlobRef, CodeSpec, EnvironmentLock, GitPack, GitPin, LockedFile, Lockfile,
-    MAX_RESOLUTION, PrepareStep, PublisherKey, Resolution, WantedWorkspace,
+    Alias, BlobName, BlobRef, CodeSpec, EnvironmentLock, GitPack, GitPin, LockedFile, MAX_RESOLUTION,
+    PrepareStep, PublisherKey, Resolution, WantedWorkspace,
 };
 
 use super::files::Files;
@@ -19,6 +19,7 @@ use crate::workspace::git::{GitError, GitStore};
 use crate::workspace::log::PrepareLog;
 use crate::workspace::prepare::BuildError;
 use crate::workspace::python::Environment;
+use crate::workspace::record::WorkspaceRecord;
 
 impl Assembler {
     /// What the farm knows of a lockfile's parts. Where it cannot be had or nobody trusted signed it, nothing is known,
@@ -96,14 +97,14 @@ impl Assembler {
     /// known. Its packs stay as long as the holds are kept.
     pub(super) async fn resolved(
         &self,
-        lockfile: &Lockfile,
+        WorkspaceRecord { lockfile, registry, .. }: &WorkspaceRecord,
         known: &Resolution,
         environment: &Environment,
         holds: &mut Vec<BlobHold>,
     ) -> Result<Option<BlobRef>, BuildError> {
         let store = self.reach.exchange.store();
         let mut found = Resolution::new(lockfile.hash());
-        for pin in CodeSpec::of(lockfile).pins() {
+        for pin in CodeSpec::of(lockfile, registry).pins() {
             let pack = match known.pack(&pin) {
                 Some(pack) => pack,
                 None => {
@@ -114,6 +115,7 @@ impl Assembler {
             };
             holds.push(store.hold(pack.hash));
         }
+        found.registry.clone_from(registry);
         if !known.environments.iter().any(|lock| lock.environment == environment.lock.environment) {
             found.environments.push(self.served(environment).await?);
         }

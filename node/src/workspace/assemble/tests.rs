@@ -1,6 +1,7 @@
 //! Two nodes of one farm, real git, real uv, and a package index of the test's own.
 
 mod bad_input;
+mod registry;
 
 use std::io::Cursor;
 use std::path::PathBuf;
@@ -80,6 +81,7 @@ impl Node {
             root: folder.path().join("workspaces"),
             policy: Policy { private_origins: true, ..Policy::default() },
             reach: Reach { exchange: exchange.clone(), finder },
+            registry: "http://127.0.0.1:9".parse().expect("an address"),
             uv,
             accelerator: Accelerator::Cpu,
         };
@@ -208,6 +210,26 @@ async fn model_that_nobody_gives_is_named_with_the_reason_and_a_private_one_stay
         let BuildError::Failed(reason) = failed else { panic!("{failed:?}") };
         assert!(reason.contains(words) && reason.contains("gone.safetensors"), "{reason}");
     }
+    // Without any hash it is taken by its name and size where its owner has it.
+    let nameless = lockfile(true, json!({}));
+    let BuildError::Failed(reason) = assemble(&nameless).await.expect_err("nobody has it") else {
+        panic!("not failed")
+    };
+    assert!(
+        reason.contains("gone.safetensors`: it has no hash") && reason.contains("`--models`"),
+        "{reason}"
+    );
+    let models = node.assembler.data.join("models");
+    for (name, bytes) in [("vae/gone.safetensors", "lies"), ("loras/gone.safetensors", "own")] {
+        std::fs::create_dir_all(models.join(name).parent().expect("a folder")).expect("made");
+        std::fs::write(models.join(name), bytes).expect("written");
+        store.import_in_place(models.join(name)).await.expect("there");
+    }
+    assemble(&nameless).await.expect_err("one has another size, the other another kind");
+    std::fs::write(models.join("vae/gone.safetensors"), "it.").expect("written");
+    store.import_in_place(models.join("vae/gone.safetensors")).await.expect("there");
+    let workspace = assemble(&nameless).await.expect("it lies there");
+    assert_eq!(std::fs::read(workspace.files.join("models/vae/gone.safetensors")).expect("linked"), b"it.");
     store.import_bytes(b"own").await.expect("there is room");
     assemble(&lockfile(false, json!({ "blob": blob.hash }))).await.expect("its owner put it here");
     assert!(!store.shared().contains(&blob), "nobody else gets it");

@@ -109,7 +109,13 @@ impl Caretaker {
                     true => "whole",
                     false => "incomplete",
                 };
+                let entry = self.entry(kept.lockfile, on_disk);
+                let left_out = || {
+                    let left_out = kept.record.as_ref().map(WorkspaceRecord::left_out).unwrap_or_default();
+                    (!left_out.is_empty()).then(|| left_out.join("; "))
+                };
                 WorkspaceEntry {
+                    detail: entry.detail.clone().or_else(left_out),
                     workflows: kept
                         .record
                         .as_ref()
@@ -121,7 +127,7 @@ impl Caretaker {
                     own_bytes: own.sum::<u64>() + bytes(&kept.folder),
                     used: kept.used(),
                     equivalent: parts.get(1).is_some_and(|environment| is_equivalent(environment)),
-                    ..self.entry(kept.lockfile, on_disk)
+                    ..entry
                 }
             })
             .collect();

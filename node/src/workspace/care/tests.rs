@@ -101,6 +101,7 @@ impl Kept {
             classes: BTreeSet::new(),
             model_names: BTreeSet::new(),
             equivalent: false,
+            left_out: vec![],
         };
         let whole = Whole { workspace: Arc::new(workspace), holds: vec![], resolution: None };
         self.shelf.put(lockfile, whole, WorkspaceState::Loaded);
@@ -220,7 +221,7 @@ async fn verification_finds_what_changed_in_each_part() {
     let trees = CodeTrees::new(kept.at("code"), GitStore::open(kept.at("git")).expect("opens"));
     let policy = Policy { private_origins: true, ..Policy::default() };
     let fetching = Fetching { policy: &policy, progress: &|_| {}, cancel: &CancellationToken::new() };
-    let tree = trees.build(&CodeSpec::of(&lockfile), &BTreeMap::new(), &fetching).expect("built");
+    let tree = trees.build(&CodeSpec::of(&lockfile, &[]), &BTreeMap::new(), &fetching).expect("built");
     let key = EnvironmentKey(BlobHash([1; 32]));
     let library = format!("environments/{key}/lib/python3.11/site-packages/lib.py");
     kept.write(&library, b"VERSION = 1\n");

@@ -6,9 +6,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use protocol::{BlobHash, CodeHash, CodeSpec, EnvironmentKey, LockedModel, error_chain};
+use protocol::{BlobHash, CodeHash, EnvironmentKey, LockedModel, error_chain};
 
 use super::{CareError, Caretaker, VerifiedWorkspace};
+use crate::workspace::assemble::by_place;
 use crate::workspace::code::CodeTrees;
 use crate::workspace::git::GitStore;
 use crate::workspace::python::{Damage, verify};
@@ -46,7 +47,7 @@ impl Caretaker {
         if let Some(known) = found.code.get(&hash) {
             return Ok(known.clone());
         }
-        let spec = CodeSpec::of(&record.lockfile);
+        let spec = record.code_spec();
         let differing = self.blocking(move |care| {
             let git = GitStore::open(care.root.join("git"));
             let trees = git.map(|git| CodeTrees::new(care.root.join("code"), git));
@@ -91,7 +92,8 @@ impl Caretaker {
 
     async fn model(&self, model: &LockedModel, found: &mut Found) -> Option<String> {
         let by_sha256 = || self.store.with_sha256(model.sha256.as_ref()?);
-        let Some(blob) = model.blob.and_then(|hash| self.store.get(hash)).or_else(by_sha256) else {
+        let known = model.blob.and_then(|hash| self.store.get(hash)).or_else(by_sha256);
+        let Some(blob) = known.or_else(|| by_place(&self.store, model)) else {
             return Some("it is not here".to_owned());
         };
         if let Some(known) = found.models.get(&blob.hash) {

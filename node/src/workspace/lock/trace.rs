@@ -165,6 +165,7 @@ async fn run(
         classes: filled.workflow.classes(),
         model_names: Default::default(),
         equivalent: false,
+        left_out: vec![],
     };
     let execution = Execution {
         run: RUN.parse::<RunId>().expect("it is one"),

@@ -119,9 +119,14 @@ impl Index {
     /// Every environment has a pip.
     pub(crate) async fn serve(mut files: Vec<File>) -> Self {
         files.push(wheel("pip", PINNED_PIP, &[]));
+        Self::answer("/simple", |url| answers(url, &files)).await
+    }
+
+    /// Any server on loopback: below this path are the answers that it makes for the address of that.
+    pub(crate) async fn answer(path: &str, answers: impl FnOnce(&str) -> Answers) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let url = format!("http://{}/simple", listener.local_addr().expect("an address"));
-        let answers = Arc::new(answers(&url, &files));
+        let url = format!("http://{}{path}", listener.local_addr().expect("an address"));
+        let answers = Arc::new(answers(&url));
         let requests = Arc::new(AtomicUsize::new(0));
         let counted = requests.clone();
         let server = tokio::spawn(async move {
@@ -152,7 +157,8 @@ impl Drop for Index {
     }
 }
 
-type Answers = BTreeMap<String, (&'static str, Vec<u8>)>;
+/// The kind and the bytes of each answer, by its path.
+pub(crate) type Answers = BTreeMap<String, (&'static str, Vec<u8>)>;
 
 fn answers(url: &str, files: &[File]) -> Answers {
     let mut answers = Answers::new();

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use mesh::origin::{Lookup, PrivateAddress, PublicResolver};
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderName, LOCATION};
 use reqwest::redirect::Policy as Redirects;
-use reqwest::{Client, Response, StatusCode};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +27,10 @@ use super::{GitError, Part};
 
 /// What forges take for git.
 const USER_AGENT: &str = concat!("git/2.0 (comfy-farm ", env!("CARGO_PKG_VERSION"), ")");
+/// What an upstream is asked for first.
+const LIST: &str = "/info/refs?service=git-upload-pack";
+/// How often an upstream may have moved.
+const MAX_MOVES: usize = 5;
 
 /// How long a server is waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +70,7 @@ pub(super) struct Terms<'a> {
 
 /// The way to one upstream, for one fetch.
 pub(super) struct Way {
+    /// As it is recorded.
     url: String,
     commit: String,
     patience: Patience,
@@ -80,6 +85,8 @@ pub(super) struct Way {
 #[derive(Default)]
 struct Travelled {
     meter: Meter,
+    /// Where the upstream is, once that is known.
+    place: Option<String>,
     /// Why it ended before its time.
     fault: Option<GitError>,
 }
@@ -89,7 +96,7 @@ impl Way {
         let url = part.url.as_str().trim_end_matches('/').to_owned();
         let mut http = Client::builder()
             .user_agent(USER_AGENT)
-            // Where a repository has moved, its new address is to be recorded: this one may lead anywhere.
+            // Only within its host: anywhere else, its new address is to be recorded.
             .redirect(Redirects::none())
             .referer(false)
             // A proxy would resolve names out of our sight.
@@ -163,25 +170,41 @@ impl Way {
         }
     }
 
-    /// Asks this, or what there is at all, and has the beginning of the answer.
+    /// Asks this, or what there is at all, and has the beginning of the answer. A repository that has moved on its
+    /// own host is followed, as git does: its commits have the same names there.
     fn ask(&self, question: Option<Vec<u8>>) -> Result<Response, GitError> {
-        let (request, kind) = match question {
-            None => {
-                let address = format!("{}/info/refs?service=git-upload-pack", self.url);
-                (self.http.get(address), "application/x-git-upload-pack-advertisement")
+        let mut place = self.travelled().place.clone().unwrap_or_else(|| self.url.clone());
+        if let Some(question) = question {
+            let request = self.http.post(format!("{place}/git-upload-pack")).body(question);
+            let request = request.header(CONTENT_TYPE, "application/x-git-upload-pack-request");
+            return self.hear(request, "application/x-git-upload-pack-result")?.map_err(|refused| refused.1);
+        }
+        let mut moves = 0;
+        loop {
+            let request = self.http.get(format!("{place}{LIST}"));
+            match self.hear(request, "application/x-git-upload-pack-advertisement")? {
+                Ok(answer) => {
+                    self.travelled().place = Some(place);
+                    return Ok(answer);
+                }
+                Err((Some(next), _)) if moves < MAX_MOVES => (place, moves) = (next, moves + 1),
+                Err((_, refused)) => return Err(refused),
             }
-            Some(question) => {
-                let request = self.http.post(format!("{}/git-upload-pack", self.url));
-                let request = request.header(CONTENT_TYPE, "application/x-git-upload-pack-request");
-                (request.body(question), "application/x-git-upload-pack-result")
-            }
-        };
+        }
+    }
+
+    /// The beginning of an answer of this kind; else where on the same host it may be had, and what to say if not.
+    fn hear(
+        &self,
+        request: RequestBuilder,
+        kind: &str,
+    ) -> Result<Result<Response, (Option<String>, GitError)>, GitError> {
         let request = request.header(ACCEPT, kind).send();
         let answer = self.wait(self.patience.connect + self.patience.silence, request)?;
         let (status, headers) = (answer.status(), answer.headers());
         let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
         let hint = match status {
-            StatusCode::OK if text(CONTENT_TYPE) == Some(kind) => return Ok(answer),
+            StatusCode::OK if text(CONTENT_TYPE) == Some(kind) => return Ok(Ok(answer)),
             StatusCode::OK => "no git repository is there".to_owned(),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => {
                 "no repository is there that everybody may read; see its address".to_owned()
@@ -193,7 +216,9 @@ impl Way {
             }
             _ => "its server has a fault".to_owned(),
         };
-        Err(GitError::Answered { url: self.url.clone(), status: status.as_u16(), hint })
+        let next = text(LOCATION).filter(|_| status.is_redirection());
+        let next = next.and_then(|location| moved_within(answer.url(), location));
+        Ok(Err((next, GitError::Answered { url: self.url.clone(), status: status.as_u16(), hint })))
     }
 
     /// The next piece of an answer, as long as not more than this came in all; none at its end.
@@ -214,6 +239,13 @@ impl Way {
         }
         Ok(piece)
     }
+}
+
+/// Where a repository is, if that is on the host on which it was asked for.
+fn moved_within(asked: &Url, location: &str) -> Option<String> {
+    let moved = asked.join(location).ok()?;
+    let is_within = moved.origin() == asked.origin();
+    moved.as_str().strip_suffix(LIST).filter(|_| is_within).map(str::to_owned)
 }
 
 impl Drop for Way {

@@ -225,6 +225,20 @@ fn moved_and_missing_repositories_are_told_with_what_to_do() {
 }
 
 #[test]
+fn repository_that_moved_on_its_host_is_followed_and_not_round_in_circles() {
+    let upstream = Upstream::new();
+    let served = Served::start(&upstream, true);
+    let pin = served.pin(&upstream.commit(&[("file", 0o100644, "bytes")]));
+    let at = |place: &str| GitPin {
+        url: pin.url.as_str().replace("/upstream", place).parse().expect("an address"),
+        commit: pin.commit.clone(),
+    };
+    Stores::new().fetch(&at("/moved")).expect("it is at its new place");
+    let said = Stores::new().fetch(&at("/round")).expect_err("it is nowhere").to_string();
+    assert!(said.contains("301") && said.contains("it has moved to"), "{said}");
+}
+
+#[test]
 fn commit_with_too_much_in_it_is_refused_before_it_is_laid_out() {
     let (upstream, served) = (Upstream::new(), |upstream: &Upstream| Served::start(upstream, true));
     let many: Vec<_> = (0..30).map(|number| format!("file-{number}")).collect();

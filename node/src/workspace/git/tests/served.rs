@@ -60,6 +60,11 @@ pub(super) fn answering(mut answer: impl FnMut(TcpStream) + Send + 'static) -> G
     GitPin { url: url.parse().expect("an address"), commit: "1".repeat(40).parse().expect("a commit") }
 }
 
+fn redirect(mut stream: TcpStream, location: &str) -> io::Result<()> {
+    let head = "HTTP/1.1 301 Moved Permanently\r\nConnection: close\r\nContent-Length: 0";
+    write!(stream, "{head}\r\nLocation: {location}\r\n\r\n")
+}
+
 /// Answers one request by `git http-backend`, a CGI program (RFC 3875).
 fn serve(
     stream: TcpStream,
@@ -71,6 +76,12 @@ fn serve(
     reader.read_line(&mut line)?;
     let mut words = line.split_whitespace();
     let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    // `/moved` has moved to the upstream, and `/round` to itself.
+    let target = match target.strip_prefix("/moved") {
+        Some(rest) => return redirect(stream, &format!("/upstream{rest}")),
+        None if target.starts_with("/round") => return redirect(stream, target),
+        None => target,
+    };
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let mut command = Command::new("git");
     command.arg("http-backend").env_clear();

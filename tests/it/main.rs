@@ -19,6 +19,7 @@ mod owner;
 mod pack;
 mod trace;
 mod people;
+mod newer_format;
 mod previews;
 mod progress;
 mod real_comfyui;

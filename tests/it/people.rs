@@ -30,7 +30,7 @@ NODE_CLASS_MAPPINGS = {'Older': Older}
 ";
 
 /// A picture that passes one op, as comfy-pack's ops declare it; the ids are those of a subgraph.
-fn through(class: &str) -> Value {
+pub(crate) fn through(class: &str) -> Value {
     json!({
         "57:1": { "class_type": "CPackInputImage", "inputs": { "image": "x.png" }, "_meta": { "title": "picture" } },
         "57:2": { "class_type": class, "inputs": { "image": ["57:1", 0] } },
@@ -57,25 +57,33 @@ fn model(path: &str, more: &Value) -> Value {
     model
 }
 
+/// Where comfy-pack says that ComfyUI is.
+pub(crate) const COMFYUI: &str = "https://github.com/comfyanonymous/ComfyUI.git";
+
+/// Lays what is pinned into the store of a node, as from an earlier workflow that had it from this address.
+pub(crate) fn has_already(data: &Path, address: &str, pinned: &Value) -> anyhow::Result<()> {
+    let text = |key: &str| pinned[key].as_str().unwrap_or_default().to_owned();
+    let name = BlobHash::of(address.trim_end_matches(".git").as_bytes()).to_string();
+    let store = data.join("workspaces/git").join(format!("{}.git", &name[..32]));
+    let git = |arguments: &[&str]| -> anyhow::Result<()> {
+        let status = Command::new("git").arg("--git-dir").arg(&store).args(arguments).status()?;
+        ensure!(status.success(), "git {arguments:?}: {status}");
+        Ok(())
+    };
+    std::fs::create_dir_all(&store)?;
+    git(&["init", "--quiet", "--bare"])?;
+    git(&["fetch", "--quiet", &text("url"), "HEAD"])?;
+    git(&["update-ref", &format!("refs/whole/{}", text("commit")), &text("commit")])
+}
+
 /// A bundle as comfy-pack wrote it before 0.4, with a custom node. What it pins lies at public addresses, which a test
 /// cannot reach: the node that is to rebuild it has these commits already, as from an earlier workflow.
 async fn older(studio: &Studio, folder: &Path, data: &Path) -> anyhow::Result<PathBuf> {
     let comfyui = studio.comfyui("ComfyUI").await?;
     let node = studio.custom_node("older", &[("__init__.py", OLDER)]).await?;
     let address = "https://github.com/someone/older-nodes.git";
-    for (address, pinned) in [("https://github.com/comfyanonymous/ComfyUI.git", &comfyui), (address, &node)] {
-        let text = |key: &str| pinned[key].as_str().unwrap_or_default().to_owned();
-        let name = BlobHash::of(address.trim_end_matches(".git").as_bytes()).to_string();
-        let store = data.join("workspaces/git").join(format!("{}.git", &name[..32]));
-        let git = |arguments: &[&str]| -> anyhow::Result<()> {
-            let status = Command::new("git").arg("--git-dir").arg(&store).args(arguments).status()?;
-            ensure!(status.success(), "git {arguments:?}: {status}");
-            Ok(())
-        };
-        git(&["init", "--quiet", "--bare"])?;
-        git(&["fetch", "--quiet", &text("url"), "HEAD"])?;
-        git(&["update-ref", &format!("refs/whole/{}", text("commit")), &text("commit")])?;
-    }
+    has_already(data, COMFYUI, &comfyui)?;
+    has_already(data, address, &node)?;
     let snapshot = json!({
         "python": "3.11",
         "comfyui": comfyui["commit"],
@@ -88,19 +96,24 @@ async fn older(studio: &Studio, folder: &Path, data: &Path) -> anyhow::Result<Pa
         format!("{}=={}\n", text("name"), text("version"))
     };
     let requirements: String = packages.as_array().into_iter().flatten().map(line).collect();
-    let path = folder.join("older.cpack.zip");
-    let mut zip = ZipWriter::new(std::fs::File::create(&path)?);
-    for (entry, text) in [
+    let entries = [
         ("requirements.txt", requirements),
         ("snapshot.json", snapshot.to_string()),
         ("workflow_api.json", through("Older").to_string()),
         ("workflow.json", "{}".to_owned()),
-    ] {
-        zip.start_file(entry, SimpleFileOptions::default())?;
+    ];
+    zipped(&folder.join("older.cpack.zip"), &entries)
+}
+
+/// A bundle of these entries.
+pub(crate) fn zipped(path: &Path, entries: &[(&str, String)]) -> anyhow::Result<PathBuf> {
+    let mut zip = ZipWriter::new(std::fs::File::create(path)?);
+    for (entry, text) in entries {
+        zip.start_file(*entry, SimpleFileOptions::default())?;
         zip.write_all(text.as_bytes())?;
     }
     zip.finish()?;
-    Ok(path)
+    Ok(path.to_owned())
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ mod machines;
 mod namespaces;
 mod origin;
 mod process;
+mod registry;
 mod studio;
 mod tools;
 
@@ -18,5 +19,6 @@ pub use machines::Machines;
 pub use namespaces::Namespaces;
 pub use origin::Origin;
 pub use process::{Process, binary};
+pub use registry::Registry;
 pub use studio::Studio;
 pub use tools::{comfyui_folder, driver_folder, example, facts, is_root, skipped, uv, validator_python};

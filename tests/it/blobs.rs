@@ -250,14 +250,8 @@ async fn wrong_ticket_is_refused_with_what_is_wrong() -> anyhow::Result<()> {
     check(&carrying.ticket[..carrying.ticket.len() - 4], "damaged").await?;
     check("@no-such-file", "no-such-file").await?;
     // The same sharer, but another farm: its gate stays shut.
-    let ticket: protocol::blob_ticket::BlobTicket = carrying.ticket.parse()?;
-    let forged = protocol::blob_ticket::BlobTicket::new(
-        ticket.blob,
-        &ticket.file_name,
-        ticket.peer,
-        ticket.addresses,
-        [1; 32],
-    );
+    let ticket: BlobTicket = carrying.ticket.parse()?;
+    let forged = BlobTicket::new(ticket.blob, &ticket.file_name, ticket.peer, ticket.addresses, [1; 32]);
     check(&forged.to_string(), "may not accept our membership").await?;
     assert!(!output.exists() && !hidden(&output).exists());
     Ok(())

@@ -16,6 +16,8 @@
 mod choice;
 mod meter;
 #[cfg(test)]
+mod order;
+#[cfg(test)]
 mod properties;
 #[cfg(test)]
 mod simulation;

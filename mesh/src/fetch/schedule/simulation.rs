@@ -24,6 +24,8 @@ const PART: f64 = PART_SIZE as f64 / PIECE_SIZE as f64;
 struct Peer {
     up: f64,
     down: f64,
+    /// How far it is from those who ask it.
+    reach: Reach,
     /// When it begins; what it holds then.
     begins: Duration,
     here: Pieces,
@@ -75,7 +77,8 @@ impl Swarm {
     }
 
     fn add(&mut self, up: f64, down: f64, here: Pieces, begins: Duration) -> usize {
-        self.peers.push(Peer { up, down, begins, here, schedule: None, done: None, dies: None });
+        let reach = Reach::Near;
+        self.peers.push(Peer { up, down, reach, begins, here, schedule: None, done: None, dies: None });
         self.peers.len() - 1
     }
 
@@ -145,12 +148,13 @@ impl Swarm {
             let mut here = provider.here.clone();
             let begun = coming[talk.provider].iter().filter(|(_, here)| **here >= PART);
             begun.for_each(|(piece, _)| here.insert(*piece));
-            let (is_growing, key) = (provider.schedule.is_some(), Self::key(talk.provider));
+            let (is_growing, reach, key) =
+                (provider.schedule.is_some(), provider.reach, Self::key(talk.provider));
             let schedule = self.peers[talk.asker].schedule.as_mut().expect("it fetches");
             if !talk.joined {
                 talk.joined = true;
                 let held = if is_growing { Held::Growing(here.clone()) } else { Held::Whole };
-                schedule.join(id, key, held, Reach::Near, now);
+                schedule.join(id, key, held, reach, now);
                 (talk.told, talk.told_at) = (here, now);
             } else if is_growing && now >= talk.told_at + NEWS && here.len() > talk.told.len() {
                 for range in talk.told.missing_from(&here, u64::MAX) {
@@ -296,6 +300,30 @@ fn silent_source_loses_its_ranges_to_the_others() {
     let ideal = 3.0 + (pieces as f64 - 9.0 * rate) / (2.0 * rate);
     let took = swarm.run();
     assert!(took < ideal * 1.1, "{took} s of {ideal}");
+}
+
+/// How much of a blob a far source sends beside a near one, and how long that takes, of how long the fastest way takes.
+fn beside_a_near_one(near: f64, far: f64) -> (f64, f64) {
+    let pieces = 512;
+    let mut swarm = Swarm::new(pieces);
+    swarm.seed(megabits(near));
+    let source = swarm.seed(megabits(far));
+    swarm.peers[source].reach = Reach::Far;
+    swarm.fetcher(0.0, megabits(1000.0), Duration::ZERO);
+    swarm.connect();
+    let fastest = pieces as f64 / megabits(if far > near { near + far } else { near });
+    let took = swarm.run() / fastest;
+    (swarm.sent_by(source) as f64 / pieces as f64, took)
+}
+
+#[test]
+fn far_source_is_spared_as_long_as_a_near_one_is_no_slower() {
+    for (near, far) in [(200.0, 50.0), (200.0, 150.0)] {
+        let (sent, took) = beside_a_near_one(near, far);
+        assert!(sent < 0.01 && took < 1.1, "{near} beside {far}: {sent} of it in {took}");
+    }
+    let (sent, took) = beside_a_near_one(50.0, 200.0);
+    assert!(sent > 0.7 && took < 1.1, "{sent} of it in {took}");
 }
 
 #[test]

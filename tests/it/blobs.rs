@@ -105,14 +105,17 @@ async fn refused(command: &mut tokio::process::Command) -> anyhow::Result<(Optio
 
 #[tokio::test]
 async fn file_is_carried_by_its_ticket_and_nothing_is_left_beside_it() -> anyhow::Result<()> {
-    let carrying = Carrying::start(40_000_003).await?;
+    let mut carrying = Carrying::start(40_000_003).await?;
     let output = carrying.output("out.bin");
     let mut getter = carrying.getter(&output, &[])?;
-    assert_eq!(getter.line().await?, format!("done {}", output.display()));
+    assert_eq!(getter.rest().await?, [format!("done {}", output.display())]);
     assert!(getter.wait().await?.success());
     carrying.assert_is_at(&output)?;
     assert!(!hidden(&output).exists());
     assert!(carrying.sharer.log().contains("this machine only"), "{}", carrying.sharer.log());
+    carrying.sharer.signal(Signal::SIGTERM);
+    assert_eq!(carrying.sharer.rest().await?, [] as [String; 0], "the ticket is alone on stdout");
+    assert!(carrying.sharer.wait().await?.success());
     Ok(())
 }
 

@@ -62,6 +62,19 @@ impl Process {
         serde_json::from_str(&line).with_context(|| format!("`{line}` is no JSON"))
     }
 
+    /// All further lines of stdout, until its end; within a minute.
+    pub async fn rest(&mut self) -> anyhow::Result<Vec<String>> {
+        let mut lines = Vec::new();
+        let reading = async {
+            while let Some(line) = self.stdout.next_line().await? {
+                lines.push(line);
+            }
+            anyhow::Ok(())
+        };
+        tokio::time::timeout(Duration::from_secs(60), reading).await??;
+        Ok(lines)
+    }
+
     /// What it has logged.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()

@@ -1,9 +1,9 @@
 //! How a fetch goes: a bar on a terminal, a line for each tenth elsewhere, both on stderr.
 
 use std::io::IsTerminal;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use indicatif::{BinaryBytes, ProgressBar, ProgressStyle};
+use indicatif::{BinaryBytes, HumanDuration, ProgressBar, ProgressStyle};
 
 /// What is shown while a blob comes.
 pub(super) struct FetchProgress {
@@ -30,10 +30,7 @@ impl FetchProgress {
 
     fn of(size: u64, here: u64, state: &'static str) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
-            let template = format!(
-                "{{bar:32}} {{binary_bytes}} of {{binary_total_bytes}} {state}  {{binary_bytes_per_sec}}  {{eta}} left{{msg}}"
-            );
-            let style = ProgressStyle::with_template(&template);
+            let style = ProgressStyle::with_template("{bar:32} {msg}");
             let bar =
                 ProgressBar::new(size).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar.set_position(here);
@@ -49,21 +46,13 @@ impl FetchProgress {
     /// Shows that so many bytes are here, and from how many sources more come; 0 where that
     /// is not known.
     pub(super) fn show(&mut self, bytes: u64, sources: usize) {
-        let from = match sources {
-            0 => String::new(),
-            1 => ", from 1 source".to_owned(),
-            several => format!(", from {several} sources"),
-        };
         if let Some(bar) = &self.bar {
-            bar.set_message(from);
             bar.set_position(bytes);
+            bar.set_message(words(bytes, self.size, self.state, bar.per_sec(), sources));
         } else if tenths(bytes, self.size) > self.told {
             self.told = tenths(bytes, self.size);
             let rate = bytes.saturating_sub(self.start.0) as f64 / self.start.1.elapsed().as_secs_f64();
-            let left = self.size.saturating_sub(bytes) as f64 / rate;
-            let [bytes, size, rate] = [bytes, self.size, rate as u64].map(BinaryBytes);
-            let state = self.state;
-            eprintln!("{bytes} of {size} {state}, {rate}/s, {left:.0} s left{from}");
+            eprintln!("{}", words(bytes, self.size, self.state, rate, sources));
         }
     }
 
@@ -73,6 +62,19 @@ impl FetchProgress {
             bar.finish_and_clear();
         }
     }
+}
+
+/// How far it is, at so many bytes a second.
+fn words(bytes: u64, size: u64, state: &str, rate: f64, sources: usize) -> String {
+    let from = match sources {
+        0 => String::new(),
+        1 => ", from 1 source".to_owned(),
+        several => format!(", from {several} sources"),
+    };
+    let left = Duration::try_from_secs_f64(size.saturating_sub(bytes) as f64 / rate);
+    let left = left.map_or_else(|_| "?".to_owned(), |left| format!("{:#}", HumanDuration(left)));
+    let [bytes, size, rate] = [bytes, size, rate as u64].map(BinaryBytes);
+    format!("{bytes} of {size} {state}, {rate}/s, {left} left{from}")
 }
 
 fn tenths(bytes: u64, size: u64) -> u64 {
@@ -87,5 +89,17 @@ mod tests {
     fn tenths_of_any_size_are_counted() {
         assert_eq!([0, 99, 100, 1000].map(|bytes| tenths(bytes, 1000)), [0, 0, 1, 10]);
         assert_eq!(tenths(0, 0), 10);
+    }
+
+    #[test]
+    fn line_has_what_is_verified_the_speed_the_time_left_and_the_sources() {
+        let check = |bytes, rate, sources, expected: &str| {
+            assert_eq!(words(bytes, 3 << 30, "verified", rate, sources), expected);
+        };
+        let rate = f64::from(16 << 20);
+        check(1 << 30, rate, 3, "1.00 GiB of 3.00 GiB verified, 16.00 MiB/s, 2m left, from 3 sources");
+        check(2 << 30, rate, 1, "2.00 GiB of 3.00 GiB verified, 16.00 MiB/s, 64s left, from 1 source");
+        check(3 << 30, rate, 0, "3.00 GiB of 3.00 GiB verified, 16.00 MiB/s, 0s left");
+        check(0, 0.0, 1, "0 B of 3.00 GiB verified, 0 B/s, ? left, from 1 source");
     }
 }

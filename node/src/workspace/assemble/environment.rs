@@ -17,7 +17,7 @@ use crate::workspace::prepare::BuildError;
 use crate::workspace::progress::Steps;
 use crate::workspace::python::{
     Ask, Environment, Environments, INSTALL_SCRIPT, Limits, PINNED_PIP, Private, PythonError, Resolver, Uv,
-    WheelError,
+    WheelError, lock_for,
 };
 
 /// What an environment is made of, besides the code.
@@ -80,7 +80,8 @@ impl Assembler {
         Parts { lockfile, known, files, log, cancel }: &Parts<'_>,
         private: Option<&Private>,
     ) -> Result<Option<Environment>, BuildError> {
-        let Some(lock) = known.environment(&self.spec(lockfile)) else { return Ok(None) };
+        let spec = self.spec(lockfile);
+        let Some(lock) = lock_for(known, &spec, &self.uv.indexes) else { return Ok(None) };
         self.policy.judge_lock(lock, &self.uv.indexes).map_err(refused)?;
         let environments = self.environments(log, cancel).await?;
         match environments.build(lock, private, *files, log, cancel).await {

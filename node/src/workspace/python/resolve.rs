@@ -194,7 +194,7 @@ fn read(asks: &[Ask], log: &PrepareLog) -> Result<Vec<Requirement>, PythonError>
 }
 
 /// The build of torch that the lockfile names, empty for the plain one.
-fn recorded_build<'a>(pins: &BTreeMap<String, &'a PackagePin>) -> &'a str {
+pub(super) fn recorded_build<'a>(pins: &BTreeMap<String, &'a PackagePin>) -> &'a str {
     let torch = TORCH_FAMILY.iter().find_map(|name| pins.get(*name));
     torch.map_or("", |package| local(package))
 }

@@ -169,15 +169,6 @@ impl Files<'_> {
 
     async fn model(&self, model: &LockedModel) -> Result<(BlobRef, BlobHold), BuildError> {
         let named = model.blob.map(|hash| BlobRef { hash, size: model.size });
-        let fail = |error: &FetchFileError| {
-            let hint = match error {
-                FetchFileError::NoSource { .. } | FetchFileError::WrongSha256 { .. } => {
-                    ": put it into a model folder of any node (`--models`), or record an address that has it"
-                }
-                _ => "",
-            };
-            BuildError::Failed(format!("model `{}` did not come: {}{hint}", model.path, error_chain(error)))
-        };
         let store = self.reach.exchange.store();
         if !model.share {
             // Also where it is here already: the lockfile's word holds for this node from now on.
@@ -224,7 +215,7 @@ impl Files<'_> {
             Err(FetchFileError::NoSource { tried, .. }) if !model.share && tried.is_empty() => {
                 return Err(not_given(model));
             }
-            fetched => fetched.map_err(|error| fail(&error))?.blob,
+            fetched => fetched.map_err(|error| did_not_come(model, &error))?.blob,
         };
         part.set(model.size);
         Ok((blob, exchange.store().hold(blob.hash)))
@@ -240,6 +231,17 @@ pub(in crate::workspace) fn by_place(store: &BlobStore, model: &LockedModel) -> 
         [only] => Some(*only),
         _ => None,
     }
+}
+
+/// A model that came from nobody, or whose bytes are others.
+fn did_not_come(model: &LockedModel, error: &FetchFileError) -> BuildError {
+    let hint = match error {
+        FetchFileError::NoSource { .. } | FetchFileError::WrongSha256 { .. } => {
+            ": put it into a model folder of any node (`--models`), or record an address that has it"
+        }
+        _ => "",
+    };
+    BuildError::Failed(format!("model `{}` did not come: {}{hint}", model.path, error_chain(error)))
 }
 
 /// A model that no peer may give, which is not here, and for which no URL is named.
@@ -340,5 +342,32 @@ impl WheelSource for Files<'_> {
             file_name: urls.first().cloned().unwrap_or_default(),
             tried: vec![error_chain(&error)],
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::Sha256;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn model_of_other_bytes_is_told_with_both_hashes_who_gave_it_and_what_to_do() {
+        let (sha256, found) = (Sha256([1; 32]), Sha256([2; 32]));
+        let model =
+            json!({ "path": "models/vae/a.safetensors", "size": 3, "sha256": sha256, "disabled": false });
+        let model: LockedModel = serde_json::from_value(model).expect("a model");
+        let from = vec!["https://models.example.org/a".to_owned()];
+        let error = FetchFileError::WrongSha256 { file: FileRef { sha256, size: 3 }, found, from };
+        let BuildError::Failed(reason) = did_not_come(&model, &error) else {
+            panic!("it may be tried again")
+        };
+        let expected = format!(
+            "model `models/vae/a.safetensors` did not come: wrong SHA-256 `{found}` in place of `{sha256}` from \
+             https://models.example.org/a: put it into a model folder of any node (`--models`), or record an address \
+             that has it"
+        );
+        assert_eq!(reason, expected);
     }
 }

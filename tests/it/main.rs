@@ -12,6 +12,7 @@ mod deploy_models;
 mod guards;
 mod house;
 mod kills;
+mod machines;
 mod mirrors;
 mod namespaces;
 mod openapi;

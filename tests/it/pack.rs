@@ -46,7 +46,7 @@ async fn comfy_farm(folder: &Path, arguments: &[&str]) -> anyhow::Result<String>
     Ok(String::from_utf8(output.stdout)?)
 }
 
-async fn json_of(folder: &Path, arguments: &[&str]) -> anyhow::Result<Value> {
+pub(crate) async fn json_of(folder: &Path, arguments: &[&str]) -> anyhow::Result<Value> {
     let printed = comfy_farm(folder, arguments).await?;
     serde_json::from_str(&printed).with_context(|| printed)
 }

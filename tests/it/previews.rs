@@ -19,7 +19,7 @@ use crate::workspaces::{FARM_TEST, Sources, lockfile, wait_for_workspace};
 const PATIENCE: Duration = Duration::from_secs(150);
 
 /// A checkpoint that is small, and real to ComfyUI.
-async fn make_checkpoint(installed: &Path, file: &Path) -> anyhow::Result<()> {
+pub(crate) async fn make_checkpoint(installed: &Path, file: &Path) -> anyhow::Result<()> {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/real/tiny_sd15.py");
     let made = Command::new(installed.join("venv/bin/python")).arg(script).arg(file).output().await?;
     ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));

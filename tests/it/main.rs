@@ -7,6 +7,7 @@ mod blobs_store;
 mod browser;
 mod clients;
 mod command_line;
+mod contrary;
 mod demo;
 mod deploy_models;
 mod guards;

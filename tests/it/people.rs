@@ -1,6 +1,6 @@
 //! Bundles as people have them, on one managed node and unattended: each runs, or is refused with its own reason.
 //!
-//! The README has the table. Not here: what `pack` refuses, and install scripts, which have tests of their own.
+//! The README has the table. Not here: those that are more than pins (`contrary`), and what else `pack` refuses.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
 
+use crate::contrary::{index_with_contrary, look_at, node_after_an_install_script};
 use crate::workspaces::{Sources, lockfile, managed, picture, wait_for_workspace};
 
 const REMOTE: &str = include_str!("../real/remote.py");
@@ -122,10 +123,10 @@ async fn bundles_as_people_have_them_run_or_are_refused_with_the_reason() -> any
     let mut farm = Farm::start(FarmOptions { nodes: 0, ..FarmOptions::default() }).await?;
     let studio = Studio::new(&sources.installed, &farm.folder.path().join("origin"));
     let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
-    let index = PackageIndex::serve(&sources.installed.join("index"), listener)?;
+    let index = PackageIndex::serve(&index_with_contrary(&sources.installed, farm.folder.path())?, listener)?;
     let flags = managed(&index);
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-    farm.start_node_with(&flags, &[("PATH", sources.programs.as_str())]).await?;
+    node_after_an_install_script(&mut farm, &studio, &flags, &sources.programs).await?;
 
     let remote = studio.custom_node("remote", &[("__init__.py", REMOTE)]).await?;
     let mut rewritten = remote.clone();
@@ -181,5 +182,5 @@ async fn bundles_as_people_have_them_run_or_are_refused_with_the_reason() -> any
     assert!(farm.output(&film).await?.get(4..8) == Some(b"ftyp"), "a film");
     let failed = run("download").await?;
     assert_eq!(failed["error"]["kind"], "undeclared_file", "{failed}");
-    Ok(())
+    look_at(&farm, &studio, &sources, &picture).await
 }

@@ -225,7 +225,7 @@ async fn prepare(
     let begun = Instant::now();
     let state = match builder.build(wanted, farm, &steps, cancel).await {
         Ok(whole) => {
-            let was_proven = Shelf::was_proven(&shelf.folder_of(lockfile));
+            let was_proven = Shelf::was_proven(&shelf.folder_of(lockfile), whole.workspace.environment);
             let state = if was_proven {
                 WorkspaceState::Proven
             } else {
@@ -414,7 +414,14 @@ mod tests {
         std::fs::create_dir_all(farm.shelf.folder_of(hash(1))).expect("made");
         farm.shelf.prove(hash(1));
         assert_eq!(farm.shelf.state(hash(1)), Some(WorkspaceState::Proven));
-        assert!(Shelf::was_proven(&farm.folder.path().join(hash(1).to_string())));
+        let workspace = Arc::clone(&farm.shelf.usable(hash(1)).expect("it is proven").workspace);
+        let folder = farm.folder.path().join(hash(1).to_string());
+        assert!(Shelf::was_proven(&folder, workspace.environment));
+        assert!(
+            !Shelf::was_proven(&folder, EnvironmentKey(BlobHash([9; 32]))),
+            "another one is to be proven"
+        );
+        drop(workspace);
         farm.wanted.send_replace(want(&[2]));
         let mut changes = farm.shelf.changes();
         while farm.shelf.state(hash(1)).is_some() {

@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use mesh::store::BlobHold;
-use protocol::{BlobRef, LockfileHash, Preparing, WorkspaceState};
+use protocol::{BlobRef, EnvironmentKey, LockfileHash, Preparing, WorkspaceState};
 use tokio::sync::{OwnedMutexGuard, watch};
 use tracing::warn;
 
 use super::Workspace;
 use super::record::WorkspaceRecord;
 
-/// Marks, in the folder of a workspace, that a run succeeded in it.
+/// Says, in the folder of a workspace, with which environment a run succeeded in it.
 const PROVEN: &str = "proven";
 
 /// All workspaces that this node is to have.
@@ -115,9 +115,11 @@ impl Shelf {
 
     /// Notes that a run succeeded in a workspace, also for the next start.
     pub fn prove(&self, lockfile: LockfileHash) {
-        let was_loaded = self.state(lockfile) == Some(WorkspaceState::Loaded);
-        if was_loaded {
-            if let Err(error) = std::fs::write(self.folder_of(lockfile).join(PROVEN), b"") {
+        let is_loaded = |place: &&Place| place.state == WorkspaceState::Loaded;
+        let whole = self.places().get(&lockfile).filter(is_loaded).and_then(|place| place.whole.clone());
+        if let Some(whole) = whole {
+            let environment = whole.workspace.environment.to_string();
+            if let Err(error) = std::fs::write(self.folder_of(lockfile).join(PROVEN), environment) {
                 warn!(%error, "that the workspace is proven is forgotten with this process");
             }
             self.set(lockfile, WorkspaceState::Proven);
@@ -168,9 +170,10 @@ impl Shelf {
         Arc::clone(&self.inner.work).try_lock_owned().ok()
     }
 
-    /// Whether a run succeeded in it, now or before this start.
-    pub(super) fn was_proven(folder: &Path) -> bool {
-        folder.join(PROVEN).exists()
+    /// Whether a run succeeded in it with this environment, now or before this start. It has another one since its owner
+    /// began or ceased to allow install scripts.
+    pub(super) fn was_proven(folder: &Path, environment: EnvironmentKey) -> bool {
+        std::fs::read_to_string(folder.join(PROVEN)).is_ok_and(|proven| proven == environment.to_string())
     }
 
     /// Forgets all but these, and has those wait that are new.

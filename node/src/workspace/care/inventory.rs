@@ -104,8 +104,10 @@ impl Caretaker {
                 let own = parts.iter().filter(|part| users[*part] == 1).map(|part| sizes[part]);
                 let models = kept.record.iter().flat_map(|record| &record.lockfile.models);
                 let models = models.filter(|model| !model.disabled).map(|model| model.size);
+                let environment = kept.record.as_ref().and_then(|record| record.environment);
+                let is_proven = environment.is_some_and(|key| Shelf::was_proven(&kept.folder, key));
                 let on_disk = match kept.is_whole(&self.root) {
-                    true if Shelf::was_proven(&kept.folder) => "proven",
+                    true if is_proven => "proven",
                     true => "whole",
                     false => "incomplete",
                 };

@@ -86,6 +86,12 @@ struct Seat {
     heard: Instant,
 }
 
+impl Seat {
+    fn is_peer(&self) -> bool {
+        matches!(self.name, SourceName::Peer(_))
+    }
+}
+
 impl Gathering {
     /// Ready to fill this target, `in_order` for whoever reads it while it comes.
     pub(crate) fn new(
@@ -209,12 +215,15 @@ impl Gathering {
     /// Whether nobody has anything that is missing, and nobody has told of anything new for long.
     fn is_helpless(&self, round: &Round) -> bool {
         let state = self.lock();
-        if self.target.lacks_outboard().is_some() && round.peers == 0 {
+        let lacks_outboard = self.target.lacks_outboard().is_some();
+        if lacks_outboard && round.peers == 0 {
             return true;
         }
         let is_waiting = !round.waiting.is_empty() || !round.resting.is_empty() || state.outboard.is_taken();
         let helps = |(id, seat): (&SourceId, &Seat)| {
-            seat.carrier.is_none() || state.schedule.is_open(*id) || state.schedule.has_missing(*id)
+            // Before its tree is here, the internet waits for peers that give it.
+            let is_opened = seat.carrier.is_none() && (seat.is_peer() || !lacks_outboard);
+            is_opened || state.schedule.is_open(*id) || state.schedule.has_missing(*id)
         };
         !is_waiting
             && state.heard.elapsed() > self.exchange.config.piece_timeout

@@ -157,8 +157,7 @@ impl BlobStore {
         index.complete().filter(|blob| index.is_shared(blob.hash)).collect()
     }
 
-    /// Changes whenever blobs went away by themselves, came or went in place, are
-    /// new and have a MiB or more, or were pinned or unpinned.
+    /// Changes whenever blobs went away, came in place, are new and have a MiB or more, or were pinned or unpinned.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changes.subscribe()
     }
@@ -241,6 +240,7 @@ impl BlobStore {
         let store = self.clone();
         blocking(move || {
             let mut index = store.index();
+            let was_whole = index.get(hash).is_some();
             index.remove_own(hash);
             index.partial.remove(&hash);
             let files: Vec<_> = index.files_of(hash).map(|file| file.path.clone()).collect();
@@ -249,6 +249,8 @@ impl BlobStore {
                     index.remove_file(path);
                 }
                 store.save_in_place(&index)?;
+            }
+            if was_whole {
                 store.tell_change();
             }
             let partial = ["data", "outboard", "pieces"].map(|part| store.partial_path(hash, part));

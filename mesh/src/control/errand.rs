@@ -197,6 +197,8 @@ impl Reach {
                     let blob = blob.ok_or_else(|| nobody(silence))?;
                     let chosen = choose(*name, from, &providers)?;
                     let by_sha256 = matches!(name, BlobName::Sha256(_));
+                    // It stays until it is proven.
+                    let _hold = self.exchange.store().hold(blob.hash);
                     let beside = by_sha256.then(|| self.exchange.store().sha256_beside(blob));
                     let fetched = self.exchange.fetch(blob, &chosen, Some(&sender)).await?;
                     self.prove(name, blob, beside).await?;

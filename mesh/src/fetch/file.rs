@@ -200,7 +200,8 @@ impl Exchange {
         let mut tried = Vec::new();
         let hint = found.blob.filter(|blob| blob.size == file.size);
         if let Some(blob) = known.or(hint).filter(|blob| !peers.is_empty() || self.store().has_tree(*blob)) {
-            match self.fetch_known(wanted, blob, &peers, progress).await {
+            let origin = Origin::new(self.origins()?, &wanted.urls, file.size);
+            match self.fetch_known(wanted, blob, known.is_none(), &origin, &peers, progress).await {
                 Ok(fetched) => return Ok(fetched),
                 // What others say of a SHA-256 is only a hint.
                 Err(KnownError::File(FetchFileError::WrongSha256 { .. })) if known.is_none() => {
@@ -209,6 +210,12 @@ impl Exchange {
                 Err(KnownError::File(error)) => return Err(error),
                 Err(KnownError::Fetch(FetchError::NoProvider { tried: by_hash, .. })) => {
                     tried = by_hash;
+                    // The pieces of a blob that is only said to be the file may be what a good URL contradicts.
+                    let origin_goes_on = origin.is_usable() || (known.is_none() && !origin.is_empty());
+                    if self.store().has_tree(blob) && !origin_goes_on && found.readers.is_empty() {
+                        // What came waits with its tree for those who have the rest.
+                        return Err(FetchFileError::NoSource { file: *file, tried });
+                    }
                     let turn = self.turn(blob.hash.into());
                     let _turn = turn.lock().await;
                     self.store().take_over(blob, *file).await?;
@@ -228,36 +235,44 @@ impl Exchange {
         fetched
     }
 
-    /// Takes the file as the blob that it is known or said to be, from peers and, where they are slow, from the
-    /// internet.
+    /// Takes the file as the blob that it is known, or by a hint only said to be, from peers and, where they are
+    /// slow, from the internet.
     async fn fetch_known(
         &self,
         wanted: &OriginFile,
         blob: BlobRef,
+        is_hint: bool,
+        origin: &Origin,
         peers: &[Provider],
         progress: Option<&watch::Sender<Progress>>,
     ) -> Result<FetchedFile, KnownError> {
+        // It stays until it is proven.
+        let _hold = self.store().hold(blob.hash);
         let is_proven = wanted.is_trusted() || self.store().alias(&wanted.file.sha256) == Some(blob);
         let beside = (!is_proven).then(|| self.store().sha256_beside(blob));
-        let origin =
-            Origin::new(self.origins().map_err(FetchFileError::from)?, &wanted.urls, wanted.file.size);
-        let finder = self.finder().filter(|_| wanted.share);
-        let supplier = OriginSupplier::new(origin, wanted.file, finder).spared();
+        // Under its SHA-256 others get nothing of a blob that may be another file: we would be the liar. So we lease
+        // no range of it either.
+        let finder = self.finder().filter(|_| wanted.share && !is_hint);
+        let supplier = OriginSupplier::new(origin.clone(), wanted.file, finder).spared();
         let besides = supplier.has_urls().then(|| Arc::new(supplier.clone()) as Arc<dyn Supplier>);
         // Whoever else reads it from the internet may not know the blob, and asks for the file.
-        let _said = besides.is_some().then(|| self.store().say(wanted.file.sha256, blob));
+        let _said = (besides.is_some() && !is_hint).then(|| self.store().say(wanted.file.sha256, blob));
         // The SHA-256 follows from the beginning.
         let in_order = wanted.in_order || beside.is_some();
-        let fetched = self.fetch_once(blob, peers, besides, in_order, progress).await;
+        let fetching = async {
+            let gave = self.fetch_once(blob, peers, besides, in_order, progress).await?;
+            let Gave { fetched, origin_bytes } = gave;
+            let from = fetched.iter().map(|fetched| fetched.from.to_string()).collect();
+            self.prove(wanted, blob, beside, from).await?;
+            Ok(FetchedFile { blob, fetched, origin_bytes })
+        };
+        let fetched = fetching.await;
         if supplier.has_leased() {
             let pieces =
                 if fetched.is_ok() { Pieces::all(blob.pieces()) } else { Pieces::none(blob.pieces()) };
             self.give_back(wanted.file, held(&pieces)).await;
         }
-        let Gave { fetched, origin_bytes } = fetched?;
-        let from = fetched.iter().map(|fetched| fetched.from.to_string()).collect();
-        self.prove(wanted, blob, beside, from).await?;
-        Ok(FetchedFile { blob, fetched, origin_bytes })
+        fetched
     }
 
     /// Fills the file from everybody until it is proven.

@@ -45,13 +45,23 @@ impl BlobStore {
         Sha256Beside(AbortOnDropHandle::new(tokio::spawn(sha256_of(reader))))
     }
 
-    /// The SHA-256 that was computed beside a blob that is whole now; both names are kept.
+    /// The SHA-256 that was computed beside a blob that is whole now, unless that goes before; both names are kept.
     pub(crate) async fn prove_beside(
         &self,
         blob: BlobRef,
         beside: Sha256Beside,
     ) -> Result<Sha256, StoreError> {
-        let sha256 = beside.0.await.map_err(|_| StoreError::Abandoned)??;
+        let (mut computing, mut changes) = (beside.0, self.changes());
+        let sha256 = loop {
+            if !self.contains(blob.hash) {
+                return Err(StoreError::Missing(blob.hash));
+            }
+            tokio::select! {
+                computed = &mut computing => break computed.map_err(|_| StoreError::Abandoned)??,
+                // Its sender lives as long as the store.
+                _ = changes.changed() => {}
+            }
+        };
         let store = self.clone();
         blocking(move || store.add_alias(Alias { sha256, blob })).await?;
         Ok(sha256)
@@ -223,6 +233,24 @@ mod tests {
         store.import_bytes(&bytes).await.expect("there is room");
         assert_eq!(store.prove_beside(blob, beside).await.expect("it can be read"), file.sha256);
         assert_eq!(store.with_sha256(&file.sha256), Some(blob));
+    }
+
+    #[tokio::test]
+    async fn sha256_of_a_blob_that_goes_before_it_was_read_is_not_waited_for() {
+        let (_folder, store) = store().await;
+        let blob = store.import_bytes(&vec![7; 2 * PIECE_SIZE as usize]).await.expect("there is room");
+        store.remove(blob.hash).await.expect("own folder");
+        let beside = store.sha256_beside(blob);
+        tokio::task::yield_now().await;
+        let proven = store.prove_beside(blob, beside).await;
+        assert!(matches!(proven, Err(StoreError::Missing(hash)) if hash == blob.hash), "{proven:?}");
+
+        // It is whole at first, and goes while nothing more is read of it.
+        store.import_bytes(&vec![7; 2 * PIECE_SIZE as usize]).await.expect("there is room");
+        let endless = Sha256Beside(AbortOnDropHandle::new(tokio::spawn(std::future::pending())));
+        let (proven, removed) = tokio::join!(store.prove_beside(blob, endless), store.remove(blob.hash));
+        removed.expect("own folder");
+        assert!(matches!(proven, Err(StoreError::Missing(hash)) if hash == blob.hash), "{proven:?}");
     }
 
     async fn read_all(mut reader: GrowingFile) -> Vec<u8> {

@@ -173,7 +173,8 @@ impl Slow {
         let table = Arc::new(Table::default());
         table.set_found(Found { blob: Some(blob), providers: vec![holder.provider()], readers: vec![] });
         asker.exchange.set_finder(table.finder(asker.provider()));
-        Self { asker, holder, blob, file: file_of(bytes, urls), table }
+        let file = OriginFile { blob: Some(blob.hash), ..file_of(bytes, urls) };
+        Self { asker, holder, blob, file, table }
     }
 }
 
@@ -231,6 +232,72 @@ async fn what_a_peer_gave_before_it_left_is_not_read_again_from_the_url() {
     let fetched = fetch(&slow.asker.exchange, &file).await.expect("the URL has the rest");
     assert_eq!(fetched.blob, slow.blob);
     assert!(web.sent() <= 12 * PIECE_SIZE, "{} bytes were sent", web.sent());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_came_of_a_known_blob_waits_for_its_only_provider_where_nobody_else_has_it() {
+    let farm = Farm::new();
+    let (asker, mut holder) = (peer(&farm).await, farm.peer().await);
+    let bytes = bytes(16 * MIB);
+    let blob = holder.store.import_bytes(&bytes).await.expect("there is room");
+    // No URL helps who is cut off from the internet as well.
+    let web = Web::start(|_| Reply::status(404)).await;
+    for urls in [vec![], vec![web.url("/")]] {
+        let caps = Caps { upload: Some(ByteSize(8 * PIECE_SIZE)), download: None };
+        holder.exchange.set_limits(Limits { caps, ..Limits::default() });
+        let file = OriginFile { blob: Some(blob.hash), ..file_of(&bytes, &urls) };
+        let fetching = tokio::spawn({
+            let (exchange, file, providers) = (asker.exchange.clone(), file.clone(), [holder.provider()]);
+            async move { exchange.fetch_file(&file, &providers, None).await }
+        });
+        let arrived = async {
+            while asker.exchange.transfers().iter().all(|transfer| transfer.here < 4 * PIECE_SIZE) {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(PATIENCE, arrived).await.expect("it comes");
+        holder.exchange.shutdown().await;
+        let error = timeout(PATIENCE, fetching).await.expect("it ends").expect("no panic");
+        let error = error.expect_err("nobody has the rest");
+        assert!(matches!(error, FetchFileError::NoSource { .. }), "{error}");
+        let left = std::fs::read_dir(asker.folder.path().join("partial")).expect("own folder").count();
+        assert_eq!(left, 3, "its bytes, its tree and its marks");
+
+        holder = farm.peer().await;
+        holder.store.import_bytes(&bytes).await.expect("there is room");
+        let fetching = asker.exchange.fetch_file(&file, &[holder.provider()], None).await;
+        let fetched = fetching.expect("it is back").fetched;
+        let crossed: u64 = fetched.iter().map(|fetched| fetched.bytes).sum();
+        assert!(crossed <= 12 * PIECE_SIZE, "{crossed} bytes crossed again");
+        asker.store.remove(blob.hash).await.expect("own folder");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn file_comes_from_its_url_where_nobody_of_those_who_want_its_blob_has_the_hash_tree() {
+    let farm = Farm::new();
+    let (asker, other) = (peer(&farm).await, farm.peer().await);
+    let bytes = Bytes::from(bytes(8 * MIB));
+    let (web, blob) = (web(&bytes).await, BlobRef::of(&bytes));
+    let _begun = other.store.partial(blob).await.expect("there is room");
+    let file = OriginFile { blob: Some(blob.hash), ..file_of(&bytes, &[web.url("/")]) };
+    let providers = [other.provider()];
+    let fetching = asker.exchange.fetch_file(&file, &providers, None);
+    let fetched = timeout(PATIENCE, fetching).await.expect("it ends").expect("the URL has it");
+    assert_eq!((fetched.blob, fetched.origin_bytes), (blob, blob.size));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn blob_that_is_only_said_to_be_a_file_is_given_to_nobody_as_that_file() {
+    let bytes = Bytes::from(bytes(8 * MIB));
+    let web = web(&bytes).await;
+    let slow = Slow::start(&bytes, &[web.url("/")]).await;
+    // What others say is all that is known.
+    let file = OriginFile { blob: None, ..slow.file };
+    let fetched = fetch(&slow.asker.exchange, &file).await.expect("both have it");
+    assert_eq!((fetched.blob, slow.asker.store.alias(&file.file.sha256)), (slow.blob, Some(slow.blob)));
+    assert!(fetched.origin_bytes > 0, "the URL was asked");
+    assert_eq!(slow.table.held(slow.asker.id), 0, "no range was leased for what cannot be given");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -336,8 +403,9 @@ async fn origin_sends_one_copy_to_many_who_fetch_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn those_who_fetch_a_known_blob_of_a_slow_peer_read_each_range_of_its_url_once() {
-    let fleet = Fleet::start(3, 48 * MIB).await;
+    let mut fleet = Fleet::start(3, 48 * MIB).await;
     fleet.web.set_rate(24 << 20);
+    fleet.file.blob = Some(BlobHash::of(&fleet.bytes));
     let holder = &fleet.peers[2];
     let blob = holder.store.import_bytes(&fleet.bytes).await.expect("there is room");
     let caps = Caps { upload: Some(ByteSize(PIECE_SIZE)), download: None };

@@ -69,7 +69,7 @@ pub use preparation::{
     WarmSlots, WorkspaceReport, WorkspaceResolved, WorkspaceState,
 };
 pub use preview::{MAX_PREVIEW, PreviewFrame};
-pub use resolution::{GitPack, MAX_RESOLUTION, RegistryNode, Resolution, ResolutionError};
+pub use resolution::{GitPack, MAX_PACK, MAX_RESOLUTION, RegistryNode, Resolution, ResolutionError};
 pub use rewrite::{FillError, Filled, FilledOutput, Filling, Making, fill, notes_on_outputs};
 pub use schema::{
     CandidateInput, CandidateOutput, Candidates, ExposeError, ExposedInput, Exposure, FieldError, Input,
@@ -82,5 +82,5 @@ pub use transfer::{
 pub use workflow::{Link, MAX_OP_ID, MAX_OPS, MAX_WORKFLOW, Op, Workflow, WorkflowError, link_of};
 pub use workspace::{
     Accelerator, CodeHash, CodeSpec, EnvironmentHash, EnvironmentSpec, ParseAcceleratorError, TORCH_FAMILY,
-    hashes_of, is_torch_family, normalized, registry_folder,
+    hashes_of, is_torch_build, is_torch_family, normalized, registry_folder,
 };

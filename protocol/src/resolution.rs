@@ -11,6 +11,7 @@ use ed25519_dalek::SigningKey;
 use serde::{Deserialize, Serialize};
 
 use crate::blob::{BlobHash, BlobRef};
+use crate::bundle::MAX_CARRIED;
 use crate::environment::{BuildSource, EnvironmentLock};
 use crate::lockfile::{
     CustomNode, GitPin, GitSource, Lockfile, LockfileHash, Pin, PublisherKey, PublisherSignature,
@@ -21,6 +22,8 @@ use crate::workspace::{CodeSpec, EnvironmentSpec, hashes_of, normalized};
 
 /// The largest resolution that is read, in bytes.
 pub const MAX_RESOLUTION: usize = 16 << 20;
+/// The largest pack of a commit, or of one of its repositories, that is taken, in bytes.
+pub const MAX_PACK: u64 = 8 << 30;
 /// The most environments that one names: a platform with an accelerator each.
 const MAX_ENVIRONMENTS: usize = 32;
 /// Stands before the signed hash, so that no signature for something else passes.
@@ -152,19 +155,21 @@ impl Resolution {
         self.environments.iter().find(|lock| lock.environment == hash)
     }
 
-    /// Takes over the parts of another one that belong to the lockfile and are not named yet; says whether there were
-    /// any. What is named stays as it is, whoever reports it otherwise.
+    /// Takes over the parts of another one that belong to the lockfile, are not named yet and are no larger than anybody
+    /// takes; says whether there were any. What is named stays as it is, whoever reports it otherwise.
     pub fn join(&mut self, other: &Self, lockfile: &Lockfile) -> bool {
         let before = self.counts();
         let pins = CodeSpec::of(lockfile, &[]).pins();
         for pack in &other.git {
-            if pins.contains(&pack.pin) && self.pack(&pack.pin).is_none() {
+            let is_taken = pack.pack.size <= MAX_PACK && pins.contains(&pack.pin);
+            if is_taken && self.pack(&pack.pin).is_none() {
                 self.git.push(pack.clone());
             }
         }
         let versions: Vec<_> = lockfile.custom_nodes.iter().filter_map(CustomNode::registry).collect();
         for node in &other.registry {
-            if versions.contains(&node.pin) && self.registry_node(&node.pin).is_none() {
+            let is_small = node.files.is_none_or(|files| files.size <= MAX_CARRIED);
+            if is_small && versions.contains(&node.pin) && self.registry_node(&node.pin).is_none() {
                 self.registry.push(node.clone());
             }
         }
@@ -301,6 +306,21 @@ mod tests {
     }
 
     #[test]
+    fn pack_or_archive_that_is_larger_than_anybody_takes_is_not_the_first_word() {
+        let lockfile = lockfile();
+        let joined = |pack: u64, files: u64| {
+            let mut other = reported(&lockfile, 1, "2.6.0");
+            other.git[0].pack.size = pack;
+            other.registry[0].files.as_mut().expect("the registry has it").size = files;
+            let mut resolution = Resolution::new(lockfile.hash());
+            resolution.join(&other, &lockfile);
+            (resolution.git.len(), resolution.registry.len())
+        };
+        assert_eq!(joined(MAX_PACK, MAX_CARRIED), (1, 1));
+        assert_eq!(joined(MAX_PACK + 1, u64::MAX), (0, 0));
+    }
+
+    #[test]
     fn lock_of_another_version_hash_or_lockfile_is_left_out() {
         let mut lockfile = lockfile();
         let left_out = |lockfile: &Lockfile, reported: &Resolution| {
@@ -314,6 +334,8 @@ mod tests {
         assert!(left_out(&lockfile, &of_another));
         lockfile.packages[0].hashes = vec![Sha256([9; 32])];
         assert!(left_out(&lockfile, &reported(&lockfile, 1, "2.6.0")));
+        assert!(left_out(&lockfile, &reported(&lockfile, 1, "2.6.0+mine")));
+        assert!(!left_out(&lockfile, &reported(&lockfile, 1, "2.6.0+cpu")));
     }
 
     #[test]

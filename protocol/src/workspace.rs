@@ -223,16 +223,26 @@ pub fn is_torch_family(name: &str) -> bool {
 }
 
 /// Those of a package's recorded hashes that a file of this version has to have one of; none where any may be taken, as
-/// where a machine gets another build of torch than was recorded.
+/// where a machine gets another one of torch's own builds than was recorded.
 pub fn hashes_of<'a>(package: &'a PackagePin, version: &str) -> &'a [Sha256] {
     match &package.pin {
         Pin::Version(pinned)
-            if is_torch_family(package.name.as_str()) && build(pinned.as_str()) != build(version) =>
+            if is_torch_family(package.name.as_str())
+                && build(pinned.as_str()) != build(version)
+                && is_torch_build(build(version)) =>
         {
             &[]
         }
         _ => &package.hashes,
     }
+}
+
+/// Whether torch itself is published in this build: `cu124`, `rocm6.2.4`, `cpu`, `xpu`, or the plain one.
+pub fn is_torch_build(build: &str) -> bool {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let is_cuda = |build: &str| build.strip_prefix("cu").is_some_and(is_number);
+    let is_rocm = |build: &str| build.strip_prefix("rocm").is_some_and(|of| of.split('.').all(is_number));
+    ["", "cpu", "xpu"].contains(&build) || is_cuda(build) || is_rocm(build)
 }
 
 /// What stands behind a version's `+`.
@@ -256,6 +266,12 @@ mod tests {
         check("torch", "2.6.0+cu124", "2.6.0+cpu", false);
         check("torch", "2.6.0", "2.6.0", true);
         check("torch", "2.6.0", "2.6.0+cpu", false);
+        for build in ["", "+xpu", "+cu128", "+rocm6.2.4"] {
+            check("torch", "2.6.0+cu124", &format!("2.6.0{build}"), false);
+        }
+        for build in ["+other", "+cu", "+cu12x", "+cu124+cpu", "+rocm", "+rocm6.", "+CPU"] {
+            check("torch", "2.6.0+cu124", &format!("2.6.0{build}"), true);
+        }
         check("pillow", "11.0.0", "11.0.0+other", true);
     }
 

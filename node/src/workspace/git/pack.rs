@@ -12,7 +12,7 @@ use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use git2::{Oid, Repository};
-use protocol::{GitPin, GitUrl};
+use protocol::{GitPin, GitUrl, MAX_PACK};
 use serde::{Deserialize, Serialize};
 
 use super::{GitError, GitStore, Held, MAX_REPOSITORIES, Part};
@@ -21,8 +21,6 @@ use crate::os::file::tells_full_disk;
 const MAGIC: &[u8] = b"farm-git/1\n";
 /// The longest list, in bytes.
 const MAX_LIST: u32 = 1 << 20;
-/// The largest pack of one repository, in bytes.
-const MAX_PACK: u64 = 8 << 30;
 
 /// One repository of the list.
 #[derive(Debug, Serialize, Deserialize)]

@@ -7,7 +7,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use protocol::{GitUrl, HttpsUrl, PackagePin, Pin, Sha256, Token, is_torch_family, normalized};
+use protocol::{
+    GitUrl, HttpsUrl, PackagePin, Pin, Sha256, Token, is_torch_build, is_torch_family, normalized,
+};
 use serde::Deserialize;
 
 use super::sources::without_token;
@@ -187,12 +189,7 @@ fn pin(name: &str, version: &str, origin: Option<Origin>, findings: &mut Finding
 /// for there in any case.
 fn index_of(name: &str, version: &str) -> Option<HttpsUrl> {
     let (release, build) = version.split_once('+')?;
-    let is_build = ["cu", "rocm"].iter().any(|kind| {
-        build
-            .strip_prefix(kind)
-            .is_some_and(|rest| rest.bytes().next().is_some_and(|byte| byte.is_ascii_digit()))
-    }) || ["cpu", "xpu"].contains(&build);
-    if is_torch_family(name) || !is_build {
+    if is_torch_family(name) || build.is_empty() || !is_torch_build(build) {
         return None;
     }
     let nightly = if release.contains("dev") { "/nightly" } else { "" };

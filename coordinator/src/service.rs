@@ -199,6 +199,8 @@ impl Coordinator {
             publisher: admission.publisher_key(),
         };
         let state = State::restore(settings, epoch, found, clock.now());
+        // The folder of blobs may be another one than when they were deployed.
+        blobs.keep_private(state.private().collect()).await?;
         info!(%peer, epoch, waiting = state.waiting(), "coordinator is up");
 
         let stop = CancellationToken::new();

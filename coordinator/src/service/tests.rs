@@ -13,8 +13,8 @@ use protocol::message::{
 };
 use protocol::ticket::Ticket;
 use protocol::{
-    BlobRef, Bundle, Device, Engine, ExposedInput, Interface, JobId, JobState, Offer, OutputFile, Parameters,
-    RunError, RunErrorKind, SlotId, SlotOffer, WorkflowVersion,
+    BlobRef, Bundle, Device, Engine, ExposedInput, Interface, JobId, JobState, LockedModel, Offer,
+    OutputFile, Parameters, RunError, RunErrorKind, SlotId, SlotOffer, WorkflowVersion,
 };
 use tokio::time::timeout;
 
@@ -41,14 +41,19 @@ async fn start(data: &std::path::Path) -> Coordinator {
 }
 
 async fn deploy(coordinator: &Coordinator) -> WorkflowVersion {
+    deploy_with(coordinator, vec![]).await
+}
+
+async fn deploy_with(coordinator: &Coordinator, models: Vec<LockedModel>) -> WorkflowVersion {
     let graph = coordinator.handle.blobs().import_bytes(GRAPH).await.expect("stored");
-    let bundle = Bundle::from_workflow(GRAPH, &mut |_, reader| {
+    let mut bundle = Bundle::from_workflow(GRAPH, &mut |_, reader| {
         let mut bytes = Vec::new();
         reader.read_to_end(&mut bytes)?;
         Ok(BlobRef::of(&bytes))
     })
     .expect("a good graph");
     assert_eq!(bundle.manifest.workflow, graph);
+    bundle.lockfile.models = models;
     let width: ExposedInput = "width=1.width".parse().expect("well written");
     let interface = Interface::expose(&bundle.workflow, &[width], &["9".to_owned()], None).expect("exposed");
     let name = "blank".parse().expect("valid");
@@ -263,6 +268,31 @@ async fn restarted_coordinator_takes_the_end_of_a_run_that_it_granted_before() {
     let view = wait_for(&coordinator, job, JobState::Succeeded).await;
     assert_eq!(view.run.map(|run| run.id), Some(grant.lease.run));
     player.stop().await;
+    coordinator.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn restarted_coordinator_keeps_private_what_was_deployed_so_though_its_blobs_were_lost() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let coordinator = start(folder.path()).await;
+    let model = BlobRef::of(b"a private model");
+    let private = LockedModel {
+        path: "models/loras/mine.safetensors".parse().expect("a path"),
+        size: model.size,
+        sha256: None,
+        blob: Some(model.hash),
+        sources: vec![],
+        disabled: false,
+        share: false,
+    };
+    deploy_with(&coordinator, vec![private]).await;
+    coordinator.shutdown().await;
+    std::fs::remove_dir_all(folder.path().join("blobs")).expect("removed");
+
+    let coordinator = start(folder.path()).await;
+    let other = coordinator.handle.blobs().import_bytes(b"another model").await.expect("stored");
+    coordinator.handle.blobs().import_bytes(b"a private model").await.expect("stored");
+    assert_eq!(coordinator.handle.blobs().shared(), [other]);
     coordinator.shutdown().await;
 }
 

@@ -37,6 +37,11 @@ impl State {
         }
     }
 
+    /// The names of what some deployed lockfile says that peers may not have.
+    pub fn private(&self) -> impl Iterator<Item = BlobName> {
+        self.catalog.private().iter().copied()
+    }
+
     /// Whether some deployed lockfile says that peers may not have it, by whatever name.
     pub fn is_private(&self, name: &BlobName) -> bool {
         let hash = |name: &BlobName| match name {

@@ -13,6 +13,7 @@ mod memory;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::{
@@ -83,6 +84,8 @@ pub struct NodePicture<'a> {
     pub holds: &'a HashSet<BlobHash>,
     /// How far a managed node is with each workspace.
     pub workspaces: &'a BTreeMap<LockfileHash, WorkspaceState>,
+    /// The lockfiles whose workspaces managed nodes are to have.
+    pub wanted: Arc<BTreeSet<LockfileHash>>,
     /// The workflows for which it is set aside, each with the reason.
     pub aside: BTreeMap<&'a WorkflowVersion, &'a str>,
     /// The lockfiles in whose workspaces it is at work.

@@ -135,7 +135,7 @@ pub struct FailedRun {
     pub node: PeerId,
     /// Why.
     pub error: RunError,
-    /// Where it ran out of memory: how much the device has, in bytes.
+    /// Where it ran out of a card's memory: how much that has, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ran_out_of: Option<u64>,
 }

@@ -1,8 +1,9 @@
 //! The memory of devices: where a job may still go that ran out of it.
 //!
-//! Such a job goes on a device with more, and on no other as long as the farm has one for it. Where it has none, one
-//! that is as large is tried again, on another node first: what it lacked may have been in the hands of another
-//! program. A processor counts with the machine's memory. Not here: which attempts count, which is the state's.
+//! Such a job goes on a device with more, and on no other as long as the farm has one for it. Where it has none, the
+//! largest that there is is tried, on another node first: what it lacked may have been in the hands of another program.
+//! A processor counts with the machine's memory, as one that has more; a run that was too large for it says nothing of
+//! cards. Not here: which attempts count, which is the state's.
 
 use std::fmt;
 
@@ -16,21 +17,22 @@ use crate::view::{FailedRun, Requirements};
 pub struct RanOut {
     /// How much the largest device has on which it did.
     memory: u64,
-    /// The nodes with such a device on which it did.
-    on: Vec<PeerId>,
+    /// The nodes on which it did, each with how much the device has.
+    on: Vec<(PeerId, u64)>,
 }
 
 impl RanOut {
     /// What the failures of a job tell of it; `None` where none is for want of memory.
-    pub fn of<'a>(failures: impl IntoIterator<Item = &'a FailedRun> + Clone) -> Option<Self> {
-        let memory = failures.clone().into_iter().filter_map(|failed| failed.ran_out_of).max()?;
-        let largest = failures.into_iter().filter(|failed| failed.ran_out_of == Some(memory));
-        Some(Self { memory, on: largest.map(|failed| failed.node).collect() })
+    pub fn of<'a>(failures: impl IntoIterator<Item = &'a FailedRun>) -> Option<Self> {
+        let on = failures.into_iter().filter_map(|failed| Some((failed.node, failed.ran_out_of?)));
+        let on: Vec<_> = on.collect();
+        let memory = on.iter().map(|(_, memory)| *memory).max()?;
+        Some(Self { memory, on })
     }
 
     /// Whether the job ran out of memory on this node, which has no larger device.
     pub(super) fn is_all_that(&self, node: &NodePicture<'_>) -> bool {
-        self.on.contains(&node.peer) && memory_of(node) <= self.memory
+        self.on.iter().any(|(on, memory)| *on == node.peer && memory_of(node) <= *memory)
     }
 
     /// What the job lacks where no device that could take it has more memory.
@@ -69,12 +71,10 @@ pub(super) fn largest(requirements: &Requirements, nodes: &[NodePicture<'_>]) ->
 
 /// The least memory that a device must have for a job of a class for which the largest one has so much.
 pub(super) fn least(job: &Waiting<'_>, largest: u64) -> u64 {
-    job.ran_out.as_ref().map_or(
-        0,
-        |ran_out| {
-            if largest > ran_out.memory { ran_out.memory + 1 } else { ran_out.memory }
-        },
-    )
+    job.ran_out.as_ref().map_or(0, |ran_out| {
+        // Those on which it ran out may have gone.
+        if largest > ran_out.memory { ran_out.memory + 1 } else { largest }
+    })
 }
 
 /// Why none of a node's slots is one for a job that needs so much.
@@ -92,9 +92,9 @@ pub(super) fn memory_of(node: &NodePicture<'_>) -> u64 {
 }
 
 fn is_building(lockfile: Option<LockfileHash>, node: &NodePicture<'_>) -> bool {
-    let Some(lockfile) = lockfile.filter(|_| node.connected && !node.draining && is_managed(node)) else {
-        return false;
-    };
+    let can_build = node.connected && !node.draining && is_managed(node);
+    let is_wanted = |lockfile: &LockfileHash| can_build && node.wanted.contains(lockfile);
+    let Some(lockfile) = lockfile.filter(is_wanted) else { return false };
     let state = node.workspaces.get(&lockfile);
     !matches!(state, Some(WorkspaceState::Failed { .. } | WorkspaceState::Refused { .. }))
 }
@@ -124,7 +124,7 @@ mod tests {
 
     /// A job that ran out of so many GiB, on these nodes.
     fn ran_out(memory: u64, on: &[u8]) -> Waiting<'static> {
-        let on = on.iter().map(|seed| PeerId([*seed; 32])).collect();
+        let on = on.iter().map(|seed| (PeerId([*seed; 32]), memory << 30)).collect();
         Waiting { ran_out: Some(RanOut { memory: memory << 30, on }), ..waiting(1) }
     }
 
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn where_no_device_is_larger_one_like_it_is_tried_and_the_farm_says_what_it_lacks() {
+    fn where_no_device_is_larger_the_largest_is_tried_and_the_farm_says_what_it_lacks() {
         let mut nodes = vec![node(1, &[8]), node(2, &[8]), node(3, &[6])];
         assert_eq!(placed(ran_out(8, &[1]), &needs(&[]), &nodes), Some((2, 0)));
         assert_eq!(placed(ran_out(8, &[1, 2]), &needs(&[]), &nodes), Some((1, 0)));
@@ -177,24 +177,50 @@ mod tests {
             "it needs more than 8.0 GiB of graphics memory; the largest device of the farm has 8.0 GiB";
         assert_eq!(told(&ran_out(8, &[1]), &nodes)[0], lack);
         nodes.retain(|node| node.peer == PeerId([3; 32]));
-        assert_eq!(placed(ran_out(8, &[1]), &needs(&[]), &nodes), None, "a smaller one does not help");
+        nodes.push(node(4, &[4]));
+        assert_eq!(placed(ran_out(8, &[1]), &needs(&[]), &nodes), Some((3, 0)), "it must come to an end");
+        let told = told(&ran_out(8, &[1]), &nodes);
+        let lack =
+            "it needs more than 8.0 GiB of graphics memory; the largest device of the farm has 6.0 GiB";
+        assert_eq!([&told[0], &told[1]], [lack, "it is next in turn"]);
+        assert_eq!(
+            told[2],
+            "the job ran out of memory on a device that has 8.0 GiB, and its largest has 4.0 GiB"
+        );
     }
 
     #[test]
-    fn larger_device_whose_node_still_builds_the_workspace_is_waited_for() {
+    fn node_whose_largest_device_was_not_tried_is_as_good_as_another() {
+        let nodes = [node(1, &[8, 16]), node(2, &[16]), node(3, &[16])];
+        let mut job = ran_out(16, &[2]);
+        job.ran_out.as_mut().expect("it did").on.push((PeerId([1; 32]), 8 << 30));
+        assert_eq!(placed(job, &needs(&[]), &nodes), Some((3, 0)), "its slot is free for longer");
+        let mut job = ran_out(16, &[2, 3]);
+        job.ran_out.as_mut().expect("it did").on.push((PeerId([1; 32]), 8 << 30));
+        assert_eq!(placed(job, &needs(&[]), &nodes), Some((1, 1)));
+    }
+
+    #[test]
+    fn larger_device_whose_node_is_still_to_build_the_workspace_is_waited_for() {
         let lockfile = LockfileHash(protocol::BlobHash([9; 32]));
         let requirements = Requirements { lockfile: Some(lockfile), ..needs(&[]) };
-        let check = |state: WorkspaceState, expected| {
+        let check = |state: Option<WorkspaceState>, is_wanted: bool, expected| {
             let mut nodes = vec![node(1, &[8]), node(2, &[24])];
-            for (node, state) in nodes.iter_mut().zip([WorkspaceState::Proven, state]) {
+            for (node, state) in nodes.iter_mut().zip([Some(WorkspaceState::Proven), state]) {
                 node.offer.engine = Engine::Managed;
-                node.workspaces.insert(lockfile, state);
+                node.workspaces.extend(state.map(|state| (lockfile, state)));
+                node.wanted.extend(is_wanted.then_some(lockfile));
             }
             assert_eq!(placed(ran_out(8, &[1]), &requirements, &nodes), expected);
         };
-        check(WorkspaceState::Waiting, None);
-        check(WorkspaceState::Refused { reason: "pickled".into() }, Some((1, 0)));
-        check(WorkspaceState::Proven, Some((2, 0)));
+        check(Some(WorkspaceState::Waiting), true, None);
+        check(None, true, None);
+        check(Some(WorkspaceState::Refused { reason: "pickled".into() }), true, Some((1, 0)));
+        check(Some(WorkspaceState::Proven), true, Some((2, 0)));
+        check(Some(WorkspaceState::Proven), false, Some((2, 0)));
+        // Of an older version it is never built.
+        check(Some(WorkspaceState::Waiting), false, Some((1, 0)));
+        check(None, false, Some((1, 0)));
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub(super) struct Made {
     pub(super) ran: BTreeSet<WorkflowVersion>,
     holds: HashSet<BlobHash>,
     pub(super) workspaces: BTreeMap<LockfileHash, WorkspaceState>,
+    pub(super) wanted: BTreeSet<LockfileHash>,
     aside: BTreeMap<WorkflowVersion, String>,
     at_work: BTreeSet<LockfileHash>,
 }
@@ -47,6 +48,7 @@ impl Made {
             ran: BTreeSet::new(),
             holds: HashSet::new(),
             workspaces: BTreeMap::new(),
+            wanted: BTreeSet::new(),
             aside: BTreeMap::new(),
             at_work: BTreeSet::new(),
         }
@@ -70,6 +72,7 @@ impl Made {
             ran: &self.ran,
             holds: &self.holds,
             workspaces: &self.workspaces,
+            wanted: Arc::new(self.wanted.clone()),
             aside: self.aside.iter().map(|(workflow, why)| (workflow, why.as_str())).collect(),
             at_work: self.at_work.clone(),
         }

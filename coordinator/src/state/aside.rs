@@ -68,7 +68,8 @@ impl State {
         self.release(good, workflow, turn);
         // How much memory a run needs depends on its parameters: others may fit where one did not.
         let is_its_own = |failed: &&FailedRun| {
-            failed.node != good && failed.ran_out_of.is_none() && !is_nobodys_fault(failed.error.kind)
+            let kind = failed.error.kind;
+            failed.node != good && kind != RunErrorKind::OutOfMemory && !is_nobodys_fault(kind)
         };
         for failed in failures.iter().filter(is_its_own) {
             let aside = Aside::new(failed.error.detail.clone(), false, turn.now.monotonic);

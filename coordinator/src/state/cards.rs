@@ -1,6 +1,6 @@
 //! Stories of a farm whose cards differ: what a job does that one of them is too small for.
 
-use protocol::{RunErrorKind, SlotId};
+use protocol::{Device, Engine, RunErrorKind, SlotId};
 
 use super::made_farm::{Farm, failed, job, node};
 use super::*;
@@ -59,6 +59,40 @@ fn larger_card_beside_the_small_one_takes_the_job_and_the_node_is_not_set_aside(
     assert_eq!(on, node(1));
     let (on, lease) = farm.granted();
     farm.succeed(on.0[0], lease);
+    assert_eq!(farm.state.node_view(node(1)).expect("registered").aside, []);
+}
+
+#[test]
+fn job_for_which_the_largest_card_was_too_small_ends_on_what_is_left_once_that_has_gone() {
+    let mut farm = Farm::new();
+    farm.register_cards(1, &[24]);
+    farm.submit(1);
+    assert_eq!(runs_out(&mut farm).0, node(1));
+    farm.disconnect(1);
+    farm.pass(60);
+    farm.done();
+    farm.register_cards(2, &[8]);
+    for _ in 0..2 {
+        assert_eq!(farm.ends(), []);
+        assert_eq!(runs_out(&mut farm).0, node(2));
+    }
+    assert_eq!(farm.ends(), [(job(1), JobState::Failed)]);
+}
+
+#[test]
+fn processor_that_ran_out_excludes_no_card_and_is_not_set_aside() {
+    let mut farm = Farm::new();
+    let processor = Device::Cpu { threads: 8, memory: 64 << 30 };
+    farm.register_devices(1, Engine::Builtin, vec![processor], vec![], vec![]);
+    farm.submit(1);
+    assert_eq!(runs_out(&mut farm).0, node(1));
+    assert_eq!(farm.view(1).failures[0].ran_out_of, None);
+    let (_, lease) = farm.granted();
+    farm.register_cards(2, &[8]);
+    farm.end(1, failed(lease, RunErrorKind::OutOfMemory));
+    let (on, lease) = farm.granted();
+    assert_eq!(on, node(2));
+    farm.succeed(2, lease);
     assert_eq!(farm.state.node_view(node(1)).expect("registered").aside, []);
 }
 

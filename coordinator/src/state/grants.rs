@@ -3,9 +3,10 @@
 //! Not here: the choice itself, which is `schedule`'s.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use protocol::message::{BlobProviders, Grant};
-use protocol::{BlobHash, JobId, Lease, LeaseClock, LeaseId, PeerId, Phase, RunId, SlotId};
+use protocol::{BlobHash, JobId, Lease, LeaseClock, LeaseId, LockfileHash, PeerId, Phase, RunId, SlotId};
 use uuid::Builder;
 
 use super::jobs::{Job, Jobs, Place};
@@ -47,10 +48,17 @@ impl State {
 
     /// The nodes as the planner sees them.
     pub(super) fn node_pictures(&self, now: Now) -> Vec<NodePicture<'_>> {
-        self.nodes.iter().map(|(peer, node)| self.node_picture(peer, node, now)).collect()
+        let wanted = Arc::new(self.wanted_lockfiles());
+        self.nodes.iter().map(|(peer, node)| self.node_picture(peer, node, wanted.clone(), now)).collect()
     }
 
-    fn node_picture<'a>(&self, peer: PeerId, node: &'a Node, now: Now) -> NodePicture<'a> {
+    fn node_picture<'a>(
+        &self,
+        peer: PeerId,
+        node: &'a Node,
+        wanted: Arc<BTreeSet<LockfileHash>>,
+        now: Now,
+    ) -> NodePicture<'a> {
         let connected = node.session.is_some() && !node.leaving;
         let draining = self.is_draining(peer);
         let usable = node.slots.iter().filter(|(_, slot)| {
@@ -72,6 +80,7 @@ impl State {
             ran: &node.ran,
             holds: &node.blobs,
             workspaces: &node.workspaces,
+            wanted,
             aside: self.counting_asides(node),
             at_work: self.at_work_on(node),
         }

@@ -204,7 +204,8 @@ impl Farm {
         self.register_devices(seed, Engine::Builtin, cards, vec![], vec![]);
     }
 
-    fn register_devices(
+    /// A node registers with a slot for each of these.
+    pub(super) fn register_devices(
         &mut self,
         seed: u8,
         engine: Engine,

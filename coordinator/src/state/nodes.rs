@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use protocol::message::{Inventory, MAX_PROVIDERS, Provider};
 use protocol::{
-    BlobHash, BlobRef, LeaseId, LockfileHash, Offer, PeerId, SlotId, Transfers, WorkflowVersion,
+    BlobHash, BlobRef, Device, LeaseId, LockfileHash, Offer, PeerId, SlotId, Transfers, WorkflowVersion,
     WorkspaceState,
 };
 use time::OffsetDateTime;
@@ -102,8 +102,19 @@ impl Node {
 
     /// The memory of a slot's device.
     pub(crate) fn memory(&self, slot: SlotId) -> Option<u64> {
-        let offered = self.offer.slots.iter().find(|offered| offered.id == slot)?;
-        Some(offered.device.memory())
+        self.device(slot).map(Device::memory)
+    }
+
+    /// The memory of a slot's card; `None` where it computes on the processor.
+    pub(crate) fn card_memory(&self, slot: SlotId) -> Option<u64> {
+        match self.device(slot)? {
+            Device::Gpu { memory, .. } => Some(*memory),
+            Device::Cpu { .. } => None,
+        }
+    }
+
+    fn device(&self, slot: SlotId) -> Option<&Device> {
+        self.offer.slots.iter().find(|offered| offered.id == slot).map(|offered| &offered.device)
     }
 
     /// Notes that it ran a workflow.

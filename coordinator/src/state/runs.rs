@@ -259,7 +259,8 @@ impl State {
             let reason = format!("{} gave it back: {}", node.fmt_short(), error.detail);
             return self.queue_again(lease.job, lease.id, reason, turn);
         }
-        let memory = || self.nodes.get(node)?.memory(taken.slot);
+        // A machine's memory, which its programs share, says nothing of cards.
+        let memory = || self.nodes.get(node)?.card_memory(taken.slot);
         let ran_out_of = (error.kind == RunErrorKind::OutOfMemory).then(memory).flatten();
         let mut failed = FailedRun { id: lease.run, node, error, ran_out_of };
         let lack = self.lack_of_memory(lease.job, &failed, turn.now);

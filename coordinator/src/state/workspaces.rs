@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use protocol::message::{CoordinatorMessage, MAX_PROVIDERS, Provider};
 use protocol::{
-    Engine, LockfileHash, MAX_PROVEN, MAX_RESOLUTION, MAX_WORKSPACES, PeerId, WantWorkspaces,
+    BlobRef, Engine, LockfileHash, MAX_PROVEN, MAX_RESOLUTION, MAX_WORKSPACES, PeerId, WantWorkspaces,
     WantedWorkspace, WarmSlots, WorkspaceReport, WorkspaceResolved, WorkspaceState,
 };
 
@@ -59,12 +59,9 @@ impl State {
 
     /// The workspaces of all that is current, those of the latest deploys first, without who holds them.
     fn wanted(&self) -> Vec<WantedWorkspace> {
-        let mut workflows: Vec<_> = self.catalog.all_current().collect();
-        workflows.sort_by_key(|workflow| Reverse(workflow.deployed));
         let mut wanted: Vec<WantedWorkspace> = Vec::new();
-        for workflow in workflows {
+        for (workflow, lockfile, document) in self.rebuilt() {
             let requirements = &workflow.requirements;
-            let Some((lockfile, document)) = requirements.lockfile.zip(workflow.document) else { continue };
             let (classes, models) =
                 (requirements.classes.iter().cloned(), requirements.models.iter().cloned());
             match wanted.iter().position(|wanted| wanted.lockfile == lockfile) {
@@ -91,10 +88,36 @@ impl State {
         wanted
     }
 
+    /// The lockfiles of the same.
+    pub(super) fn wanted_lockfiles(&self) -> BTreeSet<LockfileHash> {
+        let mut wanted = BTreeSet::new();
+        for (_, lockfile, _) in self.rebuilt() {
+            if wanted.len() < MAX_WORKSPACES {
+                wanted.insert(lockfile);
+            }
+        }
+        wanted
+    }
+
+    /// The current versions whose lockfiles can be rebuilt, the latest deploys first.
+    fn rebuilt(&self) -> impl Iterator<Item = (&DeployedWorkflow, LockfileHash, BlobRef)> {
+        let mut workflows: Vec<_> = self.catalog.all_current().collect();
+        workflows.sort_by_key(|workflow| Reverse(workflow.deployed));
+        workflows.into_iter().filter_map(|workflow| {
+            let (lockfile, document) = workflow.requirements.lockfile.zip(workflow.document)?;
+            Some((&**workflow, lockfile, document))
+        })
+    }
+
     /// Takes in how far a node is.
     pub(super) fn workspace_told(&mut self, peer: PeerId, report: WorkspaceReport, turn: &mut Turn) {
         let WorkspaceReport { lockfile, state, equivalent } = report;
+        let wanted = self.wanted_lockfiles();
         let Some(node) = self.nodes.get_mut(peer) else { return };
+        if node.workspaces.len() >= MAX_WORKSPACES {
+            // What older versions left makes room.
+            node.workspaces.retain(|lockfile, _| wanted.contains(lockfile));
+        }
         let has_room = node.workspaces.len() < MAX_WORKSPACES || node.workspaces.contains_key(&lockfile);
         if is_managed(node) && has_room {
             let wants_proof = wants_proof(node.workspaces.get(&lockfile), &state);
@@ -171,7 +194,7 @@ pub(super) fn is_managed(node: &Node) -> bool {
 #[cfg(test)]
 mod tests {
     use protocol::message::NodeMessage;
-    use protocol::{BlobHash, BlobRef, SlotId};
+    use protocol::{BlobHash, SlotId};
 
     use super::super::Event;
     use super::super::made_farm::{Farm, node, workflow, workflow_id};

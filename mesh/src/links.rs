@@ -7,6 +7,7 @@ mod introduce;
 mod punch;
 
 pub(crate) use self::introduce::Caller;
+pub(crate) use self::punch::is_relayed;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -25,7 +26,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, debug_span, info, info_span};
 
-use self::punch::{MAX_MEETINGS, Punches, is_relayed};
+use self::introduce::Introductions;
+use self::punch::{MAX_MEETINGS, Punches};
 use crate::gate::{Credentials, GateError, Side, exchange_hellos_and, remaining};
 use crate::limits::Throttle;
 use crate::plane::{DialError, Link, Plane};
@@ -89,6 +91,7 @@ pub(crate) struct Links {
     /// Who introduces us to members that cannot be dialled.
     introducer: Mutex<Option<Provider>>,
     punches: Mutex<Punches>,
+    introductions: Mutex<Introductions>,
     /// Members for whom we open our side at the moment.
     meetings: Arc<Semaphore>,
     /// Held by whoever makes a link over which the introducer sees us.
@@ -118,6 +121,7 @@ impl Links {
             appeared: Notify::new(),
             introducer: Mutex::default(),
             punches: Mutex::default(),
+            introductions: Mutex::new(Introductions::from(Instant::now())),
             meetings: Arc::new(Semaphore::new(MAX_MEETINGS)),
             being_seen: tokio::sync::Mutex::default(),
             tasks: TaskTracker::new(),
@@ -393,7 +397,6 @@ impl Links {
             links.push(Arc::clone(link));
         }
         self.appeared.notify_waiters();
-        self.leave_relays(peer);
         info!(peer = %peer.fmt_short(), plane = link.plane(), ?side, "link opened");
         // Whoever reads of a fault in it wants to know whose it is.
         let span = info_span!("link", peer = %peer.fmt_short());

@@ -13,9 +13,9 @@ use async_trait::async_trait;
 use protocol::message::Provider;
 use protocol::wire::{
     Announce, Bad, BlobAnswer, BlobRequest, Gained, Get, GetOutboard, Have, MAX_ANNOUNCED, MAX_BLOB_FRAME,
-    MAX_GAINED, Outboard, PART_SIZE, Piece,
+    MAX_GAINED, Outboard, PART_SIZE, Peers, Piece,
 };
-use protocol::{BlobRef, SourceName};
+use protocol::{BlobRef, PeerId, SourceName};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout};
 use tokio_util::context::TokioContext;
@@ -26,7 +26,7 @@ use super::source::{Event, Opened, Part, Source, SourceError, Supplier, WrongPar
 use super::target::Target;
 use crate::frames::{FrameReceiver, FrameSender};
 use crate::limits::Throttle;
-use crate::links::LinkError;
+use crate::links::{LinkError, Links, is_relayed};
 use crate::plane::{Channel, Link};
 use crate::store::Pieces;
 use crate::tree::{OutboardVerifier, PAIR, Tree, pairs_of, piece_size, upper_size};
@@ -35,8 +35,10 @@ use crate::tree::{OutboardVerifier, PAIR, Tree, pairs_of, piece_size, upper_size
 const OUTBOARD_PART: usize = 1024 * PAIR;
 /// How much news may come before an outboard.
 const MAX_PUT_OFF: usize = 64;
-/// Of how many others one peer may tell us.
+/// Of how many others one peer may tell us; of more, nobody is asked.
 const MAX_INTRODUCED: usize = 4096;
+/// How many pieces came through a relay before it is left for a direct link.
+const BEFORE_MOVE: u64 = 4;
 /// How long a peer may take to hear that it was wrong.
 const BLAME_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -61,6 +63,7 @@ impl Supplier for PeerSupplier {
         let channel = in_time(patience, async { Ok(opening.await?) }).await?;
         let throttle = Arc::clone(&exchange.throttle);
         let mut source = PeerSource::new(channel, &**target, patience, throttle);
+        source.relayed = is_relayed(&*link).then(|| (Arc::clone(&exchange.links), self.0.peer));
         let held = in_time(patience, source.open(target.opening())).await?;
         if source.pieces > 1 {
             in_time(patience, source.announce(exchange.links.addresses())).await?;
@@ -105,8 +108,12 @@ struct PeerSource {
     put_off: VecDeque<Event>,
     /// How many pieces it may still say that it gained, each being gained once.
     may_gain: u64,
-    /// Of how many others it may still tell.
+    /// How many others that it tells of are still listened to.
     may_introduce: usize,
+    /// How many pieces came as a whole.
+    gave: u64,
+    /// Where a direct link to the peer would be, if this one goes through others.
+    relayed: Option<(Arc<Links>, PeerId)>,
     /// How long it may send nothing of what it was asked for.
     patience: Duration,
     /// For how long the next part has been waited for.
@@ -127,6 +134,8 @@ impl PeerSource {
             put_off: VecDeque::new(),
             may_gain: target.pieces().count(),
             may_introduce: MAX_INTRODUCED,
+            gave: 0,
+            relayed: None,
             patience,
             waited: Duration::ZERO,
             throttle,
@@ -162,7 +171,8 @@ impl PeerSource {
     }
 
     /// What an answer says that belongs to no request; the answer itself where it says something else.
-    /// Whoever has nothing to say does not say it, and nobody gains a piece twice: so news come to an end.
+    /// Whoever has nothing to say does not say it, and nobody gains a piece twice. Others may come and go without
+    /// end while a blob is fetched, so that one more than we listen to is no fault.
     fn news_in(&mut self, answer: BlobAnswer) -> Result<Result<Event, BlobAnswer>, SourceError> {
         let out_of_turn = || SourceError::OutOfTurn;
         Ok(match answer {
@@ -174,12 +184,18 @@ impl PeerSource {
                 Ok(Event::Gained(ranges))
             }
             BlobAnswer::Peers(peers) => {
-                let told = peers.providers.len().max(1);
-                self.may_introduce = self.may_introduce.checked_sub(told).ok_or_else(out_of_turn)?;
-                Ok(Event::Learned(peers.dialable().ok_or_else(out_of_turn)?))
+                let providers = introduced(peers, &mut self.may_introduce).ok_or_else(out_of_turn)?;
+                Ok(Event::Learned(providers))
             }
             answer => Err(answer),
         })
+    }
+
+    /// Whether the rest is better asked for on a link that came about meanwhile. That is left to whoever opens
+    /// sources: by then it is known that this one gives something.
+    fn is_outdone(&self) -> bool {
+        let direct = |(links, peer): &(Arc<Links>, PeerId)| links.has_direct(*peer);
+        self.came == 0 && self.gave >= BEFORE_MOVE && self.relayed.as_ref().is_some_and(direct)
     }
 
     /// The next answer while a part is waited for. News do not make up for it.
@@ -221,6 +237,7 @@ impl PeerSource {
         let is_whole = came == left;
         if is_whole {
             self.came = 0;
+            self.gave += 1;
             next_asked(&mut self.asked);
         }
         match &mut self.whole {
@@ -246,6 +263,9 @@ impl Source for PeerSource {
     async fn next(&mut self, buffer: &mut Vec<u8>) -> Result<Event, SourceError> {
         if let Some(event) = self.put_off.pop_front() {
             return Ok(event);
+        }
+        if self.is_outdone() {
+            return Err(SourceError::Outdone);
         }
         loop {
             let answer = self.awaited().await?;
@@ -308,6 +328,17 @@ impl Source for PeerSource {
     }
 }
 
+/// Whom a peer tells of, as long as it is listened to; `None` where no honest one says that.
+fn introduced(peers: Peers, left: &mut usize) -> Option<Vec<Provider>> {
+    if peers.providers.is_empty() {
+        return None;
+    }
+    let mut providers = peers.dialable()?;
+    providers.truncate(*left);
+    *left -= providers.len();
+    Some(providers)
+}
+
 async fn in_time<T>(
     patience: Duration,
     step: impl Future<Output = Result<T, SourceError>>,
@@ -317,7 +348,23 @@ async fn in_time<T>(
 
 #[cfg(test)]
 mod tests {
+    use protocol::wire::MAX_PEERS;
+
     use super::*;
+
+    #[test]
+    fn introductions_beyond_the_budget_are_passed_over_and_no_fault() {
+        let address = SocketAddr::from(([192, 0, 2, 1], 1));
+        let provider = Provider { peer: PeerId([1; 32]), addresses: vec![address] };
+        let told = |count| Peers { providers: vec![provider.clone(); count] };
+        let mut left = MAX_PEERS + 3;
+        let mut heard = |count| introduced(told(count), &mut left).map(|providers| providers.len());
+        assert_eq!(heard(MAX_PEERS), Some(MAX_PEERS));
+        assert_eq!(heard(MAX_PEERS), Some(3));
+        assert_eq!(heard(1), Some(0));
+        assert_eq!(heard(MAX_PEERS + 1), None, "that is more than it may send at once");
+        assert_eq!(heard(0), None, "whoever has nothing to say does not say it");
+    }
 
     #[test]
     fn private_networks_are_near_and_the_internet_is_far() {

@@ -116,6 +116,8 @@ pub(crate) enum SourceError {
     Frame(#[from] FrameError),
     #[error("it ended the conversation")]
     Ended,
+    #[error("a direct link took the place of the relayed one")]
+    Outdone,
     #[error("it sent nothing for {} s", .0.as_secs_f32())]
     Silent(Duration),
     #[error("it does not hold the blob")]
@@ -160,7 +162,7 @@ impl SourceError {
 
     /// Whether it may go on where it broke off.
     pub(crate) fn is_break(&self) -> bool {
-        let broke = matches!(self, Self::Link(_) | Self::Ended | Self::Silent(_));
+        let broke = matches!(self, Self::Link(_) | Self::Ended | Self::Outdone | Self::Silent(_));
         broke || matches!(self, Self::Frame(FrameError::Io(_) | FrameError::Cut))
     }
 }

@@ -2,7 +2,8 @@
 //! that the translator in front of each lets the other in.
 //!
 //! The coordinator introduces them; `protocol::introduction` has the words, and the bounds. A path that came
-//! about carries everything from then on, and links over a relay are left. Not here: the coordinator's part,
+//! about carries every conversation that begins from then on. A link over a relay is not closed for it, since
+//! a conversation may be on it: it ends once it carried nothing for long. Not here: the coordinator's part,
 //! which is `introduce`.
 
 use std::collections::HashMap;
@@ -14,7 +15,7 @@ use protocol::PeerId;
 use protocol::introduction::{Introduce, Meet};
 use protocol::message::Provider;
 use protocol::wire::{BlobAnswer, BlobRequest, MAX_BLOB_FRAME};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, debug_span, info};
 
@@ -38,10 +39,6 @@ const RETRY_FIRST: Duration = Duration::from_secs(60);
 const RETRY_LONGEST: Duration = Duration::from_secs(30 * 60);
 /// The most peers whose tries are remembered.
 const MAX_REMEMBERED: usize = 4096;
-/// How long a relayed link stays beside a direct one: by then each conversation on it was given something, so
-/// that it goes on elsewhere.
-const RELAY_FAREWELL: Duration = Duration::from_secs(5);
-
 /// Why no path came about.
 #[derive(Debug, thiserror::Error)]
 enum PunchError {
@@ -168,29 +165,16 @@ impl Links {
         self.wait_until(longest, || self.get(peer).filter(|link| !is_relayed(&**link))).await.is_some()
     }
 
+    /// Whether there is a direct link to the peer.
+    pub(crate) fn has_direct(&self, peer: PeerId) -> bool {
+        self.get(peer).is_some_and(|link| !is_relayed(&*link))
+    }
+
     /// Where a peer's UDP port is seen, by its newest link.
     pub(super) fn seen_at(&self, peer: PeerId) -> Option<SocketAddr> {
         let open = self.lock();
         let mut links = open.get(&peer)?.iter().rev().filter(|link| !link.is_closed());
         links.find_map(|link| link.seen_at())
-    }
-
-    /// Closes links over a relay in a while where a direct one leads to the same peer.
-    pub(super) fn leave_relays(self: &Arc<Self>, peer: PeerId) {
-        let links = self.lock().get(&peer).cloned().unwrap_or_default();
-        let (relayed, direct): (Vec<_>, Vec<_>) = links.into_iter().partition(|link| is_relayed(&**link));
-        if direct.is_empty() || relayed.is_empty() {
-            return;
-        }
-        let links = Arc::clone(self);
-        let leaving = async move {
-            sleep(RELAY_FAREWELL).await;
-            if links.await_direct(peer, Duration::ZERO).await {
-                relayed.iter().for_each(|link| link.close("a direct link took its place"));
-            }
-        };
-        let stop = self.stop.clone();
-        self.tasks.spawn(async move { stop.run_until_cancelled(leaving).await });
     }
 
     fn punches(&self) -> std::sync::MutexGuard<'_, Punches> {
@@ -199,7 +183,7 @@ impl Links {
 }
 
 /// Whether the bytes of a link go through others.
-pub(super) fn is_relayed(link: &dyn Link) -> bool {
+pub(crate) fn is_relayed(link: &dyn Link) -> bool {
     link.remote().ip().is_unspecified()
 }
 

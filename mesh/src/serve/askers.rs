@@ -20,38 +20,44 @@ const MAX_BLOBS: usize = 4096;
 /// The askers of every blob that is served.
 #[derive(Default)]
 pub(crate) struct Askers {
-    blobs: Mutex<HashMap<BlobName, Asked>>,
+    state: Mutex<State>,
     /// Changes when anybody was added.
     added: watch::Sender<()>,
 }
 
-/// The askers of one blob.
 #[derive(Default)]
-struct Asked {
-    /// Counts up with every asker, so that news are told once.
-    news: u64,
-    /// The newest last.
-    providers: Vec<Provider>,
+struct State {
+    /// How many were added so far, to any blob.
+    count: u64,
+    blobs: HashMap<BlobName, Vec<Numbered>>,
+}
+
+/// An asker of one blob, and the how manieth it was: those of a blob stand in this order.
+struct Numbered {
+    number: u64,
+    provider: Provider,
 }
 
 impl Askers {
-    /// Remembers an asker of a blob that is here.
+    /// Remembers an asker of a blob that is here. One that says other addresses keeps its number, so that nobody
+    /// hears of it twice.
     pub(super) fn add(&self, name: BlobName, peer: PeerId, addresses: Vec<SocketAddr>) {
-        let mut blobs = self.lock();
+        let mut state = self.lock();
+        let State { count, blobs } = &mut *state;
         if addresses.is_empty() || (blobs.len() >= MAX_BLOBS && !blobs.contains_key(&name)) {
             return;
         }
         let asked = blobs.entry(name).or_default();
-        let provider = Provider { peer, addresses };
-        if asked.providers.contains(&provider) {
+        if let Some(known) = asked.iter_mut().find(|asker| asker.provider.peer == peer) {
+            known.provider.addresses = addresses;
             return;
         }
-        asked.providers.retain(|provider| provider.peer != peer);
-        if asked.providers.len() >= MAX_ASKERS {
-            asked.providers.remove(0);
+        if asked.len() >= MAX_ASKERS {
+            asked.remove(0);
         }
-        asked.providers.push(provider);
-        asked.news += 1;
+        *count += 1;
+        asked.push(Numbered { number: *count, provider: Provider { peer, addresses } });
+        drop(state);
         self.added.send_replace(());
     }
 
@@ -60,26 +66,28 @@ impl Askers {
         self.added.subscribe()
     }
 
-    /// The newest askers of a blob besides this one, if there is news since `told`, which is brought up
-    /// to date.
+    /// The newest askers of a blob besides this one, of those that came after `told`, which is brought up to
+    /// date.
     pub(crate) fn news(&self, name: &BlobName, peer: PeerId, told: &mut u64) -> Vec<Provider> {
-        let blobs = self.lock();
-        let Some(asked) = blobs.get(name).filter(|asked| asked.news != *told) else { return Vec::new() };
-        *told = asked.news;
-        let others = asked.providers.iter().rev().filter(|provider| provider.peer != peer);
-        others.take(MAX_PEERS).cloned().collect()
+        let state = self.lock();
+        let asked = state.blobs.get(name).map_or(&[][..], Vec::as_slice);
+        let news = asked.iter().rev().take_while(|asker| asker.number > *told);
+        let others = news.map(|asker| &asker.provider).filter(|provider| provider.peer != peer);
+        let others = others.take(MAX_PEERS).cloned().collect();
+        *told = state.count;
+        others
     }
 
     /// Forgets a peer that is gone.
     pub(crate) fn forget(&self, peer: PeerId) {
-        self.lock().retain(|_, asked| {
-            asked.providers.retain(|provider| provider.peer != peer);
-            !asked.providers.is_empty()
+        self.lock().blobs.retain(|_, asked| {
+            asked.retain(|asker| asker.provider.peer != peer);
+            !asked.is_empty()
         });
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<BlobName, Asked>> {
-        self.blobs.lock().expect("nothing panics while it holds them")
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nothing panics while it holds them")
     }
 }
 
@@ -118,13 +126,46 @@ mod tests {
         assert_eq!(told(&askers, 1, &mut known), [], "that is no news");
         askers.forget(name(3));
         assert_eq!(told(&askers, 1, &mut 0), [name(2)]);
+        add(&askers, 4);
+        assert_eq!(told(&askers, 1, &mut known), [name(4)], "the others are no news any more");
+    }
+
+    #[test]
+    fn asker_that_says_other_addresses_again_and_again_is_told_of_once() {
+        let askers = Askers::default();
+        let addresses = |port| vec![SocketAddr::from(([192, 0, 2, 1], port))];
+        let mut known = 0;
+        askers.add(BLOB, name(2), addresses(1));
+        assert_eq!(told(&askers, 1, &mut known), [name(2)]);
+        let added = askers.added();
+        for port in 2..100 {
+            askers.add(BLOB, name(2), addresses(port));
+            assert_eq!(told(&askers, 1, &mut known), []);
+        }
+        assert!(!added.has_changed().expect("the askers are here"), "nobody looks for news in vain");
+        assert_eq!(
+            askers.news(&BLOB, name(1), &mut 0)[0].addresses,
+            addresses(99),
+            "a new one hears the last"
+        );
+    }
+
+    #[test]
+    fn asker_of_a_blob_that_all_others_left_is_news() {
+        let askers = Askers::default();
+        let mut known = 0;
+        (2..5).for_each(|peer| add(&askers, peer));
+        assert_eq!(told(&askers, 1, &mut known).len(), 3);
+        (2..5).for_each(|peer| askers.forget(name(peer)));
+        add(&askers, 6);
+        assert_eq!(told(&askers, 1, &mut known), [name(6)]);
     }
 
     #[test]
     fn a_thousand_askers_are_neither_kept_nor_told() {
         let askers = Askers::default();
         (0..1000).for_each(|peer| add(&askers, peer));
-        assert_eq!(askers.lock()[&BLOB].providers.len(), MAX_ASKERS);
+        assert_eq!(askers.lock().blobs[&BLOB].len(), MAX_ASKERS);
         assert_eq!(told(&askers, 999, &mut 0).len(), MAX_PEERS);
     }
 }

@@ -19,14 +19,23 @@ impl Bucket {
 
     /// Whether it may be done at `now`, a time since any fixed moment.
     pub(crate) fn take(&mut self, now: Duration) -> bool {
-        let passed = now.saturating_sub(self.filled).as_secs_f64();
-        self.tokens = self.capacity.min(self.tokens + passed * self.per_second);
+        self.tokens = self.tokens_at(now);
         self.filled = now;
         let allowed = self.tokens >= 1.0;
         if allowed {
             self.tokens -= 1.0;
         }
         allowed
+    }
+
+    /// Whether it is at `now` as if nothing had been done.
+    pub(crate) fn is_full(&self, now: Duration) -> bool {
+        self.tokens_at(now) >= self.capacity
+    }
+
+    fn tokens_at(&self, now: Duration) -> f64 {
+        let passed = now.saturating_sub(self.filled).as_secs_f64();
+        self.capacity.min(self.tokens + passed * self.per_second)
     }
 }
 

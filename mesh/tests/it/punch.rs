@@ -24,9 +24,9 @@ use crate::farm::{Farm, PATIENCE, Peer, bytes, exchange_config, key, loopback};
 use crate::internet::{HOMES, Internet, PUBLIC, PUBLIC_IP};
 use crate::translator::Mapping;
 
-/// Fast enough for a test to count bytes in place of waiting for them.
-const RATE: RelayedRate = RelayedRate { of_peer: 1 << 30, in_all: 1 << 30 };
 const SIZE: usize = 8 << 20;
+/// What takes so long through a relay that a direct path comes about meanwhile.
+const LONG: usize = 96 << 20;
 /// Far more datagrams than two members in vain send each other in one try.
 const IN_VAIN: u64 = 20;
 
@@ -57,7 +57,7 @@ impl Process {
         let _folder = tempfile::tempdir().expect("a folder");
         let store = BlobStore::open(_folder.path()).await.expect("a store");
         let plane = RacingPlane::bind(&identity, data).await.expect("a plane");
-        let plane = plane.with_last_resort(RelayedPlane::new(&mesh, RATE));
+        let plane = plane.with_last_resort(RelayedPlane::new(&mesh, RelayedRate::default()));
         let exchange = Exchange::start(exchange_config(store.clone(), Arc::new(plane), credentials));
         Self { peer: identity.peer(), store, exchange, mesh, _incoming, _folder }
     }
@@ -169,9 +169,9 @@ fn two_members_behind_translators_come_to_a_direct_path_and_the_relay_carries_no
 }
 
 #[test]
-fn direct_path_takes_the_place_of_a_relayed_one() {
+fn direct_path_takes_the_place_of_a_relayed_one_in_the_middle_of_a_fetch() {
     let Some(internet) = Internet::new([Mapping::ForAll; 2]) else { return };
-    let others = Others::start(&internet, &[SIZE, SIZE + 1, SIZE + 2]);
+    let others = Others::start(&internet, &[SIZE, LONG, SIZE + 1]);
     let (farm, holder, blobs) = (Arc::clone(&others.farm), others.holder, others.blobs.clone());
     let internet = Arc::new(internet);
     let seen = Arc::clone(&internet);
@@ -183,13 +183,13 @@ fn direct_path_takes_the_place_of_a_relayed_one() {
         assert!(seen.public_bytes() > SIZE as u64 && seen.direct() == [0, 0]);
 
         asker.is_introduced_by(coordinator);
-        asker.fetch(blobs[1], holder).await;
-        let direct = async {
-            while asker.exchange.plane_to(holder) != Some("QUIC") {
-                tokio::task::yield_now().await;
-            }
-        };
-        timeout(PATIENCE, direct).await.expect("it comes about");
+        let before = seen.public_bytes();
+        let provider = [Provider { peer: holder, addresses: Vec::new() }];
+        asker.exchange.fetch(blobs[1], &provider, None).await.expect("nothing breaks in its way");
+        assert_eq!(asker.exchange.plane_to(holder), Some("QUIC"));
+        let relayed = seen.public_bytes() - before;
+        assert!(relayed > SIZE as u64 / 8, "it began on the relayed link, with {relayed} bytes");
+        assert!(relayed < LONG as u64 / 2, "it went on over the direct one, after {relayed} bytes");
         let before = seen.public_bytes();
         asker.fetch(blobs[2], holder).await;
         assert!(seen.public_bytes() - before < SIZE as u64 / 8);

@@ -46,7 +46,7 @@ pub struct Relaying {
     /// Whether it passes on what members send each other that cannot reach each other. Defaults to yes.
     pub passes_on: bool,
     /// How much may go through relays in a second: of what it sends and receives through others, and of what it
-    /// passes on. Defaults to 16 MiB and 128 MiB.
+    /// passes on, which is nothing under 4 MiB. Defaults to 16 MiB and 128 MiB.
     pub rate: Option<ByteSize>,
 }
 

@@ -49,7 +49,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 use tokio_util::compat::FuturesAsyncReadCompatExt;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::frames::{FrameError, FrameReceiver, FrameSender, Reader, Writer};
 use crate::gate::{Credentials, GateError, Side, exchange_hellos, remaining};
@@ -88,7 +88,7 @@ pub struct MeshConfig {
     /// no.
     pub relay: bool,
     /// How many bytes it passes on in a second at most. Kept by how many circuits there may be, since the members
-    /// at the ends of each keep to [`CIRCUIT_RATE`]. Defaults to 128 MiB.
+    /// at the ends of each keep to [`CIRCUIT_RATE`]: under that, nothing is passed on. Defaults to 128 MiB.
     pub relay_rate: Option<ByteSize>,
 }
 
@@ -177,7 +177,12 @@ impl Mesh {
         let (event_loop, control) = EventLoop::new(&config, parts)?;
         let listeners = event_loop.listen(&config.listen).await?;
         let is_on_internet = || listeners.addresses().iter().filter_map(address::ip_of).any(is_public);
-        let relays = config.relay && (config.accept || is_on_internet());
+        let passes_on = behaviour::passes_on(&config);
+        if let (true, false, Some(rate)) = (config.relay, passes_on, config.relay_rate) {
+            let least = ByteSize(CIRCUIT_RATE);
+            warn!(%rate, %least, "relay rate is under that of one circuit, nothing is passed on");
+        }
+        let relays = passes_on && (config.accept || is_on_internet());
         let (data, store) = (RwLock::default(), RwLock::default());
         let shared = Shared { commands, control, credentials, listeners, data, store, reached, relays, stop };
         let shared = Arc::new(shared);

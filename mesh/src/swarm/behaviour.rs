@@ -93,7 +93,7 @@ pub(super) fn swarm(config: &MeshConfig) -> Result<(Swarm<Behaviour>, Control), 
             members: MembersOnly::new(Inside {
                 kad: kademlia(peer),
                 circuits,
-                relay: config.relay.then(|| relay::Behaviour::new(peer, relaying(config.relay_rate))).into(),
+                relay: relaying(config).map(|relaying| relay::Behaviour::new(peer, relaying)).into(),
             }),
         })
         .map_err(|error| failure(&error))?
@@ -133,21 +133,26 @@ fn kademlia(peer: PeerId) -> kad::Behaviour<ProviderRecords> {
     kad
 }
 
-fn relaying(rate: Option<ByteSize>) -> relay::Config {
-    relay::Config {
+fn relaying(config: &MeshConfig) -> Option<relay::Config> {
+    passes_on(config).then(|| relay::Config {
         max_reservations: MAX_RESERVATIONS,
-        max_circuits: circuits(rate),
+        max_circuits: circuits(config.relay_rate),
         max_circuits_per_peer: MAX_CIRCUITS_PER_PEER,
         max_circuit_duration: CIRCUIT_DURATION,
         max_circuit_bytes: CIRCUIT_BYTES,
         ..relay::Config::default()
-    }
+    })
 }
 
-/// How many circuits keep to this rate together; one at the least.
+/// Whether a process passes anything on for others: not where its rate is under that of one circuit.
+pub(super) fn passes_on(config: &MeshConfig) -> bool {
+    config.relay && circuits(config.relay_rate) > 0
+}
+
+/// How many circuits keep to this rate together.
 fn circuits(rate: Option<ByteSize>) -> usize {
     let rate = rate.map_or(RELAY_RATE, |ByteSize(rate)| rate);
-    usize::try_from(rate / CIRCUIT_RATE).unwrap_or(MAX_RESERVATIONS).clamp(1, MAX_RESERVATIONS)
+    usize::try_from(rate / CIRCUIT_RATE).map_or(MAX_RESERVATIONS, |circuits| circuits.min(MAX_RESERVATIONS))
 }
 
 #[cfg(test)]
@@ -158,8 +163,8 @@ mod tests {
     fn relay_has_as_many_circuits_as_keep_to_its_rate() {
         let of = |rate: u64| circuits(Some(ByteSize(rate)));
         assert_eq!(
-            [of(1), of(CIRCUIT_RATE), of(10 * CIRCUIT_RATE + 1), of(u64::MAX)],
-            [1, 1, 10, MAX_RESERVATIONS]
+            [of(CIRCUIT_RATE - 1), of(CIRCUIT_RATE), of(10 * CIRCUIT_RATE + 1), of(u64::MAX)],
+            [0, 1, 10, MAX_RESERVATIONS]
         );
         assert_eq!(circuits(None), 32);
     }

@@ -4,7 +4,6 @@
 
 use protocol::wire::BlobRequest;
 use protocol::{BlobName, BlobRef, SourceName};
-
 use tokio::sync::watch;
 
 use super::source::Part;

@@ -4,10 +4,11 @@
 //! out is asked for anew; a URL that does not help gives way to the next. Not here: what a URL is known
 //! for; that is `mirrors`.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use protocol::PIECE_SIZE;
 use reqwest::Response;
-use std::ops::Range;
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;

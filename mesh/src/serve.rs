@@ -107,6 +107,10 @@ enum ServeError {
     OutOfTurn,
     #[error("piece {0} is not here, or no more")]
     NotHere(u64),
+    #[error("a piece is asked for again")]
+    Again,
+    #[error("it is not others' any more")]
+    Private,
     #[error("the blob cannot be read")]
     Read(#[from] io::Error),
     #[error(transparent)]
@@ -223,8 +227,15 @@ impl Conversation {
             match (request, subject) {
                 (None, _) => return Ok(()),
                 (Some(BlobRequest::Get(get)), _) => {
-                    let range = checked_range(get, &asked).ok_or(ServeError::OutOfTurn)?;
+                    let range = checked_range(get, subject.pieces()).ok_or(ServeError::OutOfTurn)?;
+                    // An honest asker does so where another's bytes were wrong: it opens the blob again.
+                    if range.clone().any(|piece| asked.contains(piece)) {
+                        return Err(ServeError::Again);
+                    }
                     range.clone().for_each(|piece| asked.insert(piece));
+                    if store.keeps_private(subject.name()) {
+                        return Err(ServeError::Private);
+                    }
                     self.send_pieces(range, subject, &source, &mut news).await?;
                 }
                 (Some(BlobRequest::Announce(announce)), _) => {
@@ -320,24 +331,31 @@ impl Conversation {
             if source.here_of(index) == 0 {
                 return Err(ServeError::NotHere(index));
             }
-            let turn = self.throttle.uploads.take(self.asker.peer).await;
-            in_turn(turn, self.send_piece(index, subject, source, news)).await?;
+            let (size, mut sent) = (piece_size(source.size(), index), 0);
+            while sent < size {
+                // Without a turn: others may have theirs meanwhile.
+                self.wait_for(index, size.min(sent + PART_SIZE), source, news).await?;
+                let here = source.here_of(index);
+                let turn = self.throttle.uploads.take(self.asker.peer).await;
+                in_turn(turn, self.send_parts(index, sent..here, subject, source, news)).await?;
+                sent = here;
+            }
         }
         Ok(())
     }
 
-    /// Sends a piece part by part, each encrypted while a core's cache still has it. The pairs of a blob's
-    /// piece go before its first bytes.
-    async fn send_piece(
+    /// Sends these bytes of a piece part by part, each encrypted while a core's cache still has it. The pairs of
+    /// a blob's piece go before its first bytes.
+    async fn send_parts(
         &mut self,
         index: u64,
+        bytes: Range<usize>,
         subject: Subject,
         source: &Source,
         news: &mut News,
     ) -> Result<(), ServeError> {
         let mut part = std::mem::take(&mut self.part);
-        let size = piece_size(source.size(), index);
-        for offset in (0..size).step_by(PART_SIZE) {
+        for offset in bytes.clone().step_by(PART_SIZE) {
             if news.is_due() {
                 self.tell(news, source).await?;
             }
@@ -346,9 +364,7 @@ impl Conversation {
                 let (first, length) = pairs_of(blob.size, index);
                 source.read_outboard(first, length, &mut part).await?;
             }
-            let length = PART_SIZE.min(size - offset);
-            self.wait_for(index, offset + length, source, news).await?;
-            let offset = offset as u64;
+            let (length, offset) = (PART_SIZE.min(bytes.end - offset), offset as u64);
             source.read(index * PIECE_SIZE + offset, length, &mut part).await?;
             self.send_capped(Some(BlobAnswer::Piece(Piece { index, offset })), &part).await?;
         }
@@ -388,11 +404,9 @@ async fn in_turn(turn: Turn, work: impl Future<Output = Result<(), ServeError>>)
     work.await
 }
 
-/// The pieces that are asked for: pieces of the blob, each asked for once in a conversation.
-fn checked_range(get: Get, asked: &Pieces) -> Option<Range<u64>> {
+fn checked_range(get: Get, pieces: u64) -> Option<Range<u64>> {
     let end = get.first.checked_add(get.count)?;
-    let is_within = (1..=MAX_RANGE).contains(&get.count) && end <= asked.count();
-    (is_within && !(get.first..end).any(|piece| asked.contains(piece))).then_some(get.first..end)
+    ((1..=MAX_RANGE).contains(&get.count) && end <= pieces).then_some(get.first..end)
 }
 
 /// An asker could not verify what we sent: either it lies, or our disk does.
@@ -408,16 +422,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_outside_the_blob_and_those_asked_for_before_are_refused() {
-        let mut asked = Pieces::none(4);
-        let check = |asked: &Pieces, first, count| checked_range(Get { first, count }, asked);
-        assert_eq!(check(&asked, 0, 4), Some(0..4));
-        assert_eq!(check(&asked, 3, 1), Some(3..4));
+    fn ranges_outside_the_blob_are_refused() {
+        let check = |first, count| checked_range(Get { first, count }, 4);
+        assert_eq!(check(0, 4), Some(0..4));
+        assert_eq!(check(3, 1), Some(3..4));
         for (first, count) in [(0, 5), (4, 1), (0, 0), (u64::MAX, 1), (0, u64::MAX), (1, MAX_RANGE + 1)] {
-            assert_eq!(check(&asked, first, count), None, "{count} from {first}");
+            assert_eq!(check(first, count), None, "{count} from {first}");
         }
-        asked.insert(2);
-        assert_eq!(check(&asked, 0, 2), Some(0..2));
-        assert_eq!(check(&asked, 1, 2), None);
     }
 }

@@ -279,6 +279,7 @@ mod tests {
             comfyui_args = "--lowvram"
             comfyui_idle = 60
             workspace_quota = "300GB"
+            comfy_registry = "https://registry.example"
             package_index = "https://pypi.example/simple"
             torch_index = "https://torch.example/whl"
             yes = true

@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// The list of what is never served.
-const PRIVATE: &str = ".comfy-farm-private";
+pub(crate) const PRIVATE: &str = ".comfy-farm-private";
 /// The longest such file that is read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
 

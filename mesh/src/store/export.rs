@@ -17,10 +17,10 @@ use tracing::{debug, info};
 
 use super::draft::sync_folder;
 use super::room::disk_failure;
-use super::{StoreError, failure, free_bytes};
+use super::{StoreError, free_bytes};
 
 /// How the names of files begin that are still being written.
-const UNFINISHED: &str = ".comfy-farm-";
+const UNFINISHED: &str = ".comfy-farm-export-";
 /// One that is younger may just be about to be locked by whoever writes it.
 const FRESH: Duration = Duration::from_secs(60);
 
@@ -33,8 +33,11 @@ pub(super) fn copy_to(file: &fs::File, size: u64, destination: &Path) -> Result<
     let made =
         Builder::new().prefix(UNFINISHED).permissions(PermissionsExt::from_mode(0o644)).tempfile_in(folder);
     let mut temporary = made.map_err(full)?;
-    // Held as long as it is written: what a killed process left is not.
-    temporary.as_file().lock().map_err(failure("locking", temporary.path()))?;
+    // Held as long as it is written: what a killed process left is not. Where a file system has no locks, what is
+    // younger than a minute is safe all the same.
+    if let Err(error) = temporary.as_file().lock() {
+        debug!(file = %temporary.path().display(), %error, "file cannot be locked");
+    }
     if ioctl_ficlone(temporary.as_file(), file).is_err() {
         copy(file, size, folder, &mut temporary).map_err(full)?;
     }
@@ -97,16 +100,20 @@ mod tests {
             file.set_modified(SystemTime::now() - 2 * FRESH).expect("own file");
             file
         };
-        let _left = old(".comfy-farm-left");
-        let held = old(".comfy-farm-held");
+        let _left = old(".comfy-farm-export-left");
+        let held = old(".comfy-farm-export-held");
+        let _list = old(crate::folders::paths::PRIVATE);
         held.lock().expect("nobody else has it");
-        let (_other, _fresh) = (old("model"), fs::File::create(at(".comfy-farm-fresh")).expect("own folder"));
+        let fresh = at(".comfy-farm-export-fresh");
+        let (_other, _fresh) = (old("model"), fs::File::create(fresh).expect("own folder"));
         let source = at("source");
         fs::write(&source, b"bytes").expect("own folder");
         copy_to(&fs::File::open(&source).expect("own file"), 5, &at("copy")).expect("there is room");
         assert_eq!(fs::read(at("copy")).expect("own file"), b"bytes");
-        assert!(!at(".comfy-farm-left").exists());
-        for kept in [".comfy-farm-held", ".comfy-farm-fresh", "model"] {
+        assert!(!at(".comfy-farm-export-left").exists());
+        let kept =
+            [".comfy-farm-export-held", ".comfy-farm-export-fresh", "model", crate::folders::paths::PRIVATE];
+        for kept in kept {
             assert!(at(kept).exists(), "{kept}");
         }
     }

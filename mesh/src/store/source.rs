@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::sync::{Arc, Weak};
 
-use protocol::{BlobRef, FileRef, Sha256};
+use protocol::{BlobName, BlobRef, FileRef, Sha256};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
@@ -57,6 +57,14 @@ impl BlobStore {
             Ok(partial.filter(|partial| partial.blob() == blob).map(Source::Partial))
         })
         .await
+    }
+
+    /// Whether what was offered under this name is not others' any more.
+    pub(crate) fn keeps_private(&self, name: BlobName) -> bool {
+        match name {
+            BlobName::Blake3(hash) => self.index().is_private(hash),
+            BlobName::Sha256(sha256) => self.index().is_private_file(sha256),
+        }
     }
 
     /// What can be served of this file: all of it, if it was proven, or the pieces that came so far; `None`

@@ -90,16 +90,15 @@ async fn asker_that_sends_without_end_is_dropped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn asker_whose_ranges_are_none_of_the_blob_or_overlap_is_dropped() {
+async fn asker_whose_ranges_are_none_of_the_blob_is_dropped() {
     let farm = Farm::new();
     let holder = farm.peer().await;
     let blob = holder.store.import_bytes(&[1; 3 << 20]).await.expect("there is room");
     let get = |first, count| BlobRequest::Get(Get { first, count });
     let past_the_end = vec![get(2, 2)];
-    let overlapping = vec![get(0, 2), get(1, 1)];
     let not_to_be_counted = vec![get(u64::MAX, u64::MAX)];
     let out_of_order = vec![BlobRequest::Open(blob)];
-    for requests in [past_the_end, overlapping, not_to_be_counted, out_of_order] {
+    for requests in [past_the_end, not_to_be_counted, out_of_order] {
         let asker = asker(&farm, &holder).await;
         let Channel { mut reader, mut writer } = asker.link.open().await.expect("the link is open");
         for request in [vec![BlobRequest::Open(blob)], requests.clone()].concat() {
@@ -115,4 +114,24 @@ async fn asker_whose_ranges_are_none_of_the_blob_or_overlap_is_dropped() {
         asker.was_blamed_once("it asked for what the conversation does not allow");
         still_serves(&farm, &holder, blob).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn conversation_ends_where_a_piece_is_asked_for_again() {
+    let farm = Farm::new();
+    let holder = farm.peer().await;
+    let blob = holder.store.import_bytes(&[1; 3 << 20]).await.expect("there is room");
+    let asker = asker(&farm, &holder).await;
+    let gets = [(0, 2), (1, 1), (2, 1)].map(|(first, count)| BlobRequest::Get(Get { first, count }));
+    let Channel { mut reader, mut writer } = asker.link.open().await.expect("the link is open");
+    for request in [vec![BlobRequest::Open(blob)], gets.to_vec()].concat() {
+        let frame = encode(&request, MAX_BLOB_FRAME).expect("it is small");
+        writer.write_all(&frame).await.expect("the link is open");
+    }
+    writer.flush().await.expect("the link is open");
+    let mut nowhere = tokio::io::sink();
+    // How a channel ends is its plane's affair.
+    let _ = timeout(PATIENCE, tokio::io::copy(&mut reader, &mut nowhere)).await.expect("it ends");
+    assert!(!asker.link.is_closed());
+    assert_eq!(log::warnings_about(asker.peer), Vec::<String>::new());
 }

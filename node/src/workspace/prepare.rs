@@ -220,11 +220,14 @@ async fn prepare(
     cancel: &CancellationToken,
 ) -> WorkspaceState {
     let lockfile = wanted.lockfile;
-    let _work = shelf.work().await;
+    let work = shelf.work().await;
     let steps = Steps::new(shelf.clone(), lockfile);
     let begun = Instant::now();
     let state = match builder.build(wanted, farm, &steps, cancel).await {
         Ok(whole) => {
+            // Lent, nobody removes it; and its proof may wait for the end of a run, for which nobody else is to wait.
+            let whole = shelf.lend(lockfile, whole);
+            drop(work);
             let was_proven = Shelf::was_proven(&shelf.folder_of(lockfile), whole.workspace.environment);
             let state = if was_proven {
                 WorkspaceState::Proven
@@ -248,12 +251,16 @@ async fn prepare(
         Err(BuildError::Refused(reason)) => WorkspaceState::Refused { reason },
         Err(BuildError::Failed(reason)) => WorkspaceState::Failed { step: steps.step(), reason },
     };
-    let log = |reason| builder.keep_log(lockfile, reason).map(|log| log.display().to_string());
+    let keep_log = |reason| builder.keep_log(lockfile, reason).map(|log| log.display().to_string());
     match &state {
         WorkspaceState::Failed { step, reason } => {
-            warn!(%step, reason, log = log(reason), "workspace failed");
+            let log = keep_log(reason);
+            warn!(%step, reason, log, "workspace failed");
         }
-        WorkspaceState::Refused { reason } => warn!(reason, log = log(reason), "workspace is refused"),
+        WorkspaceState::Refused { reason } => {
+            let log = keep_log(reason);
+            warn!(reason, log, "workspace is refused");
+        }
         _ => {}
     }
     shelf.set(lockfile, state.clone());
@@ -274,6 +281,8 @@ mod tests {
         answers: Mutex<BTreeMap<u8, Vec<Result<(), BuildError>>>>,
         built: Mutex<Vec<u8>>,
         missing: Mutex<BTreeSet<u8>>,
+        /// Whose proof waits until it is broken off.
+        unproven: Mutex<BTreeSet<u8>>,
         /// Of which a log of a failure is kept.
         kept: Mutex<Vec<u8>>,
         trusted: Mutex<TrustedPublishers>,
@@ -305,8 +314,12 @@ mod tests {
             }
         }
 
-        async fn prove(&self, workspace: &Arc<Workspace>, _cancel: &CancellationToken) -> Result<(), String> {
+        async fn prove(&self, workspace: &Arc<Workspace>, cancel: &CancellationToken) -> Result<(), String> {
             let number = workspace.lockfile.0.0[0];
+            let waits = self.unproven.lock().expect("no panic").contains(&number);
+            if waits {
+                cancel.cancelled().await;
+            }
             match self.missing.lock().expect("no panic").contains(&number) {
                 true => Err("class `KSampler` is not in it".to_owned()),
                 false => Ok(()),
@@ -443,8 +456,11 @@ mod tests {
         let reason = "the origin does not answer".to_owned();
         let state = farm.until(1, |state| matches!(state, WorkspaceState::Failed { .. })).await;
         assert_eq!(state, WorkspaceState::Failed { step: PrepareStep::Code, reason });
+        let kept = || farm.builder.kept.lock().expect("no panic").clone();
+        assert_eq!(kept(), [1], "whatever of it is logged");
         farm.until(2, is_loaded).await;
         farm.until(1, is_loaded).await;
+        assert!(kept().is_empty());
         assert!(begun.elapsed() >= FIRST_RETRY * 3, "{:?}", begun.elapsed());
         assert_eq!(*farm.builder.built.lock().expect("no panic"), [1, 2, 1, 1]);
     }
@@ -474,6 +490,21 @@ mod tests {
         farm.builder.trusted.lock().expect("no panic").remove(&PublisherKey([1; 32]));
         farm.until(1, |state| matches!(state, WorkspaceState::Refused { .. })).await;
         assert!(farm.shelf.usable(hash(1)).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn workspace_whose_proof_waits_is_removed_by_nobody_and_holds_up_no_removal() {
+        let builder = Made::default();
+        builder.unproven.lock().expect("no panic").insert(1);
+        let farm = Preparing::start(builder);
+        farm.wanted.send_replace(want(&[1]));
+        let is_at_proof = |state: &WorkspaceState| matches!(state, WorkspaceState::Preparing(preparing) if preparing.step == PrepareStep::Proof);
+        farm.until(1, is_at_proof).await;
+        assert!(farm.shelf.try_work().is_some(), "others can be removed");
+        assert!(!farm.shelf.take_out(hash(1)), "a proof is at work in it");
+        farm.wanted.send_replace(want(&[2]));
+        farm.until(2, is_loaded).await;
+        assert!(farm.shelf.take_out(hash(1)));
     }
 
     #[tokio::test(start_paused = true)]

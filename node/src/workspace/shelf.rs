@@ -30,7 +30,7 @@ struct Inner {
     changed: watch::Sender<u64>,
     /// What was ever put here and may still be used.
     lent: Mutex<BTreeMap<LockfileHash, Vec<Lent>>>,
-    /// Held by whoever builds or removes workspaces.
+    /// Held by whoever builds or removes workspaces; not by a proof, in which the workspace is lent.
     work: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -213,19 +213,22 @@ impl Shelf {
         self.set(lockfile, WorkspaceState::Preparing(preparing));
     }
 
-    /// Puts a whole workspace here.
-    pub(super) fn put(&self, lockfile: LockfileHash, whole: Whole, state: WorkspaceState) {
+    /// Lends a whole workspace that is not here yet: nobody removes it as long as the answer lives.
+    pub(super) fn lend(&self, lockfile: LockfileHash, whole: Whole) -> Arc<Whole> {
         let whole = Arc::new(whole);
         let lent = Lent { whole: Arc::downgrade(&whole), workspace: Arc::downgrade(&whole.workspace) };
-        let mut places = self.places();
-        if let Some(place) = places.get_mut(&lockfile) {
-            *place = Place { state, whole: Some(whole) };
-        }
         let mut all = self.inner.lent.lock().unwrap_or_else(PoisonError::into_inner);
         let of_one = all.entry(lockfile).or_default();
-        of_one.push(lent);
         of_one.retain(|lent| lent.users() > 0);
-        drop((places, all));
+        of_one.push(lent);
+        whole
+    }
+
+    /// Puts a whole workspace here that was [lent](Self::lend).
+    pub(super) fn put(&self, lockfile: LockfileHash, whole: Arc<Whole>, state: WorkspaceState) {
+        if let Some(place) = self.places().get_mut(&lockfile) {
+            *place = Place { state, whole: Some(whole) };
+        }
         self.tell();
     }
 

@@ -104,7 +104,7 @@ impl Kept {
             left_out: vec![],
         };
         let whole = Whole { workspace: Arc::new(workspace), holds: vec![], resolution: None };
-        self.shelf.put(lockfile, whole, WorkspaceState::Loaded);
+        self.shelf.put(lockfile, self.shelf.lend(lockfile, whole), WorkspaceState::Loaded);
     }
 }
 

@@ -80,6 +80,31 @@ pub(super) fn blocked(failed: &[&str], said: &[String], has_network: bool) -> Op
     Some(Blocked::File(url))
 }
 
+/// What was wanted by a process that ended of it: the exception that is the last that it `said` tells so. Words before it
+/// prove nothing, because what does well without a network says that it has none.
+pub(super) fn blocked_end(said: &[String], has_network: bool) -> Option<Blocked> {
+    let exception = last_exception(said)?;
+    let wanted = blocked(&[exception], said, has_network)?;
+    let is_reason = match &wanted {
+        Blocked::File(_) => true,
+        Blocked::Package(name) => {
+            let is_name = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+            let module = name.split(|c| !is_name(c)).next().unwrap_or_default().replace('-', "_");
+            exception.contains("CalledProcessError") || exception.contains(&module)
+        }
+    };
+    is_reason.then_some(wanted)
+}
+
+/// The exception in which these lines end, if they end in one.
+fn last_exception(said: &[String]) -> Option<&str> {
+    let mut lines = said.iter().rev().map(String::as_str).filter(|line| !line.trim().is_empty());
+    let exception = lines.next().filter(|line| !line.starts_with(' '))?;
+    // Its frames are indented.
+    let before = lines.find(|line| !line.starts_with(' '))?;
+    before.starts_with("Traceback (most recent call last):").then_some(exception)
+}
+
 /// The error of a run whose op wanted something from the network, if that is what this one is. `said` are the lines of
 /// the process during the run.
 pub(super) fn undeclared(error: &RunError, said: &[String], has_network: bool) -> Option<RunError> {
@@ -145,6 +170,30 @@ mod tests {
             &[],
             Some("download `https://huggingface.co/x/y`"),
         );
+    }
+
+    #[test]
+    fn process_ends_of_what_its_last_exception_tells_alone() {
+        let check = |said: &str, expected: Option<&str>| {
+            let said: Vec<String> = said.lines().map(str::to_owned).collect();
+            let found = blocked_end(&said, false).map(|wanted| wanted.to_string());
+            assert_eq!(found.as_deref(), expected, "{said:?}");
+        };
+        let manager = "FETCH ComfyRegistry Data: Max retries exceeded with url: /nodes (Temporary failure in name \
+                       resolution)\nERROR: No matching distribution found for re-mbg";
+        let traceback = "Traceback (most recent call last):\n  File \"main.py\", line 1\n    x()\n    ~^^";
+        check(&format!("{manager}\nKilled"), None);
+        check(&format!("{manager}\n{traceback}\nRuntimeError: no CUDA-capable device is detected"), None);
+        check(
+            &format!("{manager}\n{traceback}\nImportError: libGL.so.1: cannot open shared object file"),
+            None,
+        );
+        let urllib = "urllib.error.URLError: <urlopen error [Errno -2] Name or service not known>";
+        check(&format!("{traceback}\n{urllib}\nStarting server"), None);
+        let get = "get https://dl.example.org/a.pth";
+        check(&format!("{get}\n{traceback}\n{urllib}\n\n"), Some("download `https://dl.example.org/a.pth`"));
+        let module = "ModuleNotFoundError: No module named 're_mbg'";
+        check(&format!("{manager}\n{traceback}\n{module}"), Some("install package `re-mbg`"));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use super::ManagedConfig;
 use super::door::Door;
-use super::download::{Blocked, blocked, undeclared};
+use super::download::{Blocked, blocked, blocked_end, undeclared};
 use super::folders::Folders;
 use super::log::ProcessLog;
 use super::served::Served;
@@ -75,10 +75,12 @@ pub(super) enum StartError {
         source: io::Error,
     },
     /// It ended before it answered.
-    #[error("ComfyUI ended with {status} before it answered; the last that it said:\n{tail}")]
+    #[error("ComfyUI ended with {status} before it answered{}; the last that it said:\n{tail}", maybe(wanted.as_ref()))]
     Ended {
         /// How.
         status: String,
+        /// What it says that it did not get, which may be the reason.
+        wanted: Option<Blocked>,
         /// Its last lines.
         tail: String,
     },
@@ -163,10 +165,12 @@ impl Launch {
                 let status = how(ended);
                 program.close().await;
                 let (said, tail) = (log.all(), tail());
-                let wanted = blocked(&[&tail], &said, door.has_network());
-                return Err(match wanted {
+                return Err(match blocked_end(&said, door.has_network()) {
                     Some(wanted) => StartError::Undeclared { wanted, tail },
-                    None => StartError::Ended { status, tail },
+                    None => {
+                        let wanted = blocked(&[&tail], &said, door.has_network());
+                        StartError::Ended { status, wanted, tail }
+                    }
                 });
             }
             () = sleep(self.start_within) => {
@@ -391,6 +395,14 @@ fn died(status: &str, log: &ProcessLog) -> RunError {
     let detail =
         format!("ComfyUI ended with {status} in the middle of the run; the last that it said:\n{tail}");
     RunError::new(RunErrorKind::EngineUnavailable, detail)
+}
+
+/// What may be the reason, in words.
+fn maybe(wanted: Option<&Blocked>) -> String {
+    let words = |wanted: &Blocked| {
+        format!(", maybe because it wants to {wanted}, which the lockfile does not name: {}", wanted.hint())
+    };
+    wanted.map(words).unwrap_or_default()
 }
 
 async fn until_up(comfyui: &ComfyUi) {

@@ -69,6 +69,11 @@ fn failed(error: impl std::error::Error) -> BuildError {
     BuildError::Failed(format!("{reason} ({hint})"))
 }
 
+/// The bytes of all, which strangers name.
+fn total(sizes: impl Iterator<Item = u64>) -> u64 {
+    sizes.fold(0, u64::saturating_add)
+}
+
 /// What the owner's policy does not allow.
 fn refused(refusal: PolicyRefusal) -> BuildError {
     BuildError::Refused(error_chain(&refusal))
@@ -183,8 +188,8 @@ impl Assembler {
             let store = self.reach.exchange.store();
             holds.extend(CodeTrees::archives(&spec).iter().map(|files| store.hold(files.hash)));
         } else {
-            let carried = CodeTrees::archives(&spec).iter().map(|files| files.size).sum();
-            files.steps.expect(PrepareStep::Code, carried);
+            let carried = CodeTrees::archives(&spec);
+            files.steps.expect(PrepareStep::Code, total(carried.iter().map(|files| files.size)));
             self.unpack(&spec, known, &git, files, log).await?;
             self.registry_files(&record.registry, files, log).await?;
             archives = files.archives(&spec, holds).await?;

@@ -153,8 +153,12 @@ impl Registry {
         let limit = usize::try_from(MAX_CARRIED).unwrap_or(usize::MAX);
         match self.reader.save(&answer.download_url, limit, WITHIN, zip.as_file_mut()).await {
             Ok(()) => {}
+            // The version is there: its files are too, later.
+            Err(SaveError::Origin(source @ OriginError::NotFound { .. })) => {
+                return Err(RegistryError::Origin { node, source });
+            }
             Err(SaveError::Origin(error)) => {
-                return nothing_or(error, &node, "the Comfy registry's files of it are not there");
+                return nothing_or(error, &node, "the Comfy registry's files of it are not taken");
             }
             Err(error) => return Err(keep(error.into())),
         }

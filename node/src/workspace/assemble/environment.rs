@@ -147,6 +147,10 @@ fn unmade(error: PythonError) -> BuildError {
         PythonError::File(WheelError::Repository(git)) if git.is_refusal() => {
             BuildError::Refused(error_chain(&git))
         }
+        // As long as the owner and the code say the same.
+        error @ (PythonError::Repository { .. } | PythonError::NoCommit { .. }) => {
+            BuildError::Refused(error_chain(&error))
+        }
         error => failed(error),
     }
 }

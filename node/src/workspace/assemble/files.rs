@@ -21,13 +21,13 @@ use tokio::sync::{SemaphorePermit, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::{Assembler, failed};
+use super::{Assembler, failed, total};
 use crate::os;
 use crate::policy::Policy;
 use crate::workspace::code::CodeTrees;
 use crate::workspace::git::{Fetching, GitError, GitStore};
 use crate::workspace::prepare::BuildError;
-use crate::workspace::progress::Steps;
+use crate::workspace::progress::{Part, Steps};
 use crate::workspace::python::{WheelError, WheelSource};
 
 /// How long a full disk is waited for, before people are told; the workspace is tried again after that as well.
@@ -63,7 +63,15 @@ impl<'a> Files<'a> {
 impl Files<'_> {
     /// Has a blob of a step here, from whoever holds it, and keeps it as long as the answer lives.
     pub(super) async fn blob(&self, blob: BlobRef, step: PrepareStep) -> Result<BlobHold, BuildError> {
-        let (exchange, part) = (&self.reach.exchange, self.steps.part(step));
+        let part = self.steps.part(step);
+        let hold = self.blob_as(blob, &part).await?;
+        part.set(blob.size);
+        Ok(hold)
+    }
+
+    /// The same, of which only what comes is counted, as this part.
+    pub(super) async fn blob_as(&self, blob: BlobRef, part: &Part) -> Result<BlobHold, BuildError> {
+        let exchange = &self.reach.exchange;
         let hold = exchange.store().hold(blob.hash);
         if exchange.store().check(blob.hash).await.map_err(failed)? != Some(blob) {
             let found = self.reach.finder.locate(&BlobName::Blake3(blob.hash)).await.unwrap_or_default();
@@ -76,7 +84,6 @@ impl Files<'_> {
             let fetched = self.cancel.run_until_cancelled(fetching).await;
             fetched.ok_or(BuildError::Canceled)?.map_err(failed)?;
         }
-        part.set(blob.size);
         Ok(hold)
     }
 
@@ -133,7 +140,7 @@ impl Files<'_> {
     ) -> Result<Vec<BlobHold>, BuildError> {
         std::fs::create_dir_all(folder).map_err(failed)?;
         let models: Vec<&LockedModel> = lockfile.models.iter().filter(|model| !model.disabled).collect();
-        let total = models.iter().fold(0_u64, |total, model| total.saturating_add(model.size));
+        let total = total(models.iter().map(|model| model.size));
         self.steps.expect(PrepareStep::Models, total);
         let mut holds = Vec::new();
         for model in models {

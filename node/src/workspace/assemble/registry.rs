@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 
 use mesh::store::BlobHold;
 use protocol::{
-    BlobRef, CustomNode, Lockfile, PrepareStep, RegistryNode, RegistryPin, Resolution, error_chain,
+    BlobRef, CustomNode, Lockfile, MAX_CARRIED, PrepareStep, RegistryNode, RegistryPin, Resolution,
+    error_chain,
 };
 
 use super::files::Files;
@@ -40,7 +41,9 @@ impl Assembler {
             if !self.policy.allows_host(&host) {
                 return Err(refused(RegistryError::Host { node: words(&pin), host }));
             }
-            if let Some(node) = known.registry_node(&pin) {
+            // Whoever reported it may have made the size up.
+            let is_taken = |node: &&RegistryNode| node.files.is_none_or(|files| files.size <= MAX_CARRIED);
+            if let Some(node) = known.registry_node(&pin).filter(is_taken) {
                 holds.extend(node.files.map(|files| store.hold(files.hash)));
                 nodes.push(node.clone());
                 continue;
@@ -68,8 +71,11 @@ impl Assembler {
             if self.reach.exchange.store().check(archive.hash).await.map_err(failed)? == Some(*archive) {
                 continue;
             }
-            files.steps.expect(PrepareStep::Code, archive.size);
-            match files.blob(*archive, PrepareStep::Code).await {
+            let part = files.steps.part(PrepareStep::Code);
+            let came = files.blob_as(*archive, &part).await;
+            // It counts once, as the code takes it.
+            part.set(0);
+            match came {
                 Ok(_) => continue,
                 Err(BuildError::Canceled) => return Err(BuildError::Canceled),
                 Err(error) => log.line(&format!("custom node `{}` comes from no peer: {error}", words(pin))),

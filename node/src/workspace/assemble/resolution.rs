@@ -8,12 +8,12 @@ use std::path::Path;
 
 use mesh::store::BlobHold;
 use protocol::{
-    Alias, BlobName, BlobRef, CodeSpec, EnvironmentLock, GitPack, GitPin, LockedFile, MAX_RESOLUTION,
+    Alias, BlobName, BlobRef, CodeSpec, EnvironmentLock, GitPack, GitPin, LockedFile, MAX_PACK, MAX_RESOLUTION,
     PrepareStep, PublisherKey, Resolution, WantedWorkspace,
 };
 
 use super::files::Files;
-use super::{Assembler, blocking, failed};
+use super::{Assembler, blocking, failed, total};
 use crate::policy::TrustedPublishers;
 use crate::workspace::git::{GitError, GitStore};
 use crate::workspace::log::PrepareLog;
@@ -60,11 +60,12 @@ impl Assembler {
         log: &PrepareLog,
     ) -> Result<(), BuildError> {
         let store = git.clone();
-        let packs: Vec<_> =
-            spec.pins().into_iter().filter_map(|pin| Some((known.pack(&pin)?, pin))).collect();
+        let packs = spec.pins().into_iter().filter_map(|pin| Some((known.pack(&pin)?, pin)));
+        // Whoever reported it may have made the size up.
+        let packs: Vec<_> = packs.filter(|(pack, _)| pack.size <= MAX_PACK).collect();
         let missing = move || Ok(packs.into_iter().filter(|(_, pin)| !store.holds(pin)).collect::<Vec<_>>());
         let missing = blocking(missing).await?;
-        files.steps.expect(PrepareStep::Code, missing.iter().map(|(pack, _)| pack.size).sum());
+        files.steps.expect(PrepareStep::Code, total(missing.iter().map(|(pack, _)| pack.size)));
         for (pack, pin) in missing {
             match self.unpack_one(&pin, pack, git, files).await {
                 Ok(()) => log.line(&format!("`{}` comes from a pack", pin.url)),

@@ -129,7 +129,7 @@ pub(super) async fn gather(
 ) -> Result<(), PythonError> {
     let mut files: Vec<_> = wheels.iter().filter(|wheel| wheel.path.is_none()).collect();
     files.sort_by_key(|wheel| Reverse(wheel.locked.file.size));
-    source.expects(files.iter().map(|wheel| wheel.locked.file.size).sum());
+    source.expects(files.iter().map(|wheel| wheel.locked.file.size).fold(0, u64::saturating_add));
     let turns = Semaphore::new(AT_ONCE as usize);
     let get = async |file: &LockedFile| {
         let share = u32::try_from(file.size / LARGE).unwrap_or(AT_ONCE).saturating_add(1).min(AT_ONCE);

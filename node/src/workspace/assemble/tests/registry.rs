@@ -24,7 +24,10 @@ async fn registry(versions: Versions<'_>) -> Index {
                 zip.write_all(text.as_bytes()).expect("memory");
             }
             let zip = zip.finish().expect("memory").into_inner();
-            answers.insert(format!("/cdn/{id}/node.zip"), ("application/zip", zip));
+            // One without files is one whose archive is not to be had.
+            if !files.is_empty() {
+                answers.insert(format!("/cdn/{id}/node.zip"), ("application/zip", zip));
+            }
             let version = json!({
                 "id": "a1e4d0ff-57c5-4c2b-9a43-a0d08b54e46e", "node_id": id, "version": "1.0.8",
                 "status": status, "deprecated": false, "dependencies": [], "changelog": "",
@@ -133,11 +136,12 @@ async fn version_of_the_registry_comes_once_and_then_from_peers_and_what_is_not_
 }
 
 #[tokio::test]
-async fn registry_that_does_not_answer_or_gives_other_files_than_the_farm_knows_fails() {
+async fn registry_that_does_not_answer_or_gives_no_files_or_others_than_the_farm_knows_fails() {
     let comfyui = Upstream::new();
     let main = comfyui.commit(&[("main.py", 0o100644, "run\n")]);
     let index = Index::serve(vec![]).await;
-    let registry = registry(&[("some-nodes", ACTIVE, &[("__init__.py", "new\n")])]).await;
+    let files: &[(&str, &str)] = &[("__init__.py", "new\n")];
+    let registry = registry(&[("some-nodes", ACTIVE, files), ("late", ACTIVE, &[])]).await;
     let farm = Farm::new();
     let Some(mut node) = Node::start(&farm, &index, None).await else { return };
     let publisher = key();
@@ -150,18 +154,27 @@ async fn registry_that_does_not_answer_or_gives_other_files_than_the_farm_knows_
     assert!(reason.contains(words), "{reason}");
 
     node.ask_registry(&registry.url());
+    let (late, of_late) = node.deployed(&main, &["late"], &publisher).await;
+    let BuildError::Failed(reason) = node.reason(&wanted(&late, of_late, &node), farm_key).await else {
+        panic!("not failed")
+    };
+    assert!(reason.contains("`late 1.0.8`") && reason.contains("answered 404"), "{reason}");
     let other = RegistryNode {
         pin: lockfile.custom_nodes[0].registry().expect("it is one"),
         files: Some(protocol::BlobRef::of(b"what nobody has any more")),
     };
     let mut known = Resolution { registry: vec![other], ..Resolution::new(lockfile.hash()) };
     known.sign(publisher.signing_key());
-    let known = node.exchange.store().import_bytes(&known.to_canonical_json()).await;
-    want.resolution = Some(known.expect("there is room"));
+    let document = node.exchange.store().import_bytes(&known.to_canonical_json()).await;
+    want.resolution = Some(document.expect("there is room"));
     let BuildError::Failed(reason) = node.reason(&want, farm_key).await else { panic!("not failed") };
     assert!(reason.contains("no peer gives the files that the farm knows it by"), "{reason}");
-    want.resolution = None;
-    let workspace = node.assemble(&want, farm_key).await.expect("nobody knows better");
+    known.registry[0].files =
+        known.registry[0].files.map(|files| protocol::BlobRef { size: 1 << 60, ..files });
+    known.sign(publisher.signing_key());
+    let known = node.exchange.store().import_bytes(&known.to_canonical_json()).await;
+    want.resolution = Some(known.expect("there is room"));
+    let workspace = node.assemble(&want, farm_key).await.expect("what has no sound size is not known");
     let init = workspace.comfyui.join("custom_nodes/some-nodes/__init__.py");
     assert_eq!(std::fs::read_to_string(init).expect("laid out"), "new\n");
 }

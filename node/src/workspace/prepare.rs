@@ -498,7 +498,10 @@ mod tests {
         builder.unproven.lock().expect("no panic").insert(1);
         let farm = Preparing::start(builder);
         farm.wanted.send_replace(want(&[1]));
-        let is_at_proof = |state: &WorkspaceState| matches!(state, WorkspaceState::Preparing(preparing) if preparing.step == PrepareStep::Proof);
+        let is_at_proof = |state: &WorkspaceState| match state {
+            WorkspaceState::Preparing(preparing) => preparing.step == PrepareStep::Proof,
+            _ => false,
+        };
         farm.until(1, is_at_proof).await;
         assert!(farm.shelf.try_work().is_some(), "others can be removed");
         assert!(!farm.shelf.take_out(hash(1)), "a proof is at work in it");

@@ -8,8 +8,8 @@ use std::path::Path;
 
 use mesh::store::BlobHold;
 use protocol::{
-    Alias, BlobName, BlobRef, CodeSpec, EnvironmentLock, GitPack, GitPin, LockedFile, MAX_PACK, MAX_RESOLUTION,
-    PrepareStep, PublisherKey, Resolution, WantedWorkspace,
+    Alias, BlobName, BlobRef, CodeSpec, EnvironmentLock, GitPack, GitPin, LockedFile, MAX_PACK,
+    MAX_RESOLUTION, PrepareStep, PublisherKey, Resolution, WantedWorkspace,
 };
 
 use super::files::Files;

@@ -15,6 +15,7 @@ mod workshop;
 mod interpreter;
 mod tags;
 mod ask;
+mod marker;
 mod torch;
 mod fitting;
 mod project;

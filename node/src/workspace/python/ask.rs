@@ -6,6 +6,7 @@
 use protocol::{EnvironmentSpec, GitUrl, HttpsUrl, normalized};
 
 use super::PythonError;
+use super::marker::is_false;
 use crate::policy::CodeSource;
 
 /// One `requirements.txt`.
@@ -54,7 +55,7 @@ impl Ask {
             let has_extra = asked.text.contains('[');
             !has_extra && spec.packages.iter().any(|package| normalized(package.name.as_str()) == asked.name)
         };
-        self.read().is_ok_and(|asked| asked.requirements.iter().all(is_pinned))
+        self.read(spec).is_ok_and(|asked| asked.requirements.iter().all(is_pinned))
     }
 
     /// What it takes from elsewhere than an index. Where a package is pinned, the pin stands.
@@ -69,12 +70,13 @@ impl Ask {
             };
             Some(CodeSource { what: format!("package `{}` of `{}`", asked.name, self.from), host })
         };
-        let asked = self.read()?.requirements;
+        let asked = self.read(spec)?.requirements;
         Ok(asked.iter().filter(|asked| !is_pinned(asked)).filter_map(source).collect())
     }
 
-    /// Reads it.
-    pub(super) fn read(&self) -> Result<Asked, PythonError> {
+    /// Reads it, as one in this environment. What comes from elsewhere than an index and is for other machines is left out:
+    /// it is judged and built before uv reads the markers.
+    pub(super) fn read(&self, spec: &EnvironmentSpec) -> Result<Asked, PythonError> {
         let mut asked = Asked::default();
         let joined = self.text.trim_start_matches('\u{feff}').replace("\r\n", "\n").replace("\\\n", " ");
         for line in joined.lines() {
@@ -91,7 +93,10 @@ impl Ask {
                 line: line.chars().take(200).collect(),
                 reason,
             })?;
-            asked.requirements.push(requirement);
+            let marker = requirement.origin.as_ref().and_then(|_| requirement.marker());
+            if !marker.is_some_and(|marker| is_false(marker, spec)) {
+                asked.requirements.push(requirement);
+            }
         }
         Ok(asked)
     }
@@ -132,13 +137,23 @@ impl Requirement {
         Ok(Self { name: normalized(name), origin, text })
     }
 
+    /// When it asks, where it comes from elsewhere than an index.
+    fn marker(&self) -> Option<&str> {
+        // One that belongs to an address has no space before it.
+        let mut semicolons = self.text.match_indices(';').map(|(at, _)| self.text.split_at(at));
+        let (_, marker) = semicolons.find(|(before, _)| before.ends_with(char::is_whitespace))?;
+        marker.strip_prefix(';')
+    }
+
     /// A bare repository, which must say what package it is.
     fn repository(text: &str) -> Result<Self, &'static str> {
         let reason = "a repository must name its package: `name @ git+https://…`";
         let (url, fragment) = text.split_once('#').ok_or(reason)?;
+        // A marker may stand behind it.
+        let (fragment, marker) = fragment.split_once(char::is_whitespace).unwrap_or((fragment, ""));
         let egg = fragment.split('&').find_map(|part| part.strip_prefix("egg=")).ok_or(reason)?;
         let name = egg.split('[').next().unwrap_or_default();
-        Self::parse(&format!("{name} @ {url}"))
+        Self::parse(format!("{name} @ {url} {marker}").trim_end())
     }
 }
 
@@ -168,7 +183,9 @@ mod tests {
     use super::*;
 
     fn ask(text: &str) -> Result<Asked, PythonError> {
-        Ask { from: "requirements.txt".to_owned(), text: text.to_owned() }.read()
+        let lockfile = Lockfile::parse(br#"{"format":1,"python":"3.11"}"#).expect("a lockfile");
+        let spec = EnvironmentSpec::of(&lockfile, "linux-x86_64", Accelerator::Cpu);
+        Ask { from: "requirements.txt".to_owned(), text: text.to_owned() }.read(&spec)
     }
 
     #[test]
@@ -187,7 +204,9 @@ mod tests {
         let text = "\u{feff}# ComfyUI\r\ntorch\r\nTransformers>=4.50.3 # newer\nkornia>=0.7.1;python_version>'3'\n\
             --extra-index-url https://evil.example/simple\n-r more.txt\n\npydantic~=2.0 --hash=sha256:00\n\
             some[extra]>=1,\\\n<2\nlong @ https://example.org/long-1-py3-none-any.whl\n\
-            sam @ git+ssh://git@codeberg.org/a/sam.git@abc ; python_version>'3'\ngit+https://github.com/a/clip.git#egg=clip\n";
+            sam @ git+ssh://git@codeberg.org/a/sam.git@abc ; python_version>'3'\n\
+            win @ git+https://github.com/a/win.git ; sys_platform=='win32'\n\
+            git+https://github.com/a/mac.git#egg=mac ; sys_platform=='darwin'\ngit+https://github.com/a/clip.git#egg=clip\n";
         let asked = ask(text).expect("it is taken");
         let texts: Vec<&str> =
             asked.requirements.iter().map(|requirement| requirement.text.as_str()).collect();

@@ -49,7 +49,7 @@ impl Resolver {
         cancel: &CancellationToken,
     ) -> Result<EnvironmentLock, PythonError> {
         let pins = pins(spec)?;
-        let asked = read(asks, log)?;
+        let asked = read(asks, spec, log)?;
         let wanted = spec.python.as_ref().ok_or(PythonError::PythonUnknown)?;
         let python = self.uv.python(wanted, log, cancel).await?;
         let recorded = recorded_build(&pins);
@@ -183,10 +183,10 @@ impl Resolver {
     }
 }
 
-fn read(asks: &[Ask], log: &PrepareLog) -> Result<Vec<Requirement>, PythonError> {
+fn read(asks: &[Ask], spec: &EnvironmentSpec, log: &PrepareLog) -> Result<Vec<Requirement>, PythonError> {
     let mut requirements = Vec::new();
     for ask in asks {
-        let asked = ask.read()?;
+        let asked = ask.read(spec)?;
         asked.ignored.iter().for_each(|line| log.line(&format!("`{line}` in `{}` is not obeyed", ask.from)));
         requirements.extend(asked.requirements);
     }

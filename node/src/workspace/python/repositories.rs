@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
-use protocol::{BuildSource, BuiltWheel, GitSource, PackagePin, Pin, normalized};
+use protocol::{BlobHash, BuildSource, BuiltWheel, GitSource, LockedFile, PackagePin, Pin, normalized};
 
 use super::ask::{Origin, Requirement};
 use super::source::Building;
 use super::{PythonError, WheelSource};
+use crate::os::file::replace;
 
 /// What stands for itself in the path of a `file:` address.
 const PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -57,6 +58,33 @@ pub(super) fn addresses(
     built.iter().map(address).collect()
 }
 
+/// Builds one, unless this Python did so before: an attempt that fails later is not to cost the build again.
+async fn built_once(
+    name: &str,
+    source: &BuildSource,
+    building: &Building<'_>,
+    files: &dyn WheelSource,
+) -> Result<(PathBuf, LockedFile), PythonError> {
+    let Building { uv, python, log, .. } = building;
+    let wanted = serde_json::to_string(&(name, source, &python.version, &python.program));
+    let wanted = BlobHash::of(wanted.expect("it has only text keys").as_bytes());
+    let (folder, wheels) = (uv.folder("built"), uv.folder("wheels"));
+    let note = folder.join(format!("{wanted}.json"));
+    let known = std::fs::read(&note).ok().and_then(|note| serde_json::from_slice::<LockedFile>(&note).ok());
+    if let Some(file) = known {
+        let path = wheels.join(file.sha256.to_string()).join(file.file_name.as_str());
+        if path.is_file() {
+            log.line(&format!("`{}` was built before", file.file_name));
+            return Ok((path, file));
+        }
+    }
+    let (path, file) = building.build(name, source, files).await?;
+    std::fs::create_dir_all(&folder).map_err(|error| PythonError::io("making", &folder, error))?;
+    let text = serde_json::to_vec(&file).expect("it has only text keys");
+    replace(&note, &text).map_err(|error| PythonError::io("writing", &note, error))?;
+    Ok((path, file))
+}
+
 /// Builds the packages of repositories: only their wheels say what they need.
 pub(super) async fn built(
     sources: BTreeMap<String, GitSource>,
@@ -66,7 +94,7 @@ pub(super) async fn built(
     let mut built = BTreeMap::new();
     for (name, source) in sources {
         let source = BuildSource::Git(source);
-        let (path, file) = building.build(&name, &source, files).await?;
+        let (path, file) = built_once(&name, &source, building, files).await?;
         let mut parts = file.file_name.as_str().split('-');
         let (made, version) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
         if normalized(made) != name {

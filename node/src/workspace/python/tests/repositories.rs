@@ -88,6 +88,9 @@ async fn package_of_a_repository_is_refused_with_what_would_allow_it() {
     let refused = setting.resolve("[]", "clip @ git+https://github.com/openai/CLIP.git\n").await;
     let refused = refused.expect_err("which commit?").to_string();
     assert!(refused.contains("`https://github.com/openai/CLIP.git`, which names no commit"), "{refused}");
+    let elsewhere = "clip @ git+https://github.com/openai/CLIP.git ; sys_platform == 'win32'\ndep\n";
+    let lock = setting.resolve("[]", elsewhere).await.expect("it is for another machine");
+    assert_eq!(names(&lock), ["dep==2"]);
     let other = pinned(&pin, "").replace("Clip", "other");
     let refused = setting.resolve(&other, "").await.expect_err("it is another package").to_string();
     assert!(refused.contains("package `other`") && refused.contains("has package `clip`"), "{refused}");
@@ -105,4 +108,9 @@ async fn old_source_is_tried_once_more_with_a_setuptools_that_has_what_it_wants(
     let Some(setting) = Setting::new(vec![wheel("dep", "2", &[])]).await else { return };
     let lock = setting.resolve(&pinned(&pin, ""), "").await.expect("the second build has another setuptools");
     assert_eq!(lock.built[0].version.as_str(), "1.0");
+    let conflict = setting.resolve(&pinned(&pin, ""), "dep==3\n").await.expect_err("no such version");
+    assert!(matches!(conflict, PythonError::Conflict { .. }), "{conflict}");
+    let builds =
+        |log: &PrepareLog| log.tail().iter().filter(|line| line.contains("was built before")).count();
+    assert_eq!(builds(&setting.log), 1, "what fails after a build costs no other");
 }

@@ -44,6 +44,7 @@ impl Process {
             command.env_remove(name);
         }
         command.env("HOME", folder).env_remove("XDG_CONFIG_HOME").env_remove("XDG_DATA_HOME");
+        command.env_remove("XDG_CACHE_HOME");
         command.env("COMFY_FARM_LOG", "debug,libp2p=info,quinn=info,hyper=info,sqlx=info").args(arguments);
         command
     }

@@ -45,6 +45,8 @@ async fn bundle(studio: &Studio, folder: &Path, class: &str) -> anyhow::Result<P
         "file_custom_nodes": [
             { "filename": "websocket_image_save.py", "disabled": false },
             { "filename": "own.py", "disabled": false },
+            // So that each has a lockfile of its own.
+            { "filename": format!("beside_{class}.py"), "disabled": false },
         ],
         "pips": pips,
         "python": "3.11",

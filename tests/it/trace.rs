@@ -103,11 +103,10 @@ async fn what_a_custom_node_fetches_is_there_without_a_network_once_it_was_trace
     let flags = managed(&index);
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     farm.start_node_with(&flags, &[("PATH", &programs)]).await?;
-    for name in ["bare", "traced"] {
+    // One after the other: a workspace that joins a ComfyUI brings its files to others of the same code in it.
+    let run = async |name: &str| -> anyhow::Result<Value> {
         farm.deploy(&folder.join(format!("{name}.cpack.zip")), name, &[]).await?;
         wait_for_workspace(&farm, &format!("{name}@1"), "loaded").await?;
-    }
-    let run = async |name: &str| -> anyhow::Result<Value> {
         let job = farm.submit(name, &[("picture", &picture)], &[]).await?;
         let id = job["id"].as_str().unwrap_or_default();
         farm.wait_for_job(id, |job| !matches!(job["state"].as_str(), Some("queued" | "running"))).await

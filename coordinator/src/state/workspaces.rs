@@ -112,11 +112,13 @@ impl State {
     /// Takes in how far a node is.
     pub(super) fn workspace_told(&mut self, peer: PeerId, report: WorkspaceReport, turn: &mut Turn) {
         let WorkspaceReport { lockfile, state, equivalent } = report;
-        let wanted = self.wanted_lockfiles();
+        let is_full = self.nodes.get(peer).is_some_and(|node| node.workspaces.len() >= MAX_WORKSPACES);
+        let wanted = is_full.then(|| self.wanted_lockfiles());
         let Some(node) = self.nodes.get_mut(peer) else { return };
-        if node.workspaces.len() >= MAX_WORKSPACES {
+        if let Some(wanted) = wanted {
             // What older versions left makes room.
             node.workspaces.retain(|lockfile, _| wanted.contains(lockfile));
+            node.equivalent.retain(|lockfile| wanted.contains(lockfile));
         }
         let has_room = node.workspaces.len() < MAX_WORKSPACES || node.workspaces.contains_key(&lockfile);
         if is_managed(node) && has_room {
@@ -274,6 +276,20 @@ mod tests {
         let (lockfile, state) = (LOCKFILE, WorkspaceState::Proven);
         farm.say(2, NodeMessage::WorkspaceReport(WorkspaceReport { lockfile, state, equivalent: false }));
         assert_eq!(goes_to(&mut farm, 4), node(1), "a new session knows nothing of the old one");
+    }
+
+    #[test]
+    fn whatever_a_node_reports_no_more_is_kept_of_it_than_of_as_many_workspaces() {
+        let mut farm = Farm::new();
+        farm.register_managed(1);
+        for number in 0..3 * MAX_WORKSPACES as u64 {
+            let lockfile = LockfileHash(BlobHash::of(&number.to_le_bytes()));
+            let report = WorkspaceReport { lockfile, state: WorkspaceState::Loaded, equivalent: true };
+            farm.say(1, NodeMessage::WorkspaceReport(report));
+        }
+        let node = farm.state.nodes.get(node(1)).expect("registered");
+        assert!(node.workspaces.len() <= MAX_WORKSPACES);
+        assert!(node.equivalent.iter().eq(node.workspaces.keys()), "{}", node.equivalent.len());
     }
 
     #[test]

@@ -115,6 +115,12 @@ pub struct RegistryPin {
     pub version: Token,
 }
 
+impl fmt::Display for RegistryPin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.id, self.version)
+    }
+}
+
 impl CustomNode {
     /// Its commit, if it is one of a repository and is switched on.
     pub fn git(&self) -> Option<GitPin> {

@@ -106,12 +106,6 @@ pub(super) fn version_url(base: &str, id: &Token, version: &Token) -> String {
     format!("{base}/nodes/{id}/install?version={}", version.as_str().replace('+', "%2B"))
 }
 
-/// The host of an address, in lower case and without a port.
-pub(super) fn host_of(url: &WebUrl) -> String {
-    let rest = url.as_str().split_once("://").map_or("", |(_, rest)| rest);
-    rest.split(['/', '?', '#', ':']).next().unwrap_or_default().to_ascii_lowercase()
-}
-
 impl Registry {
     /// The one at this address. One that is not public was named by the owner, and may lead to private ones.
     pub(super) fn new(base: &WebUrl, policy: &Policy) -> Result<Self, OriginSetupError> {
@@ -127,7 +121,7 @@ impl Registry {
 
     /// Asks for a version; its archive is made in this folder.
     pub(super) async fn get(&self, pin: &RegistryPin, folder: &Path) -> Result<Given, RegistryError> {
-        let node = format!("{} {}", pin.id, pin.version);
+        let node = pin.to_string();
         let keep = |source: Box<dyn std::error::Error + Send + Sync>| RegistryError::Keep {
             node: node.clone(),
             source,

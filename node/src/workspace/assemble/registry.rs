@@ -17,7 +17,7 @@ use super::{Assembler, failed};
 use crate::workspace::log::PrepareLog;
 use crate::workspace::prepare::BuildError;
 use crate::workspace::record::WorkspaceRecord;
-use crate::workspace::registry::{Given, Registry, RegistryError, host_of};
+use crate::workspace::registry::{Given, Registry, RegistryError};
 
 impl Assembler {
     /// What each version of the Comfy registry comes to, in the order of the lockfile.
@@ -37,9 +37,9 @@ impl Assembler {
                 continue;
             }
             // Also where peers give it: it is code of that host.
-            let host = host_of(&self.registry);
+            let host = self.registry.host();
             if !self.policy.allows_host(&host) {
-                return Err(refused(RegistryError::Host { node: words(&pin), host }));
+                return Err(refused(RegistryError::Host { node: pin.to_string(), host }));
             }
             // Whoever reported it may have made the size up.
             let is_taken = |node: &&RegistryNode| node.files.is_none_or(|files| files.size <= MAX_CARRIED);
@@ -78,13 +78,12 @@ impl Assembler {
             match came {
                 Ok(_) => continue,
                 Err(BuildError::Canceled) => return Err(BuildError::Canceled),
-                Err(error) => log.line(&format!("custom node `{}` comes from no peer: {error}", words(pin))),
+                Err(error) => log.line(&format!("custom node `{pin}` comes from no peer: {error}")),
             }
             if self.ask_registry(pin, files, log).await? != Some(*archive) {
                 return Err(BuildError::Failed(format!(
-                    "custom node `{}`: no peer gives the files that the farm knows it by, and the Comfy registry gives \
-                     others",
-                    words(pin)
+                    "custom node `{pin}`: no peer gives the files that the farm knows it by, and the Comfy registry gives \
+                     others"
                 )));
             }
         }
@@ -107,19 +106,15 @@ impl Assembler {
             Given::Archive(archive) => {
                 let store = self.reach.exchange.store();
                 let archive = store.import_file(archive.path()).await.map_err(failed)?;
-                log.line(&format!("custom node `{}` comes from the Comfy registry", words(pin)));
+                log.line(&format!("custom node `{pin}` comes from the Comfy registry"));
                 Ok(Some(archive))
             }
             Given::Nothing(reason) => {
-                log.line(&format!("custom node `{}` cannot be had: {reason}", words(pin)));
+                log.line(&format!("custom node `{pin}` cannot be had: {reason}"));
                 Ok(None)
             }
         }
     }
-}
-
-fn words(pin: &RegistryPin) -> String {
-    format!("{} {}", pin.id, pin.version)
 }
 
 fn refused(error: RegistryError) -> BuildError {

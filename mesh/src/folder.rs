@@ -2,6 +2,7 @@
 //!
 //! Not here: what is kept in it.
 
+pub(crate) mod left;
 mod passing;
 
 pub use self::passing::PassingFolder;

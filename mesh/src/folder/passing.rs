@@ -4,14 +4,11 @@
 //! Not here: what is kept in it.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use nix::unistd::geteuid;
-use tracing::{debug, info};
-
+use super::left::remove_left;
 use super::{DataFolder, FolderError, LOCK};
 
 /// A folder that is removed when this is dropped.
@@ -28,7 +25,7 @@ impl PassingFolder {
     }
 
     fn make_in(parent: &Path, prefix: &str, role: &str) -> Result<Self, FolderError> {
-        remove_dead(parent, prefix);
+        remove_left(parent, prefix, remove_if_dead);
         let error = |path: &Path| {
             let path = path.to_owned();
             move |source| FolderError::Io { path, source }
@@ -58,22 +55,9 @@ impl Drop for PassingFolder {
     }
 }
 
-/// Removes our user's folders of this prefix that no process has.
-fn remove_dead(parent: &Path, prefix: &str) {
-    let entries = fs::read_dir(parent).into_iter().flatten().flatten();
-    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix)) {
-        match remove_if_dead(&entry.path()) {
-            Ok(true) => info!(folder = %entry.path().display(), "removed what a killed process left"),
-            Ok(false) => {}
-            Err(error) => debug!(folder = %entry.path().display(), %error, "folder is left"),
-        }
-    }
-}
-
-fn remove_if_dead(folder: &Path) -> io::Result<bool> {
-    // Not that of the target of a symbolic link: anybody may make one here.
-    let metadata = fs::symlink_metadata(folder)?;
-    if !metadata.is_dir() || metadata.uid() != geteuid().as_raw() {
+/// Removes a folder that no process has.
+fn remove_if_dead(folder: &Path, metadata: &Metadata) -> io::Result<bool> {
+    if !metadata.is_dir() {
         return Ok(false);
     }
     // The system lets a lock go with its process, whoever has its number now.

@@ -4,20 +4,20 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
-use nix::unistd::geteuid;
 use rustix::fs::ioctl_ficlone;
 use tempfile::{Builder, NamedTempFile};
-use tracing::{debug, info};
+use tracing::debug;
 
 use super::draft::sync_folder;
 use super::room::disk_failure;
 use super::{StoreError, free_bytes};
+use crate::folder::left::remove_left;
 
 /// How the names of files begin that are still being written.
 const UNFINISHED: &str = ".comfy-farm-export-";
@@ -28,7 +28,7 @@ const FRESH: Duration = Duration::from_secs(60);
 pub(super) fn copy_to(file: &fs::File, size: u64, destination: &Path) -> Result<(), StoreError> {
     let folder = destination.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
-    remove_left(folder);
+    remove_left(folder, UNFINISHED, remove_if_left);
     let full = |error| disk_failure(folder, size, destination, error);
     let made =
         Builder::new().prefix(UNFINISHED).permissions(PermissionsExt::from_mode(0o644)).tempfile_in(folder);
@@ -59,23 +59,10 @@ fn copy(mut file: &fs::File, size: u64, folder: &Path, temporary: &mut NamedTemp
     io::copy(&mut file, temporary.as_file_mut()).map(drop)
 }
 
-/// Removes what killed processes of our user left in this folder.
-fn remove_left(folder: &Path) {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(UNFINISHED)) {
-        match remove_if_left(&entry.path()) {
-            Ok(true) => info!(file = %entry.path().display(), "removed what a killed process left"),
-            Ok(false) => {}
-            Err(error) => debug!(file = %entry.path().display(), %error, "file is left"),
-        }
-    }
-}
-
-fn remove_if_left(path: &Path) -> io::Result<bool> {
-    // Not the target of a symbolic link: anybody may make one here.
-    let metadata = fs::symlink_metadata(path)?;
+/// Removes a file that nobody writes any more.
+fn remove_if_left(path: &Path, metadata: &fs::Metadata) -> io::Result<bool> {
     let is_fresh = metadata.modified()?.elapsed().is_ok_and(|age| age < FRESH);
-    if !metadata.is_file() || metadata.uid() != geteuid().as_raw() || is_fresh {
+    if !metadata.is_file() || is_fresh {
         return Ok(false);
     }
     let file = fs::File::options().write(true).open(path)?;

@@ -270,17 +270,13 @@ impl Links {
         self.wait_until(longest, || self.get(peer)).await
     }
 
-    async fn wait_until(
-        &self,
-        longest: Duration,
-        find: impl Fn() -> Option<Arc<dyn Link>>,
-    ) -> Option<Arc<dyn Link>> {
+    async fn wait_until<T>(&self, longest: Duration, find: impl Fn() -> Option<T>) -> Option<T> {
         let deadline = Instant::now() + longest;
         loop {
             // Asked for before looking, so that a link between the two is not missed.
             let appeared = self.appeared.notified();
-            if let Some(link) = find() {
-                return Some(link);
+            if let Some(found) = find() {
+                return Some(found);
             }
             timeout_at(deadline, appeared).await.ok()?;
         }

@@ -60,6 +60,13 @@ pub enum SourceName {
     Origin(String),
 }
 
+impl SourceName {
+    /// Whether it is a peer.
+    pub fn is_peer(&self) -> bool {
+        matches!(self, Self::Peer(_))
+    }
+}
+
 impl fmt::Display for SourceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

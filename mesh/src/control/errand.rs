@@ -196,12 +196,16 @@ impl Reach {
                     let blob = blob.or(named).filter(|_| !providers.is_empty());
                     let blob = blob.ok_or_else(|| nobody(silence))?;
                     let chosen = choose(*name, from, &providers)?;
-                    let by_sha256 = matches!(name, BlobName::Sha256(_));
                     // It stays until it is proven.
                     let _hold = self.exchange.store().hold(blob.hash);
-                    let beside = by_sha256.then(|| self.exchange.store().sha256_beside(blob));
+                    let proof = match name {
+                        BlobName::Sha256(wanted) => Some((wanted, self.exchange.store().sha256_beside(blob))),
+                        BlobName::Blake3(_) => None,
+                    };
                     let fetched = self.exchange.fetch(blob, &chosen, Some(&sender)).await?;
-                    self.prove(name, blob, beside).await?;
+                    if let Some((wanted, beside)) = proof {
+                        self.prove(wanted, blob, beside).await?;
+                    }
                     Ok(Got { blob, fetched, origin_bytes: 0 })
                 }
             }
@@ -231,13 +235,7 @@ impl Reach {
     }
 
     /// That a blob has the SHA-256 by which it was asked for: others' word for that is only a hint.
-    async fn prove(
-        &self,
-        name: &BlobName,
-        blob: BlobRef,
-        beside: Option<Sha256Beside>,
-    ) -> Result<(), ErrandError> {
-        let (BlobName::Sha256(wanted), Some(beside)) = (name, beside) else { return Ok(()) };
+    async fn prove(&self, wanted: &Sha256, blob: BlobRef, beside: Sha256Beside) -> Result<(), ErrandError> {
         let found = self.exchange.store().prove_beside(blob, beside).await?;
         if found == *wanted { Ok(()) } else { Err(ErrandError::WrongSha256 { blob: blob.hash, found }) }
     }

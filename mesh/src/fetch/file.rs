@@ -248,8 +248,7 @@ impl Exchange {
     ) -> Result<FetchedFile, KnownError> {
         // It stays until it is proven.
         let _hold = self.store().hold(blob.hash);
-        let is_proven = wanted.is_trusted() || self.store().alias(&wanted.file.sha256) == Some(blob);
-        let beside = (!is_proven).then(|| self.store().sha256_beside(blob));
+        let beside = (!self.is_proven(wanted, blob)).then(|| self.store().sha256_beside(blob));
         // Under its SHA-256 others get nothing of a blob that may be another file: we would be the liar. So we lease
         // no range of it either.
         let finder = self.finder().filter(|_| wanted.share && !is_hint);
@@ -325,7 +324,7 @@ impl Exchange {
             unproven.distrust(|_, _| false).await?;
             if from_others > 0 || !origin.is_usable() {
                 unproven.discard().await?;
-                let givers = gave.keys().filter(|name| matches!(name, SourceName::Peer(_)));
+                let givers = gave.keys().filter(|name| name.is_peer());
                 let from = if from_others > 0 { givers.map(ToString::to_string).collect() } else { blamed };
                 return Err(wrong.from(from));
             }
@@ -371,6 +370,11 @@ impl Exchange {
         gathered
     }
 
+    /// Whether it needs no proof that a blob is the file.
+    fn is_proven(&self, wanted: &OriginFile, blob: BlobRef) -> bool {
+        wanted.is_trusted() || self.store().alias(&wanted.file.sha256) == Some(blob)
+    }
+
     /// Proves that a whole blob is the file, unless somebody who is trusted says so: by the SHA-256 that was
     /// computed beside it, or by reading it.
     async fn prove(
@@ -381,7 +385,7 @@ impl Exchange {
         from: Vec<String>,
     ) -> Result<(), FetchFileError> {
         let file = wanted.file;
-        if wanted.is_trusted() || self.store().alias(&file.sha256) == Some(blob) {
+        if self.is_proven(wanted, blob) {
             return Ok(());
         }
         let found = match beside {

@@ -86,12 +86,6 @@ struct Seat {
     heard: Instant,
 }
 
-impl Seat {
-    fn is_peer(&self) -> bool {
-        matches!(self.name, SourceName::Peer(_))
-    }
-}
-
 impl Gathering {
     /// Ready to fill this target, `in_order` for whoever reads it while it comes.
     pub(crate) fn new(
@@ -222,7 +216,7 @@ impl Gathering {
         let is_waiting = !round.waiting.is_empty() || !round.resting.is_empty() || state.outboard.is_taken();
         let helps = |(id, seat): (&SourceId, &Seat)| {
             // Before its tree is here, the internet waits for peers that give it.
-            let is_opened = seat.carrier.is_none() && (seat.is_peer() || !lacks_outboard);
+            let is_opened = seat.carrier.is_none() && (seat.name.is_peer() || !lacks_outboard);
             is_opened || state.schedule.is_open(*id) || state.schedule.has_missing(*id)
         };
         !is_waiting
@@ -277,7 +271,7 @@ impl Attempt {
     }
 
     fn is_peer(&self) -> bool {
-        matches!(self.supplier.name(), SourceName::Peer(_))
+        self.supplier.name().is_peer()
     }
 }
 

@@ -105,10 +105,19 @@ impl Introductions {
 
 /// Has a member open its side.
 async fn tell(link: &dyn Link, meet: Meet) -> Result<bool, FrameError> {
-    let Channel { reader, writer } = link.open().await?;
-    FrameSender::with_limit(writer, MAX_BLOB_FRAME).send(&BlobRequest::Meet(meet)).await?;
-    let answer = FrameReceiver::with_limit(reader, MAX_BLOB_FRAME).recv().await?;
+    let answer = answer_to(link, BlobRequest::Meet(meet)).await?;
     Ok(matches!(answer, Some(BlobAnswer::Ready(Ready { ready: true }))))
+}
+
+/// The answer to a question that has a channel to itself.
+pub(super) async fn answer_to(
+    link: &dyn Link,
+    question: BlobRequest,
+) -> Result<Option<BlobAnswer>, FrameError> {
+    let Channel { reader, writer } = link.open().await?;
+    let mut asking = FrameSender::with_limit(writer, MAX_BLOB_FRAME);
+    asking.send(&question).await?;
+    FrameReceiver::with_limit(reader, MAX_BLOB_FRAME).recv().await
 }
 
 #[cfg(test)]

@@ -14,15 +14,16 @@ use std::time::Duration;
 use protocol::PeerId;
 use protocol::introduction::{Introduce, Meet};
 use protocol::message::Provider;
-use protocol::wire::{BlobAnswer, BlobRequest, MAX_BLOB_FRAME};
+use protocol::wire::{BlobAnswer, BlobRequest};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, debug_span, info};
 
+use super::introduce::answer_to;
 use super::{LinkError, Links};
-use crate::frames::{FrameError, FrameReceiver, FrameSender};
+use crate::frames::FrameError;
 use crate::gate::Side;
-use crate::plane::{Channel, DialError, Link};
+use crate::plane::{DialError, Link};
 
 /// How many members may have us open our side at once.
 pub(super) const MAX_MEETINGS: usize = 8;
@@ -162,7 +163,7 @@ impl Links {
 
     /// Whether there is a direct link to the peer, waiting for one so long.
     async fn await_direct(&self, peer: PeerId, longest: Duration) -> bool {
-        self.wait_until(longest, || self.get(peer).filter(|link| !is_relayed(&**link))).await.is_some()
+        self.wait_until(longest, || self.has_direct(peer).then_some(())).await.is_some()
     }
 
     /// Whether there is a direct link to the peer.
@@ -189,10 +190,7 @@ pub(crate) fn is_relayed(link: &dyn Link) -> bool {
 
 /// Asks a coordinator to introduce us.
 async fn ask(link: &dyn Link, peer: PeerId) -> Result<Option<SocketAddr>, FrameError> {
-    let Channel { reader, writer } = link.open().await?;
-    let mut asking = FrameSender::with_limit(writer, MAX_BLOB_FRAME);
-    asking.send(&BlobRequest::Introduce(Introduce { peer })).await?;
-    match FrameReceiver::with_limit(reader, MAX_BLOB_FRAME).recv().await? {
+    match answer_to(link, BlobRequest::Introduce(Introduce { peer })).await? {
         Some(BlobAnswer::Introduced(introduced)) => Ok(introduced.dialable()),
         _ => Err(FrameError::Cut),
     }

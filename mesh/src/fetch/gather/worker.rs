@@ -150,7 +150,7 @@ impl Gathering {
     fn takes_outboard(&self, id: SourceId) -> bool {
         let now = self.now();
         let mut state = self.lock();
-        let is_peer = state.seats.get(&id).is_some_and(Seat::is_peer);
+        let is_peer = state.seats.get(&id).is_some_and(|seat| seat.name.is_peer());
         is_peer && state.schedule.has_missing(id) && state.outboard.take(id, now)
     }
 

@@ -7,27 +7,8 @@ use anyhow::{Context, ensure};
 use farm_tests::{Farm, FarmOptions, PackageIndex, Process, Registry, Studio};
 use serde_json::{Value, json};
 
-use crate::people::{COMFYUI, has_already, through, zipped};
+use crate::people::{COMFYUI, has_already, through, upside_down, zipped};
 use crate::workspaces::{Sources, managed, picture, wait_for_workspace, wait_for_workspace_on};
-
-/// An op that turns a picture upside down, of a package with a file beside its `__init__.py`.
-const FLIP: [(&str, &str); 3] = [
-    ("__init__.py", "from .nodes import NODE_CLASS_MAPPINGS\n"),
-    ("pyproject.toml", "[project]\nname = 'comfyui-flip'\nversion = '1.0.8'\n"),
-    (
-        "nodes.py",
-        "
-class Flip:
-    RETURN_TYPES, FUNCTION, CATEGORY = ('IMAGE',), 'execute', 'test'
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {'required': {'image': ('IMAGE',)}}
-    def execute(self, image):
-        return (image.flip(1),)
-NODE_CLASS_MAPPINGS = {'Flip': Flip}
-",
-    ),
-];
 
 /// A bundle of an op in an installation with more custom nodes than it needs.
 async fn bundle(studio: &Studio, folder: &Path, class: &str) -> anyhow::Result<PathBuf> {
@@ -71,7 +52,14 @@ async fn node_of_the_registry_is_fetched_once_for_the_farm_and_what_no_op_needs_
     let studio = Studio::new(&sources.installed, &farm.folder.path().join("origin"));
     let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
     let index = PackageIndex::serve(&sources.installed.join("index"), listener)?;
-    let registry = Registry::serve("comfyui-flip", "1.0.8", &FLIP).await?;
+    let nodes = upside_down("Flip");
+    // An op of a package with a file beside its `__init__.py`.
+    let flip = [
+        ("__init__.py", "from .nodes import NODE_CLASS_MAPPINGS\n"),
+        ("pyproject.toml", "[project]\nname = 'comfyui-flip'\nversion = '1.0.8'\n"),
+        ("nodes.py", nodes.as_str()),
+    ];
+    let registry = Registry::serve("comfyui-flip", "1.0.8", &flip).await?;
     let flags = [managed(&index), vec!["--comfy-registry".to_owned(), registry.url.clone()]].concat();
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     let environment = [("PATH", sources.programs.as_str())];

@@ -18,17 +18,21 @@ use crate::workspaces::{Sources, lockfile, managed, picture, wait_for_workspace}
 
 const REMOTE: &str = include_str!("../real/remote.py");
 
-/// What only the custom node of the older bundle has: an op that turns a picture upside down.
-const OLDER: &str = "
-class Older:
+/// A module with an op that turns a picture upside down.
+pub(crate) fn upside_down(class: &str) -> String {
+    format!(
+        "
+class {class}:
     RETURN_TYPES, FUNCTION, CATEGORY = ('IMAGE',), 'execute', 'test'
     @classmethod
     def INPUT_TYPES(cls):
-        return {'required': {'image': ('IMAGE',)}}
+        return {{'required': {{'image': ('IMAGE',)}}}}
     def execute(self, image):
         return (image.flip(1),)
-NODE_CLASS_MAPPINGS = {'Older': Older}
-";
+NODE_CLASS_MAPPINGS = {{'{class}': {class}}}
+"
+    )
+}
 
 /// A picture that passes one op, as comfy-pack's ops declare it; the ids are those of a subgraph.
 pub(crate) fn through(class: &str) -> Value {
@@ -81,7 +85,7 @@ pub(crate) fn has_already(data: &Path, address: &str, pinned: &Value) -> anyhow:
 /// cannot reach: the node that is to rebuild it has these commits already, as from an earlier workflow.
 async fn older(studio: &Studio, folder: &Path, data: &Path) -> anyhow::Result<PathBuf> {
     let comfyui = studio.comfyui("ComfyUI").await?;
-    let node = studio.custom_node("older", &[("__init__.py", OLDER)]).await?;
+    let node = studio.custom_node("older", &[("__init__.py", &upside_down("Older"))]).await?;
     let address = "https://github.com/someone/older-nodes.git";
     has_already(data, COMFYUI, &comfyui)?;
     has_already(data, address, &node)?;

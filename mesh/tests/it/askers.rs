@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use mesh::frames::{Reader, Writer};
 use mesh::gate::{Side, exchange_hellos};
 use mesh::plane::{Channel, Link, Plane, TlsPlane};
 use protocol::codec::encode;
@@ -21,6 +22,18 @@ pub(crate) struct Asker {
 }
 
 impl Asker {
+    /// Opens a conversation about this blob and asks all of this; what there is to be read then. It does not end
+    /// the conversation as long as the writer lives.
+    async fn asks(&self, blob: BlobRef, requests: &[BlobRequest]) -> (Reader, Writer) {
+        let Channel { reader, mut writer } = self.link.open().await.expect("the link is open");
+        for request in [&[BlobRequest::Open(blob)], requests].concat() {
+            let frame = encode(&request, MAX_BLOB_FRAME).expect("it is small");
+            writer.write_all(&frame).await.expect("the link is open");
+        }
+        writer.flush().await.expect("the link is open");
+        (reader, writer)
+    }
+
     /// That its peer warned once, for this reason.
     fn was_blamed_once(&self, reason: &str) {
         let logged = log::warnings_about(self.peer);
@@ -100,12 +113,7 @@ async fn asker_whose_ranges_are_none_of_the_blob_is_dropped() {
     let out_of_order = vec![BlobRequest::Open(blob)];
     for requests in [past_the_end, not_to_be_counted, out_of_order] {
         let asker = asker(&farm, &holder).await;
-        let Channel { mut reader, mut writer } = asker.link.open().await.expect("the link is open");
-        for request in [vec![BlobRequest::Open(blob)], requests.clone()].concat() {
-            let frame = encode(&request, MAX_BLOB_FRAME).expect("it is small");
-            writer.write_all(&frame).await.expect("the link is open");
-        }
-        writer.flush().await.expect("the link is open");
+        let (mut reader, _writer) = asker.asks(blob, &requests).await;
         let ending = async {
             let _ = tokio::io::copy(&mut reader, &mut tokio::io::sink()).await;
             asker.link.closed().await;
@@ -123,12 +131,7 @@ async fn conversation_ends_where_a_piece_is_asked_for_again() {
     let blob = holder.store.import_bytes(&[1; 3 << 20]).await.expect("there is room");
     let asker = asker(&farm, &holder).await;
     let gets = [(0, 2), (1, 1), (2, 1)].map(|(first, count)| BlobRequest::Get(Get { first, count }));
-    let Channel { mut reader, mut writer } = asker.link.open().await.expect("the link is open");
-    for request in [vec![BlobRequest::Open(blob)], gets.to_vec()].concat() {
-        let frame = encode(&request, MAX_BLOB_FRAME).expect("it is small");
-        writer.write_all(&frame).await.expect("the link is open");
-    }
-    writer.flush().await.expect("the link is open");
+    let (mut reader, _writer) = asker.asks(blob, &gets).await;
     let mut nowhere = tokio::io::sink();
     // How a channel ends is its plane's affair.
     let _ = timeout(PATIENCE, tokio::io::copy(&mut reader, &mut nowhere)).await.expect("it ends");

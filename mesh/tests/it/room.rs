@@ -10,10 +10,10 @@ use mesh::limits::{Caps, Limits};
 use mesh::plane::QuinnPlane;
 use mesh::store::{BlobStore, ByteSize, StoreError};
 use nix::unistd::Uid;
-use protocol::PIECE_SIZE;
+use protocol::{BlobRef, PIECE_SIZE};
 use tokio::time::timeout;
 
-use crate::farm::{Farm, PATIENCE, bytes, exchange_config, key, loopback};
+use crate::farm::{Farm, PATIENCE, Peer, bytes, exchange_config, key, loopback};
 
 /// A file system of 8 MiB, as long as this lives.
 struct SmallDisk(PathBuf);
@@ -26,6 +26,11 @@ impl SmallDisk {
         assert!(status.success(), "{status}");
         Self(path.to_owned())
     }
+
+    /// A file beside the store that takes room.
+    fn filler(&self) -> PathBuf {
+        self.0.join("filler")
+    }
 }
 
 impl Drop for SmallDisk {
@@ -37,56 +42,67 @@ impl Drop for SmallDisk {
     }
 }
 
+/// A blob that somebody holds, and an asker whose store lies on a small disk.
+struct OnSmallDisk {
+    disk: SmallDisk,
+    holder: Peer,
+    bytes: Vec<u8>,
+    blob: BlobRef,
+    store: BlobStore,
+    exchange: Exchange,
+    _farm: Farm,
+    _folder: tempfile::TempDir,
+}
+
+impl OnSmallDisk {
+    /// None where nobody may mount one. `filled`, so many bytes of the disk are taken by a file beside the store.
+    async fn new(filled: usize) -> Option<Self> {
+        if !Uid::effective().is_root() {
+            eprintln!("skipped: a file system of 8 MiB is mounted by root only");
+            return None;
+        }
+        let (farm, folder) = (Farm::new(), tempfile::tempdir().expect("a folder"));
+        let disk = SmallDisk::mount(&folder.path().join("disk"));
+        let holder = farm.peer().await;
+        let bytes = bytes(6 * PIECE_SIZE as usize);
+        let blob = holder.store.import_bytes(&bytes).await.expect("there is room");
+        if filled > 0 {
+            fs::write(disk.filler(), vec![0; filled]).expect("it fits");
+        }
+        let asker = key();
+        let store = BlobStore::open(disk.0.join("store")).await.expect("a store");
+        let plane = Arc::new(QuinnPlane::bind(&asker, loopback()).await.expect("a plane"));
+        let config = exchange_config(store.clone(), plane, farm.credentials(asker.peer()));
+        let exchange = Exchange::start(config);
+        Some(Self { disk, holder, bytes, blob, store, exchange, _farm: farm, _folder: folder })
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn fetch_onto_a_full_disk_tells_the_numbers_and_goes_on_when_there_is_room() {
-    if !Uid::effective().is_root() {
-        eprintln!("skipped: a file system of 8 MiB is mounted by root only");
-        return;
-    }
-    let (farm, folder) = (Farm::new(), tempfile::tempdir().expect("a folder"));
-    let disk = SmallDisk::mount(&folder.path().join("disk"));
-    let holder = farm.peer().await;
-    let bytes = bytes(6 * PIECE_SIZE as usize);
-    let blob = holder.store.import_bytes(&bytes).await.expect("there is room");
-    let filler = disk.0.join("filler");
-    fs::write(&filler, vec![0; 4 << 20]).expect("it fits");
-
-    let asker = key();
-    let store = BlobStore::open(disk.0.join("store")).await.expect("a store");
-    let plane = Arc::new(QuinnPlane::bind(&asker, loopback()).await.expect("a plane"));
-    let exchange = Exchange::start(exchange_config(store.clone(), plane, farm.credentials(asker.peer())));
-    let full = exchange.fetch(blob, &[holder.provider()], None).await.expect_err("the disk is full");
+    let Some(setting) = OnSmallDisk::new(4 << 20).await else { return };
+    let OnSmallDisk { disk, holder, bytes, blob, store, exchange, .. } = &setting;
+    let full = exchange.fetch(*blob, &[holder.provider()], None).await.expect_err("the disk is full");
     let FetchError::Store(StoreError::NoRoom { wanted, free, .. }) = full else { panic!("{full}") };
     assert_eq!(wanted, blob.size);
     assert!(free < wanted, "{free}");
 
-    fs::remove_file(&filler).expect("own file");
-    exchange.fetch(blob, &[holder.provider()], None).await.expect("there is room now");
-    assert_eq!(store.read_all(blob.hash, u64::MAX).await.expect("it is whole"), bytes);
+    fs::remove_file(disk.filler()).expect("own file");
+    exchange.fetch(*blob, &[holder.provider()], None).await.expect("there is room now");
+    assert_eq!(store.read_all(blob.hash, u64::MAX).await.expect("it is whole"), *bytes);
     exchange.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn disk_that_fills_up_in_the_middle_costs_nothing_that_came_and_is_waited_for() {
-    if !Uid::effective().is_root() {
-        eprintln!("skipped: a file system of 8 MiB is mounted by root only");
-        return;
-    }
-    let (farm, folder) = (Farm::new(), tempfile::tempdir().expect("a folder"));
-    let disk = SmallDisk::mount(&folder.path().join("disk"));
-    let holder = farm.peer().await;
-    let bytes = bytes(6 * PIECE_SIZE as usize);
-    let blob = holder.store.import_bytes(&bytes).await.expect("there is room");
+    let Some(setting) = OnSmallDisk::new(0).await else { return };
+    let OnSmallDisk { disk, holder, bytes, blob, store, exchange, .. } = &setting;
+    let (blob, filler) = (*blob, disk.filler());
     let upload = |cap: Option<u64>| {
         let caps = Caps { upload: cap.map(ByteSize), download: None };
         holder.exchange.set_limits(Limits { caps, ..Limits::default() });
     };
     upload(Some(4 * PIECE_SIZE));
-
-    let asker = key();
-    let store = BlobStore::open(disk.0.join("store")).await.expect("a store");
-    let plane = Arc::new(QuinnPlane::bind(&asker, loopback()).await.expect("a plane"));
-    let exchange = Exchange::start(exchange_config(store.clone(), plane, farm.credentials(asker.peer())));
     let fetching = tokio::spawn({
         let (exchange, holder) = (exchange.clone(), holder.provider());
         async move { exchange.fetch(blob, &[holder], None).await }
@@ -97,7 +113,6 @@ async fn disk_that_fills_up_in_the_middle_costs_nothing_that_came_and_is_waited_
         }
     };
     timeout(PATIENCE, arrived).await.expect("it comes");
-    let filler = disk.0.join("filler");
     // As much as there is: the blob's room is not taken beforehand in memory.
     let filled = std::io::copy(&mut std::io::repeat(0), &mut fs::File::create(&filler).expect("it is made"));
     assert!(filled.is_err_and(|error| error.kind() == std::io::ErrorKind::StorageFull));
@@ -112,7 +127,7 @@ async fn disk_that_fills_up_in_the_middle_costs_nothing_that_came_and_is_waited_
     let fetched = exchange.fetch(blob, &[holder.provider()], None).await.expect("there is room now");
     let came: u64 = fetched.iter().map(|fetched| fetched.bytes).sum();
     assert!(came < blob.size, "{came} bytes came again");
-    assert_eq!(store.read_all(blob.hash, u64::MAX).await.expect("it is whole"), bytes);
+    assert_eq!(store.read_all(blob.hash, u64::MAX).await.expect("it is whole"), *bytes);
     // There is no room for a copy beside it.
     let copied = store.export(blob.hash, disk.0.join("out")).await.expect_err("6 and 6 are more than 8");
     let StoreError::NoRoom { wanted, free, .. } = copied else { panic!("{copied}") };

@@ -10,7 +10,8 @@
 //! DIR/partial/sha256-<hash>.pieces  what its pieces are, 32 bytes each
 //! DIR/in-place.json                 blobs that are files elsewhere, with size and time of change
 //! DIR/pins.json                     blobs that are never evicted
-//! DIR/aliases.json                  which blob has which SHA-256
+//! DIR/aliases.json                  which blob has which SHA-256, as it was read
+//! DIR/vouched.json                  the same, as trusted publishers signed
 //! DIR/temporary/                    bytes whose hash is not known yet; emptied at each start
 //! ```
 //!
@@ -122,6 +123,7 @@ impl BlobStore {
         let mut index = Index::default();
         index.marks = Marks::read(&directory)?;
         index.aliases = Aliases::read(&directory)?;
+        index.vouched = Aliases::read_vouched(&directory)?;
         scan(&directory.join("blobs"), &mut index)?;
         for file in InPlaceIndex::read(&directory)? {
             if file.is_unchanged() {

@@ -41,7 +41,8 @@ pub(crate) fn is_told(entry: &BlobEntry) -> bool {
 fn names(blobs: &BlobStore) -> BTreeSet<BlobName> {
     let told: BTreeSet<BlobHash> =
         blobs.list().iter().filter(|entry| is_told(entry)).map(|entry| entry.hash).collect();
-    let aliases = blobs.aliases().into_iter().filter(|alias| told.contains(&alias.blob.hash));
+    let aliases = blobs.aliases().into_iter().chain(blobs.vouched());
+    let aliases = aliases.filter(|alias| told.contains(&alias.blob.hash));
     let aliases: Vec<_> = aliases.map(|alias| BlobName::Sha256(alias.sha256)).collect();
     told.into_iter().map(BlobName::Blake3).chain(aliases).collect()
 }

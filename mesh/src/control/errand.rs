@@ -136,10 +136,12 @@ impl Reach {
         tell: impl Fn(Progress) + Send + Sync,
     ) -> Result<Got, ErrandError> {
         let store = self.exchange.store();
-        let got = match here(store, &request.name) {
-            Some(BlobEntry { hash, size, .. }) => {
-                Got { blob: BlobRef { hash, size }, fetched: Vec::new(), origin_bytes: 0 }
-            }
+        let here = match &request.name {
+            BlobName::Blake3(hash) => store.get(*hash),
+            BlobName::Sha256(sha256) => store.proven(sha256).await?,
+        };
+        let got = match here {
+            Some(blob) => Got { blob, fetched: Vec::new(), origin_bytes: 0 },
             None => self.fetch(&request, tell).await?,
         };
         store.export(got.blob.hash, &request.output).await?;
@@ -255,7 +257,7 @@ fn choose(name: BlobName, from: &[PeerId], providers: &[Provider]) -> Result<Vec
 fn here(store: &BlobStore, name: &BlobName) -> Option<BlobEntry> {
     let hash = match name {
         BlobName::Blake3(hash) => *hash,
-        BlobName::Sha256(sha256) => store.alias(sha256)?.hash,
+        BlobName::Sha256(sha256) => store.named(sha256)?.hash,
     };
     store.get(hash)?;
     store.list().into_iter().find(|entry| entry.hash == hash)

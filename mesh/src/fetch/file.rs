@@ -19,7 +19,9 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use protocol::message::Provider;
-use protocol::{BlobHash, BlobName, BlobRef, Fetched, FileRef, PeerId, PieceRange, Sha256, SourceName};
+use protocol::{
+    Alias, BlobHash, BlobName, BlobRef, Fetched, FileRef, PeerId, PieceRange, Sha256, SourceName,
+};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::{Instrument, debug, debug_span, warn};
@@ -47,7 +49,7 @@ pub struct OriginFile {
     /// Its BLAKE3 hash, if that is known.
     pub blob: Option<BlobHash>,
     /// Whether somebody who is trusted signed that both hashes are of one file: then the SHA-256 is not
-    /// computed.
+    /// computed, and the blob is found under it from then on. What a peer or a coordinator says is never that.
     pub trusted_blake3: bool,
     /// Where it is on the internet, the preferred first.
     pub urls: Vec<String>,
@@ -193,12 +195,18 @@ impl Exchange {
             self.prove(wanted, blob, None, Vec::new()).await?;
             return Ok(FetchedFile { blob, fetched: Vec::new(), origin_bytes: 0 });
         }
+        // Of what only a publisher signed for somebody else, the bytes decide.
+        if known.is_none()
+            && let Some(blob) = self.store().proven(&file.sha256).await?.filter(|blob| blob.size == file.size)
+        {
+            return Ok(FetchedFile { blob, fetched: Vec::new(), origin_bytes: 0 });
+        }
         let found = self.locate(wanted).await;
         let mut peers = if wanted.share { providers.to_vec() } else { Vec::new() };
         let is_new = |peer: &Provider| !providers.iter().any(|provider| provider.peer == peer.peer);
         peers.extend(found.providers.into_iter().filter(is_new));
         let mut tried = Vec::new();
-        let hint = found.blob.filter(|blob| blob.size == file.size);
+        let hint = self.store().named(&file.sha256).or(found.blob).filter(|blob| blob.size == file.size);
         if let Some(blob) = known.or(hint).filter(|blob| !peers.is_empty() || self.store().has_tree(*blob)) {
             let origin = Origin::new(self.origins()?, &wanted.urls, file.size);
             match self.fetch_known(wanted, blob, known.is_none(), &origin, &peers, progress).await {
@@ -385,7 +393,11 @@ impl Exchange {
         from: Vec<String>,
     ) -> Result<(), FetchFileError> {
         let file = wanted.file;
-        if self.is_proven(wanted, blob) {
+        if self.store().alias(&file.sha256) == Some(blob) {
+            return Ok(());
+        }
+        if wanted.is_trusted() {
+            self.store().vouch(Alias { sha256: file.sha256, blob }).await?;
             return Ok(());
         }
         let found = match beside {

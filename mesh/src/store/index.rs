@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Weak;
 use std::time::SystemTime;
 
-use protocol::{BlobHash, BlobName, BlobRef, Sha256};
+use protocol::{Alias, BlobHash, BlobName, BlobRef, Sha256};
 
 use super::aliases::Aliases;
 use super::in_place::InPlaceFile;
@@ -27,8 +27,8 @@ pub(super) struct Index {
     pub(super) partial: HashMap<BlobHash, Weak<PartialBlob>>,
     /// Files that only a SHA-256 names, and that somebody is filling.
     pub(super) unproven: HashMap<Sha256, Weak<UnprovenFile>>,
-    /// What somebody who is trusted said of files that are here: served under that name, and told to nobody.
-    pub(super) vouched: HashMap<Sha256, BlobRef>,
+    /// What publishers who are trusted signed: served under that name, and no proof.
+    pub(super) vouched: Aliases,
     /// What those say of a file from whom it is fetched at the moment; nobody has proven it.
     pub(super) said: HashMap<Sha256, BlobRef>,
     pub(super) marks: Marks,
@@ -103,6 +103,22 @@ impl Index {
         self.aliases.get(sha256).or_else(|| in_place().map(|file| file.blob))
     }
 
+    /// The same, or else as a trusted publisher signed, unless what was read contradicts that.
+    pub(super) fn named(&self, sha256: &Sha256) -> Option<BlobRef> {
+        let vouched = || self.vouched.get(sha256).map(|blob| Alias { sha256: *sha256, blob });
+        let vouched = || vouched().filter(|alias| !self.contradicts(alias)).map(|alias| alias.blob);
+        self.alias(sha256).or_else(vouched)
+    }
+
+    /// Whether what was read shows that a blob and a SHA-256 are not of one file.
+    pub(super) fn contradicts(&self, alias: &Alias) -> bool {
+        let Alias { sha256, blob } = alias;
+        let in_place = || self.files_of(blob.hash).find_map(|file| file.sha256);
+        let of_blob = self.aliases.sha256_of(blob.hash).or_else(in_place);
+        of_blob.is_some_and(|other| other != *sha256)
+            || self.alias(sha256).is_some_and(|other| other != *blob)
+    }
+
     /// Every whole blob, in no order.
     pub(super) fn complete(&self) -> impl Iterator<Item = BlobRef> {
         let own = self.own.iter().map(|(hash, own)| BlobRef { hash: *hash, size: own.size });
@@ -120,14 +136,13 @@ impl Index {
     /// Whether somebody made it private, under any name that it is known by here.
     pub(super) fn is_private(&self, hash: BlobHash) -> bool {
         let in_place = self.files_of(hash).filter_map(|file| file.sha256);
-        let vouched = self.vouched.iter().filter(|(_, blob)| blob.hash == hash).map(|(sha256, _)| *sha256);
-        let mut names = in_place.chain(self.aliases.sha256_of(hash)).chain(vouched);
+        let mut names = in_place.chain(self.aliases.sha256_of(hash)).chain(self.vouched.all_sha256_of(hash));
         self.marks.is_private(hash.into()) || names.any(|sha256| self.marks.is_private(sha256.into()))
     }
 
     /// The same of a file by its SHA-256.
     pub(super) fn is_private_file(&self, sha256: Sha256) -> bool {
-        let blob = self.alias(&sha256).or_else(|| self.vouched.get(&sha256).copied());
+        let blob = self.named(&sha256);
         self.marks.is_private(sha256.into()) || blob.is_some_and(|blob| self.is_private(blob.hash))
     }
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::BlobStore;
 use super::in_place::InPlaceFile;
+use super::index::Index;
 
 /// A whole blob, as people ask about it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,12 +46,21 @@ impl BlobStore {
         entries
     }
 
-    /// The whole blob of this name, if other peers may have it.
+    /// The whole blob of this name, if other peers may have it; of a SHA-256, only one that was proven.
     pub fn find_shared(&self, name: &BlobName) -> Option<BlobRef> {
+        self.find(name, Index::alias)
+    }
+
+    /// The same, also where only a trusted publisher's signature ties the SHA-256 to it: for whoever proves it.
+    pub(crate) fn find_offered(&self, name: &BlobName) -> Option<BlobRef> {
+        self.find(name, Index::named)
+    }
+
+    fn find(&self, name: &BlobName, named: fn(&Index, &Sha256) -> Option<BlobRef>) -> Option<BlobRef> {
         let index = self.index();
         let blob = match name {
             BlobName::Blake3(hash) => index.get(*hash)?,
-            BlobName::Sha256(sha256) => index.alias(sha256)?,
+            BlobName::Sha256(sha256) => named(&index, sha256)?,
         };
         (index.get(blob.hash) == Some(blob) && index.is_shared(blob.hash)).then_some(blob)
     }

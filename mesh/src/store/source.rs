@@ -96,10 +96,8 @@ impl BlobStore {
         if let Some(unproven) = unproven.filter(|unproven| unproven.file() == file) {
             return Some(Ok(unproven));
         }
-        let proven = index.alias(&file.sha256).filter(|blob| index.get(blob.hash) == Some(*blob));
-        let vouched = || index.vouched.get(&file.sha256).copied();
-        let said = || index.said.get(&file.sha256).copied();
-        let blob = proven.or_else(vouched).or_else(said);
+        let named = index.named(&file.sha256).filter(|blob| index.get(blob.hash) == Some(*blob));
+        let blob = named.or_else(|| index.said.get(&file.sha256).copied());
         blob.filter(|blob| blob.size == file.size).map(Err)
     }
 

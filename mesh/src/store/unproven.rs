@@ -271,7 +271,8 @@ impl UnprovenFile {
             store.save_outboard(blob.hash, &outboard)?;
             match sha256 {
                 Some(sha256) => store.add_alias(Alias { sha256, blob })?,
-                None => drop(store.index().vouched.insert(file.file.sha256, blob)),
+                // It is not computed only where a trusted publisher ties it to this blob.
+                None => store.add_vouched(Alias { sha256: file.file.sha256, blob })?,
             }
             fs::rename(&path, &whole).map_err(failure("moving", &path))?;
             let permissions = fs::Permissions::from_mode(0o444);

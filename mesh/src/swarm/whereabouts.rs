@@ -104,7 +104,7 @@ async fn answer(shared: &Shared, peer: PeerId, stream: Stream) -> Result<(), Whe
     let WhereMessage::Where(Where { name }) = receiver.recv().await?.ok_or(FrameError::Cut)? else {
         return Err(WhereError::OutOfTurn);
     };
-    let blob = shared.store().and_then(|store| store.find_shared(&name));
+    let blob = shared.store().and_then(|store| store.find_offered(&name));
     sender.send(&WhereMessage::Held(Held { blob })).await?;
     sender.finish().await?;
     // The answer is through when the other side closes; dropping the stream earlier could cut it.

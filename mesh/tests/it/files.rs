@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use mesh::control::{self, ControlServer, Custodian, GetRequest, Reach, Request};
+use mesh::control::{self, ControlServer, Custodian, CustodianError, GetRequest, Got, Reach, Request};
 use mesh::fetch::{Exchange, FetchFileError, FetchedFile, OriginFile};
 use mesh::finder::Found;
 use mesh::limits::{Caps, Limits};
@@ -481,30 +481,86 @@ async fn file_is_read_without_whoever_leases_its_ranges() {
     assert_eq!(fleet.web.sent(), 2 * fleet.bytes.len() as u64, "duplicates are allowed, and no more");
 }
 
+/// The process of a peer, as commands on its machine ask it.
+struct Commanded {
+    data: tempfile::TempDir,
+    custodian: Custodian,
+    stop: CancellationToken,
+    serving: tokio::task::JoinHandle<()>,
+}
+
+impl Commanded {
+    async fn start(peer: &Peer) -> Self {
+        let table = Arc::new(Table::default());
+        let reach = Reach { exchange: peer.exchange.clone(), finder: table.finder(peer.provider()) };
+        let data = tempfile::tempdir().expect("a folder");
+        let server = ControlServer::bind(data.path(), peer.store.clone()).expect("a socket");
+        let stop = CancellationToken::new();
+        let serving = tokio::spawn(server.with_reach(reach).serve(stop.clone()));
+        let custodian = Custodian::find(data.path()).await.expect("it runs");
+        Self { data, custodian, stop, serving }
+    }
+
+    /// Has the file of this name made, and says what came of that and what is in it.
+    async fn get(&self, name: Sha256, urls: Vec<String>) -> Result<(Got, Vec<u8>), CustodianError> {
+        let output = self.data.path().join("model");
+        let request =
+            GetRequest { name: name.into(), from: vec![], urls, size: None, output: output.clone() };
+        let reply = self.custodian.ask(Request::Get(request), |_| ()).await?;
+        let control::Reply::Got(got) = reply else { panic!("{reply:?}") };
+        Ok((got, std::fs::read(&output).expect("it was made")))
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.serving.await.expect("no panic");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn command_has_a_process_fetch_a_file_from_its_url() {
     let (peer, bytes) = (peer(&Farm::new()).await, Bytes::from(bytes(3 * MIB)));
-    let web = web(&bytes).await;
-    let table = Arc::new(Table::default());
-    let reach = Reach { exchange: peer.exchange.clone(), finder: table.finder(peer.provider()) };
-    let data = tempfile::tempdir().expect("a folder");
-    let server = ControlServer::bind(data.path(), peer.store.clone()).expect("a socket").with_reach(reach);
-    let stop = CancellationToken::new();
-    let serving = tokio::spawn(server.serve(stop.clone()));
-    let custodian = Custodian::find(data.path()).await.expect("it runs");
-    let file = file_of(&bytes, &[]).file;
-    let output = data.path().join("model");
-    let request = |urls| GetRequest {
-        name: file.sha256.into(),
-        from: vec![],
-        urls,
-        size: None,
-        output: output.clone(),
-    };
-    let reply = custodian.ask(Request::Get(request(vec![web.url("/model")])), |_| ()).await;
-    let Ok(control::Reply::Got(got)) = reply else { panic!("the file is there: {reply:?}") };
+    let (web, commanded) = (web(&bytes).await, Commanded::start(&peer).await);
+    let sha256 = file_of(&bytes, &[]).file.sha256;
+    let (got, file) = commanded.get(sha256, vec![web.url("/model")]).await.expect("the URL has it");
     assert_eq!((got.blob, got.origin_bytes), (BlobRef::of(&bytes), bytes.len() as u64));
-    assert_eq!(std::fs::read(&output).expect("it was made"), bytes);
-    stop.cancel();
-    serving.await.expect("no panic");
+    assert_eq!(file, bytes);
+    commanded.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn blob_that_a_trusted_publisher_ties_to_a_sha256_is_found_and_served_under_it_alone() {
+    let farm = Farm::new();
+    let (holder, peer, asker) = (farm.peer().await, peer(&farm).await, peer(&farm).await);
+    let bytes = bytes(3 * MIB);
+    let blob = holder.store.import_bytes(&bytes).await.expect("there is room");
+    let file = file_of(&bytes, &[]);
+    let signed = OriginFile { blob: Some(blob.hash), trusted_blake3: true, ..file.clone() };
+    let fetched = peer.exchange.fetch_file(&signed, &[holder.provider()], None).await;
+    assert_eq!(fetched.expect("it is held").blob, blob);
+    assert_eq!(peer.store.aliases(), [], "it read no byte for that, and says so to nobody");
+
+    let given = asker.exchange.fetch_file(&file, &[peer.provider()], None).await;
+    assert_eq!(given.expect("it is served under that name").blob, blob);
+    let commanded = Commanded::start(&peer).await;
+    let name = file.file.sha256.into();
+    let reply = commanded.custodian.ask(Request::Where { name }, |_| ()).await.expect("it answers");
+    let control::Reply::Where(found) = reply else { panic!("{reply:?}") };
+    assert_eq!((found.blob, found.here.map(|here| here.hash)), (Some(blob), Some(blob.hash)));
+    let (got, copied) = commanded.get(file.file.sha256, vec![]).await.expect("it is here");
+    assert_eq!((got.blob, copied), (blob, bytes.clone()));
+    assert_eq!(peer.store.aliases().len(), 1, "the bytes were read for that");
+
+    // One who is trusted and wrong fools nobody else.
+    let wrong = OriginFile { file: FileRef { sha256: Sha256([1; 32]), ..file.file }, ..signed };
+    holder.exchange.fetch_file(&wrong, &[], None).await.expect("the blob is here");
+    let commanded_holder = Commanded::start(&holder).await;
+    let refused = commanded_holder.get(wrong.file.sha256, vec![]).await.expect_err("it is another file");
+    assert!(refused.to_string().contains("is held by nobody"), "{refused}");
+    let unsigned = OriginFile { blob: None, trusted_blake3: false, ..wrong };
+    let refused = holder.exchange.fetch_file(&unsigned, &[], None).await.expect_err("it is another file");
+    assert!(matches!(refused, FetchFileError::NoSource { .. }), "{refused}");
+    assert_eq!(holder.store.named(&unsigned.file.sha256), None);
+    commanded.stop().await;
+    commanded_holder.stop().await;
 }

@@ -8,6 +8,7 @@
 //! DIR/partial/<hash>.pieces         which pieces those are, one bit each
 //! DIR/partial/sha256-<hash>.data    a file that only its SHA-256 names, while it is put together
 //! DIR/partial/sha256-<hash>.pieces  what its pieces are, 32 bytes each
+//! DIR/partial/sha256-<hash>.outboard  the hash tree of the blob whose bytes it goes on with, if it does
 //! DIR/in-place.json                 blobs that are files elsewhere, with size and time of change
 //! DIR/pins.json                     blobs that are never evicted
 //! DIR/aliases.json                  which blob has which SHA-256, as it was read
@@ -35,6 +36,7 @@ mod hand_over_folder;
 mod in_place;
 mod list;
 mod marks;
+mod other_name;
 mod partial;
 mod piece_buffer;
 mod pieces;

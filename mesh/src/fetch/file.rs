@@ -205,7 +205,7 @@ impl Exchange {
         let mut peers = if wanted.share { providers.to_vec() } else { Vec::new() };
         let is_new = |peer: &Provider| !providers.iter().any(|provider| provider.peer == peer.peer);
         peers.extend(found.providers.into_iter().filter(is_new));
-        let mut tried = Vec::new();
+        let (mut tried, mut taken_over) = (Vec::new(), None);
         let hint = self.store().named(&file.sha256).or(found.blob).filter(|blob| blob.size == file.size);
         if let Some(blob) = known.or(hint).filter(|blob| !peers.is_empty() || self.store().has_tree(*blob)) {
             let origin = Origin::new(self.origins()?, &wanted.urls, file.size);
@@ -224,9 +224,9 @@ impl Exchange {
                         // What came waits with its tree for those who have the rest.
                         return Err(FetchFileError::NoSource { file: *file, tried });
                     }
-                    let turn = self.turn(blob.hash.into());
-                    let _turn = turn.lock().await;
-                    self.store().take_over(blob, *file).await?;
+                    let turn = self.turn(blob.hash.into()).lock_owned().await;
+                    // As long as these bytes are the file's, whoever wants the blob waits for them.
+                    taken_over = self.store().take_over(blob, *file).await?.then_some(turn);
                 }
                 Err(KnownError::Fetch(FetchError::Size(_))) => {}
                 Err(KnownError::Fetch(FetchError::Store(error))) => return Err(error.into()),
@@ -236,6 +236,7 @@ impl Exchange {
         peers.extend(found.readers);
         let unproven = self.store().unproven(*file).await?;
         let fetched = self.put_together(wanted, &unproven, peers, tried, progress).await;
+        drop(taken_over);
         let holds = if fetched.is_ok() { held(&unproven.pieces()) } else { Vec::new() };
         if wanted.share {
             self.give_back(*file, holds).await;

@@ -2,6 +2,7 @@
 //!
 //! Pure: the order of eviction is decided here. Not here: the disk.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Weak;
@@ -27,6 +28,8 @@ pub(super) struct Index {
     pub(super) partial: HashMap<BlobHash, Weak<PartialBlob>>,
     /// Files that only a SHA-256 names, and that somebody is filling.
     pub(super) unproven: HashMap<Sha256, Weak<UnprovenFile>>,
+    /// How many fill each of those, from before they are opened.
+    filling: HashMap<Sha256, usize>,
     /// What publishers who are trusted signed: served under that name, and no proof.
     pub(super) vouched: Aliases,
     /// What those say of a file from whom it is fetched at the moment; nobody has proven it.
@@ -190,6 +193,24 @@ impl Index {
                 self.holds.remove(&name);
             }
         }
+    }
+
+    pub(super) fn begin_filling(&mut self, sha256: Sha256) {
+        *self.filling.entry(sha256).or_default() += 1;
+    }
+
+    pub(super) fn end_filling(&mut self, sha256: Sha256) {
+        if let Entry::Occupied(mut count) = self.filling.entry(sha256) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+
+    /// Whether somebody fills a file that only a SHA-256 names.
+    pub(super) fn is_filled(&self, sha256: &Sha256) -> bool {
+        self.filling.contains_key(sha256)
     }
 
     /// Whether it must not be deleted: somebody works with it, or it is pinned.

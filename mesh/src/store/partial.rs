@@ -19,7 +19,9 @@ use super::cached::is_in_memory;
 use super::draft::sync_folder;
 use super::piece_buffer::PieceBuffer;
 use super::{BlobHold, BlobStore, Pieces, StoreError, blocking, failure, remove_file};
-use crate::tree::{OutboardVerifier, PieceTree, Tree, outboard_size, pairs_of, piece_size, upper_size};
+use crate::tree::{
+    OutboardVerifier, PieceTree, Tree, outboard_size, pairs_of, pairs_within, piece_size, upper_size,
+};
 
 /// What is there of a blob that is not whole yet.
 #[derive(Debug)]
@@ -52,6 +54,7 @@ struct Coming {
 impl PartialBlob {
     pub(super) fn open(store: &BlobStore, blob: BlobRef) -> Result<Self, StoreError> {
         take_back_outboard(store, blob)?;
+        store.take_back(blob)?;
         let open = |path: PathBuf| {
             let mut options = fs::File::options();
             options
@@ -115,14 +118,22 @@ impl PartialBlob {
         Ok(verifier.finish().ok())
     }
 
-    /// Whether a piece on the disk is what it is to be.
+    /// Whether a piece on the disk is what it is to be. Its pairs are made of it where they did not come with it.
     fn verifies(&self, piece: u64) -> io::Result<bool> {
         let (first, length) = pairs_of(self.blob.size, piece);
         let mut pairs = vec![0; length];
         self.outboard.read_exact_at(&mut pairs, first)?;
-        let tree = self.tree.get().and_then(|tree| tree.piece(piece, &pairs).ok());
+        let Some(tree) = self.tree.get() else { return Ok(false) };
         let bytes = self.read_bytes(piece)?;
-        Ok(tree.is_some_and(|tree| tree.verifies(0, &bytes)))
+        if tree.piece(piece, &pairs).is_ok_and(|tree| tree.verifies(0, &bytes)) {
+            return Ok(true);
+        }
+        let pairs = pairs_within(&bytes, piece);
+        let is_right = tree.piece(piece, &pairs).is_ok_and(|tree| tree.verifies(0, &bytes));
+        if is_right {
+            self.outboard.write_all_at(&pairs, first)?;
+        }
+        Ok(is_right)
     }
 
     /// The blob that it becomes.

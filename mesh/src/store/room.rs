@@ -290,7 +290,7 @@ impl BlobStore {
 }
 
 /// What the name of a file in `partial`, without its ending, says that it is.
-fn partial_name(stem: &str) -> Option<BlobName> {
+pub(super) fn partial_name(stem: &str) -> Option<BlobName> {
     match stem.strip_prefix(SHA256_STEM) {
         Some(sha256) => sha256.parse().ok().map(BlobName::Sha256),
         None => stem.parse().ok().map(BlobName::Blake3),

@@ -265,9 +265,9 @@ async fn what_came_of_a_blob_is_gone_on_with_as_a_file_without_coming_or_taking_
     }
     drop(partial);
     let file = FileRef { sha256: Sha256(sha2::Sha256::digest(&bytes).into()), size: blob.size };
-    store.take_over(blob, file).await.expect("own folder");
+    assert!(store.take_over(blob, file).await.expect("own folder"));
     let unproven = store.unproven(file).await.expect("its room is taken");
-    assert_eq!(files_in(&folder.path().join("partial")), 2, "its bytes and what they are");
+    assert_eq!(files_in(&folder.path().join("partial")), 3, "its bytes, what they are, and the way back");
     unproven.hash_beside();
     for index in 0..4 {
         let is_here = unproven.pieces().contains(index);
@@ -278,4 +278,41 @@ async fn what_came_of_a_blob_is_gone_on_with_as_a_file_without_coming_or_taking_
     }
     let proof = unproven.prove().await.expect("all pieces are there");
     assert_eq!((proof.blob, proof.sha256), (blob, Some(file.sha256)));
+    unproven.keep(proof).await.expect("there is room");
+    assert_eq!(files_in(&folder.path().join("partial")), 0);
+}
+
+#[tokio::test]
+async fn what_a_file_took_over_of_a_blob_and_gained_is_taken_back_as_far_as_it_is_the_blob() {
+    let (folder, store) = store().await;
+    let bytes: Vec<u8> = (0..3 * PIECE_SIZE + 5).map(|index| (index * 31 % 251) as u8).collect();
+    let (blob, partial, pairs) = begun(&store, &bytes).await;
+    let piece = |index: u64| &bytes[(index * PIECE_SIZE) as usize..][..piece_size(blob.size, index)];
+    for index in [0, 3] {
+        assert!(partial.write_part(index, 0, &pairs[index as usize], piece(index)).expect("there is room"));
+    }
+    drop(partial);
+    let file = FileRef { sha256: Sha256([1; 32]), size: blob.size };
+    assert!(store.take_over(blob, file).await.expect("own folder"));
+    let unproven = store.unproven(file).await.expect("its room is taken");
+    for (index, bytes) in [(1, piece(1)), (2, vec![7; PIECE_SIZE as usize].as_slice())] {
+        assert!(unproven.write_piece(index, bytes, Giver::Origin).expect("there is room"));
+    }
+    let meanwhile = store.partial(blob).await.expect("there is room");
+    assert!(meanwhile.pieces().is_empty(), "the file is still filled");
+    drop((meanwhile, unproven));
+    store.remove(blob.hash).await.expect("own folder");
+
+    let store = BlobStore::open(folder.path()).await.expect("the store again");
+    let partial = store.partial(blob).await.expect("what is left");
+    assert_eq!(files_in(&folder.path().join("partial")), 3, "its bytes, its tree and its marks");
+    assert!(!partial.needs_outboard());
+    for index in 0..4 {
+        assert_eq!(partial.pieces().contains(index), index != 2, "{index}");
+    }
+    assert!(partial.write_part(2, 0, &pairs[2], piece(2)).expect("there is room"));
+    partial.finish().await.expect("it is whole");
+    let tree = fs::read(store.outboard_path(blob.hash)).expect("it has one");
+    assert_eq!(tree[upper_size(blob.size) as usize..], pairs.concat(), "also of what came without its pairs");
+    assert!(store.verify(blob.hash).await.expect("it can be read"));
 }

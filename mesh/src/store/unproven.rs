@@ -20,10 +20,10 @@ use tokio::sync::watch;
 use self::follower::Follower;
 use super::draft::sync_folder;
 use super::{BlobHold, BlobStore, Pieces, StoreError, blocking, failure, remove_file};
-use crate::tree::{Assembly, MAX_BLOB_SIZE, PieceLeaves, outboard_size, piece_size};
+use crate::tree::{Assembly, MAX_BLOB_SIZE, PieceLeaves, piece_size};
 
 /// What is kept of a piece on the disk: what it was when it was written.
-const MARK: usize = 32;
+pub(super) const MARK: usize = 32;
 
 /// Who gave a piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +52,7 @@ pub struct UnprovenFile {
     file: FileRef,
     store: BlobStore,
     _hold: BlobHold,
+    _filling: Filling,
     data: fs::File,
     marks: fs::File,
     state: Mutex<State>,
@@ -69,6 +70,26 @@ struct State {
     suspects: BTreeMap<u64, (Giver, [u8; MARK])>,
     /// Peers that gave something else than the origin did.
     liars: Vec<(PeerId, u64)>,
+}
+
+/// Nobody takes the bytes of the file to another name as long as this lives.
+#[derive(Debug)]
+struct Filling {
+    store: BlobStore,
+    sha256: Sha256,
+}
+
+impl Filling {
+    fn new(store: &BlobStore, sha256: Sha256) -> Self {
+        store.index().begin_filling(sha256);
+        Self { store: store.clone(), sha256 }
+    }
+}
+
+impl Drop for Filling {
+    fn drop(&mut self) {
+        self.store.index().end_filling(self.sha256);
+    }
 }
 
 impl BlobStore {
@@ -94,53 +115,6 @@ impl BlobStore {
     }
 }
 
-impl BlobStore {
-    /// Whether the hash tree of a blob that is not whole is here, so that its pieces can be told right from wrong.
-    pub(crate) fn has_tree(&self, blob: BlobRef) -> bool {
-        let outboard = fs::metadata(self.partial_path(blob.hash, "outboard"));
-        blob.pieces() > 1 && outboard.is_ok_and(|outboard| outboard.len() == outboard_size(blob.size))
-    }
-
-    /// Goes on with what came of a blob as the file that it is said to be, of which nothing is here yet: nothing
-    /// crosses twice, and its room is taken once.
-    pub(crate) async fn take_over(&self, blob: BlobRef, file: FileRef) -> Result<(), StoreError> {
-        if !self.has_tree(blob) {
-            return Ok(());
-        }
-        let partial = self.partial(blob).await?;
-        let store = self.clone();
-        blocking(move || {
-            let target = store.partial_path(file.sha256, "data");
-            let pieces = partial.pieces();
-            // Whoever else has it goes on with it.
-            let mut index = store.index();
-            if pieces.is_empty() || target.exists() || Arc::strong_count(&partial) > 1 {
-                return Ok(());
-            }
-            index.partial.remove(&blob.hash);
-            drop(index);
-            let marks = store.partial_path(file.sha256, "pieces");
-            let written = fs::File::create(&marks).map_err(failure("writing", &marks))?;
-            let mut bytes = Vec::new();
-            for piece in (0..pieces.count()).filter(|piece| pieces.contains(*piece)) {
-                bytes.resize(piece_size(blob.size, piece), 0);
-                let read = partial.data().read_exact_at(&mut bytes, piece * PIECE_SIZE);
-                read.map_err(failure("reading", &store.partial_path(blob.hash, "data")))?;
-                let mark = PieceLeaves::of(blob.size, piece, &bytes).digest();
-                let marked = written.write_all_at(&mark, piece * MARK as u64);
-                marked.map_err(|error| store.write_failure(MARK as u64, &marks, error))?;
-            }
-            let data = store.partial_path(blob.hash, "data");
-            fs::rename(&data, &target).map_err(failure("moving", &data))?;
-            for part in ["outboard", "pieces"] {
-                remove_file(&store.partial_path(blob.hash, part))?;
-            }
-            Ok(())
-        })
-        .await
-    }
-}
-
 impl UnprovenFile {
     fn open(store: &BlobStore, file: FileRef) -> Result<Self, StoreError> {
         let open = |part| {
@@ -161,6 +135,7 @@ impl UnprovenFile {
             file,
             store: store.clone(),
             _hold: store.hold(file.sha256),
+            _filling: Filling::new(store, file.sha256),
             data: open("data")?,
             marks: open("pieces")?,
             state: Mutex::new(state),
@@ -281,7 +256,9 @@ impl UnprovenFile {
             store.add_whole(blob);
             store.index().unproven.remove(&file.file.sha256);
             store.inner.begun.send_replace(());
-            remove_file(&store.partial_path(file.file.sha256, "pieces"))?;
+            for part in ["pieces", "outboard"] {
+                remove_file(&store.partial_path(file.file.sha256, part))?;
+            }
             Ok(blob)
         })
         .await
@@ -328,7 +305,8 @@ impl UnprovenFile {
             let mut state = file.lock();
             (state.pieces, state.givers) = (Pieces::none(file.count()), BTreeMap::new());
             file.store.index().unproven.remove(&file.file.sha256);
-            let parts = ["data", "pieces"].map(|part| file.store.partial_path(file.file.sha256, part));
+            let parts =
+                ["data", "pieces", "outboard"].map(|part| file.store.partial_path(file.file.sha256, part));
             parts.iter().try_for_each(|path| remove_file(path))
         })
         .await

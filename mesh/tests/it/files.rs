@@ -237,15 +237,21 @@ async fn what_a_peer_gave_before_it_left_is_not_read_again_from_the_url() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_came_of_a_known_blob_waits_for_its_only_provider_where_nobody_else_has_it() {
     let farm = Farm::new();
-    let (asker, mut holder) = (peer(&farm).await, farm.peer().await);
-    let bytes = bytes(16 * MIB);
-    let blob = holder.store.import_bytes(&bytes).await.expect("there is room");
+    let (asker, table) = (peer(&farm).await, Arc::new(Table::default()));
+    asker.exchange.set_finder(table.finder(asker.provider()));
     // No URL helps who is cut off from the internet as well.
     let web = Web::start(|_| Reply::status(404)).await;
-    for urls in [vec![], vec![web.url("/")]] {
+    let url = || vec![web.url("/")];
+    // Where others merely say that the blob is the file, it goes on as the file, and comes back from there.
+    let cases = [(vec![], true, true), (url(), true, true), (url(), false, true), (url(), false, false)];
+    for (case, (urls, is_known, by_sha256)) in cases.into_iter().enumerate() {
+        let mut holder = farm.peer().await;
+        let bytes = [vec![case as u8], bytes(16 * MIB - 1)].concat();
+        let blob = holder.store.import_bytes(&bytes).await.expect("there is room");
+        table.set_found(Found { blob: Some(blob), providers: vec![], readers: vec![] });
         let caps = Caps { upload: Some(ByteSize(8 * PIECE_SIZE)), download: None };
         holder.exchange.set_limits(Limits { caps, ..Limits::default() });
-        let file = OriginFile { blob: Some(blob.hash), ..file_of(&bytes, &urls) };
+        let file = OriginFile { blob: is_known.then_some(blob.hash), ..file_of(&bytes, &urls) };
         let fetching = tokio::spawn({
             let (exchange, file, providers) = (asker.exchange.clone(), file.clone(), [holder.provider()]);
             async move { exchange.fetch_file(&file, &providers, None).await }
@@ -265,10 +271,15 @@ async fn what_came_of_a_known_blob_waits_for_its_only_provider_where_nobody_else
 
         holder = farm.peer().await;
         holder.store.import_bytes(&bytes).await.expect("there is room");
-        let fetching = asker.exchange.fetch_file(&file, &[holder.provider()], None).await;
-        let fetched = fetching.expect("it is back").fetched;
+        let providers = [holder.provider()];
+        let fetched = match by_sha256 {
+            true => asker.exchange.fetch_file(&file, &providers, None).await.expect("it is back").fetched,
+            false => asker.exchange.fetch(blob, &providers, None).await.expect("it is back"),
+        };
         let crossed: u64 = fetched.iter().map(|fetched| fetched.bytes).sum();
-        assert!(crossed <= 12 * PIECE_SIZE, "{crossed} bytes crossed again");
+        assert!(crossed <= 12 * PIECE_SIZE, "{crossed} bytes crossed again in case {case}");
+        let left = std::fs::read_dir(asker.folder.path().join("partial")).expect("own folder").count();
+        assert_eq!(left, 0);
         asker.store.remove(blob.hash).await.expect("own folder");
     }
 }

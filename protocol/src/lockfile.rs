@@ -11,7 +11,8 @@ mod source;
 use std::fmt;
 
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::blob::{BlobHash, BlobRef};
 use crate::origin::BlobName;
@@ -25,6 +26,8 @@ pub use text::{
 
 /// The largest lockfile that is read, in bytes.
 pub const MAX_LOCKFILE: usize = 16 << 20;
+/// The most further addresses that a repository is recorded with.
+pub const MAX_MIRRORS: usize = 8;
 /// Single files in `custom_nodes` that come with ComfyUI itself.
 const SHIPPED_FILES: [&str; 2] = ["websocket_image_save.py", "example_node.py.example"];
 /// Stands before the signed hash, so that no signature for something else passes.
@@ -64,6 +67,32 @@ pub struct GitPin {
     pub url: GitUrl,
     /// The commit.
     pub commit: GitCommit,
+    /// Where else it is to be had: forks and mirrors, the preferred first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "few_mirrors")]
+    pub mirrors: Vec<GitUrl>,
+}
+
+impl GitPin {
+    /// A commit of a repository that is known by one address.
+    pub fn new(url: GitUrl, commit: GitCommit) -> Self {
+        Self { url, commit, mirrors: Vec::new() }
+    }
+
+    /// All addresses at which it is to be had, in the order in which they are asked.
+    pub fn urls(&self) -> impl Iterator<Item = &GitUrl> {
+        [&self.url].into_iter().chain(&self.mirrors)
+    }
+}
+
+/// Reads as many mirrors as anybody has.
+fn few_mirrors<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<GitUrl>, D::Error> {
+    let mirrors = Vec::deserialize(deserializer)?;
+    match mirrors.len() {
+        0..=MAX_MIRRORS => Ok(mirrors),
+        count => Err(D::Error::custom(format!(
+            "{count} mirrors of one repository: at most {MAX_MIRRORS} are read"
+        ))),
+    }
 }
 
 /// One package of ops in `custom_nodes`.
@@ -76,6 +105,9 @@ pub enum CustomNode {
         url: GitUrl,
         /// The commit.
         commit: GitCommit,
+        /// Where else it is to be had: forks and mirrors, the preferred first.
+        #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "few_mirrors")]
+        mirrors: Vec<GitUrl>,
         /// Whether its author had switched it off.
         disabled: bool,
     },
@@ -125,8 +157,8 @@ impl CustomNode {
     /// Its commit, if it is one of a repository and is switched on.
     pub fn git(&self) -> Option<GitPin> {
         match self {
-            Self::Git { url, commit, disabled: false } => {
-                Some(GitPin { url: url.clone(), commit: commit.clone() })
+            Self::Git { url, commit, mirrors, disabled: false } => {
+                Some(GitPin { url: url.clone(), commit: commit.clone(), mirrors: mirrors.clone() })
             }
             _ => None,
         }
@@ -375,10 +407,10 @@ mod tests {
     fn lockfile() -> Lockfile {
         Lockfile {
             python: Some("3.11".parse().unwrap()),
-            comfyui: Some(GitPin {
-                url: "https://github.com/comfyanonymous/ComfyUI.git".parse().unwrap(),
-                commit: "ca457f7ba1ff33bd0d724cd7324131509efcf3ec".parse().unwrap(),
-            }),
+            comfyui: Some(GitPin::new(
+                "https://github.com/comfyanonymous/ComfyUI.git".parse().unwrap(),
+                "ca457f7ba1ff33bd0d724cd7324131509efcf3ec".parse().unwrap(),
+            )),
             custom_nodes: vec![CustomNode::Registry {
                 id: "comfyui-kjnodes".parse().unwrap(),
                 version: "1.0.8".parse().unwrap(),
@@ -415,6 +447,25 @@ mod tests {
         let bytes = lockfile().to_canonical_json();
         assert_eq!(String::from_utf8(bytes.clone()).unwrap(), expected);
         assert_eq!(Lockfile::parse(&bytes).unwrap(), lockfile());
+    }
+
+    #[test]
+    fn mirrors_are_read_again_in_their_order_and_no_more_of_them_than_anybody_has() {
+        let mirrors = |count: usize| -> Vec<GitUrl> {
+            (0..count).map(|number| format!("https://example.org/{number}").parse().unwrap()).collect()
+        };
+        let read = |count: usize| {
+            let mut lockfile = lockfile();
+            let comfyui = lockfile.comfyui.as_mut().unwrap();
+            comfyui.mirrors = mirrors(count);
+            let GitPin { url, commit, mirrors } = comfyui.clone();
+            lockfile.custom_nodes = vec![CustomNode::Git { url, commit, mirrors, disabled: false }];
+            Lockfile::parse(&lockfile.to_canonical_json())
+        };
+        let pin = read(MAX_MIRRORS).unwrap().custom_nodes[0].git().unwrap();
+        assert_eq!(pin.urls().skip(1).cloned().collect::<Vec<_>>(), mirrors(MAX_MIRRORS));
+        let error = read(MAX_MIRRORS + 1).unwrap_err();
+        assert!(crate::error_chain(&error).contains("9 mirrors of one repository: at most 8 are read"));
     }
 
     #[test]

@@ -139,9 +139,9 @@ impl Resolution {
         BlobHash::of(&Self { signature: None, ..self.clone() }.to_canonical_json())
     }
 
-    /// The pack of a commit.
+    /// The pack of a commit, from whichever of its repositories it was made.
     pub fn pack(&self, pin: &GitPin) -> Option<BlobRef> {
-        self.git.iter().find(|pack| pack.pin == *pin).map(|pack| pack.pack)
+        self.git.iter().find(|pack| pack.pin.commit == pin.commit).map(|pack| pack.pack)
     }
 
     /// What a version of the Comfy registry came to.
@@ -161,10 +161,13 @@ impl Resolution {
         let before = self.counts();
         let pins = CodeSpec::of(lockfile, &[]).pins();
         for pack in &other.git {
-            let is_taken = pack.pack.size <= MAX_PACK && pins.contains(&pack.pin);
-            if is_taken && self.pack(&pack.pin).is_none() {
-                self.git.push(pack.clone());
-            }
+            let pin = pins.iter().find(|pin| pin.commit == pack.pin.commit);
+            let pin = pin.filter(|pin| pack.pack.size <= MAX_PACK && self.pack(pin).is_none());
+            // Its address is the lockfile's, whatever whoever reports it says.
+            self.git.extend(pin.map(|pin| GitPack {
+                pin: GitPin::new(pin.url.clone(), pin.commit.clone()),
+                pack: pack.pack,
+            }));
         }
         let versions: Vec<_> = lockfile.custom_nodes.iter().filter_map(CustomNode::registry).collect();
         for node in &other.registry {
@@ -231,10 +234,8 @@ mod tests {
     use crate::workspace::Accelerator;
 
     fn pin(name: &str) -> GitPin {
-        GitPin {
-            url: format!("https://git.example.org/{name}").parse().expect("an address"),
-            commit: "1".repeat(40).parse().expect("a commit"),
-        }
+        let commit = BlobHash::of(name.as_bytes()).to_string()[..40].parse().expect("a commit");
+        GitPin::new(format!("https://git.example.org/{name}").parse().expect("an address"), commit)
     }
 
     fn lockfile() -> Lockfile {

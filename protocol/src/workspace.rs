@@ -8,6 +8,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::blob::BlobHash;
 use crate::lockfile::{CustomNode, FileName, GitPin, Lockfile, PackagePin, Pin, RegistryPin, Sha256, Token};
@@ -97,8 +98,7 @@ pub struct EnvironmentSpec {
 }
 
 /// What a code tree is made of.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CodeSpec {
     /// ComfyUI.
     pub comfyui: Option<GitPin>,
@@ -150,7 +150,8 @@ impl CodeSpec {
         let mut custom_nodes: Vec<CustomNode> =
             wanted(lockfile).filter_map(|node| resolved(node, registry)).collect();
         // In one order, whichever order their author installed them in.
-        custom_nodes.sort_by_cached_key(|node| serde_json_canonicalizer::to_vec(node).unwrap_or_default());
+        custom_nodes
+            .sort_by_cached_key(|node| serde_json_canonicalizer::to_vec(&content(node)).unwrap_or_default());
         Self { comfyui: lockfile.comfyui.clone(), custom_nodes }
     }
 
@@ -165,9 +166,19 @@ impl CodeSpec {
         self.comfyui.iter().cloned().chain(nodes).collect()
     }
 
-    /// What it is called by.
+    /// What it is called by: the same for a commit from whichever of its repositories.
     pub fn hash(&self) -> CodeHash {
-        CodeHash(hash(self))
+        let comfyui = self.comfyui.as_ref().map(|pin| &pin.commit);
+        let custom_nodes: Vec<_> = self.custom_nodes.iter().map(content).collect();
+        CodeHash(hash(&json!({ "comfyui": comfyui, "custom_nodes": custom_nodes })))
+    }
+}
+
+/// What a custom node adds to a tree, wherever that comes from.
+fn content(node: &CustomNode) -> Value {
+    match node.git() {
+        Some(pin) => json!({ "from": "git", "folder": pin.url.folder(), "commit": pin.commit }),
+        None => json!(node),
     }
 }
 
@@ -253,6 +264,7 @@ fn build(version: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lockfile::GitCommit;
 
     #[test]
     fn recorded_hash_of_torch_holds_for_its_own_build_alone() {
@@ -313,6 +325,7 @@ mod tests {
         let node = |url: &str, disabled| CustomNode::Git {
             url: url.parse().expect("an address"),
             commit: "1".repeat(40).parse().expect("a commit"),
+            mirrors: Vec::new(),
             disabled,
         };
         let code = |custom_nodes| CodeSpec::of(&Lockfile { custom_nodes, ..Lockfile::default() }, &[]).hash();
@@ -320,6 +333,26 @@ mod tests {
         let one = code(vec![a.clone(), b.clone()]);
         assert_eq!(one, code(vec![b, a.clone(), node("https://example.org/c", true)]));
         assert_ne!(one, code(vec![a]));
+    }
+
+    #[test]
+    fn commit_of_another_repository_is_the_same_code_and_another_folder_is_not() {
+        let code = |urls: [&str; 2], node: [&str; 2]| {
+            let commit: GitCommit = "1".repeat(40).parse().expect("a commit");
+            let [url, mirror] = urls.map(|url| url.parse().expect("an address"));
+            let comfyui = GitPin { mirrors: vec![mirror], ..GitPin::new(url, commit.clone()) };
+            let [url, mirror] = node.map(|url| url.parse().expect("an address"));
+            let node = CustomNode::Git { url, commit, mirrors: vec![mirror], disabled: false };
+            let lockfile =
+                Lockfile { comfyui: Some(comfyui), custom_nodes: vec![node], ..Lockfile::default() };
+            (CodeSpec::of(&lockfile, &[]).hash(), lockfile.hash())
+        };
+        let (own, fork) = ("https://example.org/a/nodes.git", "https://fork.example/b/nodes");
+        let one = code([own, fork], [own, fork]);
+        let turned = code([fork, own], [fork, own]);
+        assert_eq!(one.0, turned.0);
+        assert_ne!(one.1, turned.1, "whoever signs a lockfile vouches for where its commits come from");
+        assert_ne!(one.0, code([own, fork], ["https://example.org/a/others", fork]).0);
     }
 
     #[test]

@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use mesh::store::ByteSize;
-use protocol::{BlobRef, Bundle, BundleLimits, CustomNode, PackagePin, Pin, RegistryPin, read_bundle};
+use protocol::{
+    BlobRef, Bundle, BundleLimits, CustomNode, GitUrl, PackagePin, Pin, RegistryPin, read_bundle,
+};
 
 use crate::failure::Failure;
 
@@ -94,8 +96,8 @@ pub(super) fn name_and_version(node: &CustomNode) -> (String, String) {
         if *is_disabled { format!("{version}, switched off") } else { version }
     };
     match node {
-        CustomNode::Git { url, commit, disabled: off } => {
-            (url.to_string(), disabled(commit.to_string(), off))
+        CustomNode::Git { url, commit, mirrors, disabled: off } => {
+            (url.to_string(), disabled(format!("{commit}{}", also_at(mirrors)), off))
         }
         CustomNode::Registry { id, version } => (id.to_string(), version.to_string()),
         CustomNode::Carried { name, files, registry } => {
@@ -109,6 +111,11 @@ pub(super) fn name_and_version(node: &CustomNode) -> (String, String) {
             (name.to_string(), disabled("a single file".to_owned(), off))
         }
     }
+}
+
+/// Where else a commit is to be had, for the end of a line.
+pub(super) fn also_at(mirrors: &[GitUrl]) -> String {
+    mirrors.iter().map(|url| format!(", also at {url}")).collect()
 }
 
 /// What a package is pinned to.

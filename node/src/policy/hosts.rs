@@ -3,7 +3,9 @@
 //! What the package indexes have is allowed in any case: whoever names hosts means those that are not everybody's. Not
 //! here: who follows an address; a repository's is judged once more as it is asked, with those of its submodules.
 
-use protocol::{BuildSource, CustomNode, EnvironmentLock, LockedFile, Lockfile, PackagePin, Pin, WebUrl};
+use protocol::{
+    BuildSource, CustomNode, EnvironmentLock, GitPin, LockedFile, Lockfile, PackagePin, Pin, WebUrl,
+};
 
 use super::{Policy, PolicyRefusal};
 use crate::workspace::python::Indexes;
@@ -20,15 +22,13 @@ pub struct CodeSource {
 impl Policy {
     /// Judges all that a lockfile names.
     pub(super) fn judge_hosts(&self, lockfile: &Lockfile, indexes: &Indexes) -> Result<(), PolicyRefusal> {
-        let node = |node: &CustomNode| {
-            let pin = node.git()?;
-            Some(CodeSource { what: format!("custom node `{}`", pin.url), host: pin.url.host() })
-        };
-        let comfyui = lockfile.comfyui.iter();
-        let comfyui = comfyui.map(|pin| CodeSource { what: "ComfyUI".to_owned(), host: pin.url.host() });
-        let is_refused = |source: &CodeSource| !self.allows_host(&source.host);
-        match comfyui.chain(lockfile.custom_nodes.iter().filter_map(node)).find(is_refused) {
-            Some(source) => Err(self.refused(source)),
+        let comfyui = lockfile.comfyui.iter().map(|pin| ("ComfyUI".to_owned(), pin.clone()));
+        let nodes = lockfile.custom_nodes.iter().filter_map(CustomNode::git);
+        let nodes = nodes.map(|pin| (format!("custom node `{}`", pin.url), pin));
+        // One that is allowed is enough: the others are passed over as the commit is fetched.
+        let is_refused = |(_, pin): &(String, GitPin)| !pin.urls().any(|url| self.allows_host(&url.host()));
+        match comfyui.chain(nodes).find(is_refused) {
+            Some((what, pin)) => Err(self.refused(CodeSource { what, host: pin.url.host() })),
             None => self.judge_packages(lockfile.packages.iter().filter_map(pinned), indexes),
         }
     }
@@ -117,6 +117,27 @@ mod tests {
         for index in ["https://download.pytorch.org/whl/cu124", "https://mirror.example/other"] {
             check(json!({ "name": "a", "version": "1", "index": index }), None);
         }
+    }
+
+    #[test]
+    fn repository_is_refused_where_neither_it_nor_a_mirror_is_on_an_allowed_host() {
+        let check = |urls: [&str; 2], expected: Option<&str>| {
+            let commit = "1".repeat(40);
+            let [url, mirror] = urls;
+            let comfyui = json!({ "url": url, "commit": commit, "mirrors": [mirror] });
+            let node = json!({ "from": "git", "url": url, "commit": commit, "mirrors": [mirror], "disabled": false });
+            for part in
+                [json!({ "format": 1, "comfyui": comfyui }), json!({ "format": 1, "custom_nodes": [node] })]
+            {
+                let lockfile = Lockfile::parse(part.to_string().as_bytes()).expect("a lockfile");
+                let found = refused(|policy, indexes| policy.judge_hosts(&lockfile, indexes));
+                assert_eq!(found.map(|source| source.host).as_deref(), expected, "{part}");
+            }
+        };
+        let (allowed, evil) = ("https://github.com/a/b", "https://evil.example/a/b");
+        check([allowed, evil], None);
+        check([evil, allowed], None);
+        check([evil, "https://other.example/a/b"], Some("evil.example"));
     }
 
     #[test]

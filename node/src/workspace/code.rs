@@ -11,7 +11,6 @@ use protocol::{BlobHash, BlobRef, CodeHash, CodeSpec, CustomNode, FileName, GitP
 
 use super::carried::{self, CarriedError};
 use super::git::{Fetching, GitError, GitStore, make_folder};
-use super::plan::folder_of;
 
 /// The folder of ComfyUI in which custom nodes are.
 const CUSTOM_NODES: &str = "custom_nodes";
@@ -197,9 +196,9 @@ fn parts(spec: &CodeSpec) -> Result<(GitPin, Vec<Part>), CodeError> {
     let (mut nodes, mut taken) = (Vec::new(), BTreeSet::new());
     for node in &spec.custom_nodes {
         let part = match node {
-            CustomNode::Git { url, commit, .. } => {
-                let pin = GitPin { url: url.clone(), commit: commit.clone() };
-                Part { name: folder_of(url.as_str()).to_owned(), origin: Origin::Git(pin) }
+            CustomNode::Git { url, commit, mirrors, .. } => {
+                let pin = GitPin { mirrors: mirrors.clone(), ..GitPin::new(url.clone(), commit.clone()) };
+                Part { name: url.folder().to_owned(), origin: Origin::Git(pin) }
             }
             CustomNode::Carried { name, files, .. } => {
                 Part { name: name.to_string(), origin: Origin::Carried(name.clone(), *files) }
@@ -234,7 +233,12 @@ mod tests {
     use crate::workspace::git::tests::Upstream;
 
     fn node(pin: &GitPin) -> CustomNode {
-        CustomNode::Git { url: pin.url.clone(), commit: pin.commit.clone(), disabled: false }
+        CustomNode::Git {
+            url: pin.url.clone(),
+            commit: pin.commit.clone(),
+            mirrors: pin.mirrors.clone(),
+            disabled: false,
+        }
     }
 
     #[test]
@@ -244,7 +248,7 @@ mod tests {
         let main =
             comfyui.commit(&[("main.py", 0o100644, "run\n"), ("requirements.txt", 0o100644, "torch\n")]);
         let nice = nodes.commit(&[("__init__.py", 0o100644, "nodes\n")]);
-        let name = folder_of(nice.url.as_str()).to_owned();
+        let name = nice.url.folder().to_owned();
         let git = GitStore::open(folder.path().join("git")).expect("opens");
         let trees = CodeTrees::new(folder.path().join("code"), git);
         let policy = Policy { private_origins: true, ..Policy::default() };
@@ -339,9 +343,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let git = GitStore::open(folder.path().join("git")).expect("opens");
         let trees = CodeTrees::new(folder.path().join("code"), git);
-        let pin = |url: &str| GitPin {
-            url: url.parse().expect("an address"),
-            commit: "1".repeat(40).parse().expect("a commit"),
+        let pin = |url: &str| {
+            GitPin::new(url.parse().expect("an address"), "1".repeat(40).parse().expect("a commit"))
         };
         let check = |comfyui: Option<GitPin>, custom_nodes: Vec<CustomNode>, expected: &str| {
             let (policy, cancel) = (Policy::default(), CancellationToken::new());

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! GitStore    one bare object store per upstream; each commit is in it with all its files, without its past
-//! fetch       from the upstream, submodules included
+//! fetch       from its upstream, or else from a mirror, submodules included
 //! way         the connection to it
 //! checkout    the files of a commit, byte for byte, read-only
 //! pack        a commit as one file, from which another node has it with no way to the upstream
@@ -37,12 +37,14 @@ use self::way::Patience;
 pub use checkout::Checkout;
 pub use error::GitError;
 pub use fetch::Fetching;
-pub(super) use local::{Difference, LocalRepository};
+pub(super) use local::{Difference, LocalRepository, Remote};
 
 /// How deep submodules may be nested.
 const MAX_DEPTH: usize = 8;
 /// The most repositories that one commit may need.
 const MAX_REPOSITORIES: usize = 256;
+/// The setting of a store that says whose it is.
+const UPSTREAM: &str = "farm.upstream";
 
 /// The object stores of all upstreams.
 #[derive(Debug, Clone)]
@@ -97,20 +99,34 @@ impl GitStore {
 
     /// Whether a commit is here with all its files and submodules.
     pub fn holds(&self, pin: &GitPin) -> bool {
-        self.parts(pin).is_ok_and(|(_, missing)| missing.is_none())
+        self.whole(pin).is_ok()
     }
 
     /// The store of an upstream.
     fn repository(&self, url: &GitUrl) -> Result<Repository, GitError> {
-        let name = BlobHash::of(canonical(url).as_bytes()).to_string();
+        let name = BlobHash::of(url.bare().as_bytes()).to_string();
         let path = self.root.join(format!("{}.git", &name[..32]));
-        let opened = Repository::open_bare(&path);
-        opened.or_else(|_| Repository::init_bare(&path)).map_err(|source| GitError::git("open", url, source))
+        let make = || {
+            let made = Repository::init_bare(&path)?;
+            made.config()?.set_str(UPSTREAM, url.as_str())?;
+            Ok(made)
+        };
+        Repository::open_bare(&path).or_else(|_| make()).map_err(|source| GitError::git("open", url, source))
     }
 
-    /// The repositories that a commit needs, as far as they are here, and the first that is not.
-    fn parts(&self, pin: &GitPin) -> Result<(Vec<Held>, Option<Part>), GitError> {
-        let whole = Part { path: String::new(), url: pin.url.clone(), commit: oid(&pin.commit) };
+    /// Whose stores have a commit by itself: another lockfile may have named it by another address.
+    fn upstreams_with(&self, commit: &GitCommit) -> Vec<GitUrl> {
+        let upstream = |store: fs::DirEntry| {
+            let repository = Repository::open_bare(store.path()).ok()?;
+            let url = repository.config().ok()?.get_string(UPSTREAM).ok()?;
+            has(&repository, oid(commit)).then(|| url.parse().ok())?
+        };
+        fs::read_dir(&self.root).into_iter().flatten().flatten().filter_map(upstream).collect()
+    }
+
+    /// The repositories that a commit of this upstream needs, as far as they are here, and the first that is not.
+    fn parts(&self, url: &GitUrl, commit: &GitCommit) -> Result<(Vec<Held>, Option<Part>), GitError> {
+        let whole = Part { path: String::new(), url: url.clone(), commit: oid(commit) };
         let (mut parts, mut open) = (Vec::new(), vec![(whole, 0)]);
         let mut entries_left = self.bounds.entries;
         while let Some((part, depth)) = open.pop() {
@@ -119,7 +135,7 @@ impl GitStore {
                 return Ok((parts, Some(part)));
             }
             if parts.len() >= MAX_REPOSITORIES || depth > MAX_DEPTH {
-                return Err(GitError::TooManySubmodules { url: pin.url.to_string() });
+                return Err(GitError::TooManySubmodules { url: url.to_string() });
             }
             let entries = tree::entries(&repository, &part, entries_left)?;
             entries_left -= entries.len();
@@ -130,14 +146,18 @@ impl GitStore {
         Ok((parts, None))
     }
 
-    /// All repositories of a commit, each before its submodules.
+    /// All repositories of a commit, from whichever upstream it came, each before its submodules.
     fn whole(&self, pin: &GitPin) -> Result<Vec<Held>, GitError> {
-        match self.parts(pin)? {
-            (parts, None) => Ok(parts),
-            (_, Some(Part { url, commit, .. })) => {
-                Err(GitError::NotHere { url: url.to_string(), commit: commit.to_string() })
+        let mut not_here = None;
+        let others = || self.upstreams_with(&pin.commit).into_iter();
+        for url in pin.urls().cloned().chain(std::iter::once_with(others).flatten()) {
+            match self.parts(&url, &pin.commit)? {
+                (parts, None) => return Ok(parts),
+                (_, Some(missing)) => not_here = not_here.or(Some(missing)),
             }
         }
+        let Part { url, commit, .. } = not_here.expect("a pin has an address");
+        Err(GitError::NotHere { url: url.to_string(), commit: commit.to_string() })
     }
 
     /// Sees whether every file of a commit is in a store, and marks it if so. What has too much in it is refused.
@@ -208,12 +228,6 @@ fn whole_mark(commit: Oid) -> String {
 /// The commit as libgit2 names it; of a repository with SHA-256 names, which it does not read, none that exists.
 fn oid(commit: &GitCommit) -> Oid {
     Oid::from_str(commit.as_str()).unwrap_or(Oid::ZERO_SHA1)
-}
-
-/// One name for an upstream, however it is written.
-fn canonical(url: &GitUrl) -> String {
-    let text = url.as_str().trim_end_matches('/');
-    text.strip_suffix(".git").unwrap_or(text).to_owned()
 }
 
 /// Makes a folder by filling a hidden one beside it and renaming that.

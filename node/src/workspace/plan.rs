@@ -41,6 +41,9 @@ pub enum Step {
         url: String,
         /// The commit.
         commit: String,
+        /// Which repositories are asked where that one does not give it, in this order.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        mirrors: Vec<String>,
         /// Where it goes in the workspace.
         path: String,
     },
@@ -134,10 +137,9 @@ pub fn plan(
 impl Plan {
     fn add_node(&mut self, node: &CustomNode) {
         match node {
-            CustomNode::Git { url, commit, .. } => {
-                let folder = folder_of(url.as_str());
-                let pin = GitPin { url: url.clone(), commit: commit.clone() };
-                self.steps.push(git(&pin, format!("ComfyUI/custom_nodes/{folder}")));
+            CustomNode::Git { url, commit, mirrors, .. } => {
+                let pin = GitPin { mirrors: mirrors.clone(), ..GitPin::new(url.clone(), commit.clone()) };
+                self.steps.push(git(&pin, format!("ComfyUI/custom_nodes/{}", url.folder())));
             }
             CustomNode::Registry { id, version } => self.steps.push(Step::Registry {
                 id: id.to_string(),
@@ -202,13 +204,8 @@ impl Plan {
 }
 
 fn git(pin: &GitPin, path: String) -> Step {
-    Step::Git { url: pin.url.to_string(), commit: pin.commit.to_string(), path }
-}
-
-/// The folder that a repository is checked out into, as `git clone` names it.
-pub(super) fn folder_of(url: &str) -> &str {
-    let last = url.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
-    last.strip_suffix(".git").unwrap_or(last)
+    let mirrors = pin.mirrors.iter().map(ToString::to_string).collect();
+    Step::Git { url: pin.url.to_string(), commit: pin.commit.to_string(), mirrors, path }
 }
 
 #[cfg(test)]
@@ -216,16 +213,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn repository_goes_where_git_would_clone_it() {
-        for url in ["https://example.org/a/Nodes.git", "https://example.org/a/Nodes/"] {
-            assert_eq!(folder_of(url), "Nodes");
-        }
-    }
-
-    #[test]
     fn plan_names_every_url_and_what_is_lacking() {
         let lockfile = r#"{"format":1,"python":"3.11",
-            "comfyui":{"url":"https://example.org/ComfyUI.git","commit":"ca457f7ba1ff33bd0d724cd7324131509efcf3ec"},
+            "comfyui":{"url":"https://example.org/ComfyUI.git","commit":"ca457f7ba1ff33bd0d724cd7324131509efcf3ec",
+                "mirrors":["https://fork.example/ComfyUI"]},
             "custom_nodes":[{"from":"registry","id":"some-nodes","version":"1.0.8"},
                 {"from":"carried","name":"own","files":{"hash":"OWN","size":3}},
                 {"from":"file","name":"single.py","disabled":false}],
@@ -249,6 +240,7 @@ mod tests {
                 Step::Git {
                     url: "https://example.org/ComfyUI.git".to_owned(),
                     commit: "ca457f7ba1ff33bd0d724cd7324131509efcf3ec".to_owned(),
+                    mirrors: vec!["https://fork.example/ComfyUI".to_owned()],
                     path: "ComfyUI".to_owned(),
                 },
                 Step::Carried { files: BlobRef::of(b"own"), path: "ComfyUI/custom_nodes/own".to_owned() },

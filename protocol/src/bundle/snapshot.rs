@@ -175,7 +175,7 @@ fn comfyui(snapshot: &Object<'_>, repairs: &mut Repairs) -> Result<Option<GitPin
         return Ok(None);
     };
     let url = COMFYUI.parse().expect("the constant is an https URL");
-    Ok(Some(GitPin { url, commit: checked(place, commit)? }))
+    Ok(Some(GitPin::new(url, checked(place, commit)?)))
 }
 
 fn git_nodes(
@@ -226,7 +226,7 @@ fn git_node(
         repairs.add(&node.path, "has no commit: it is left out, and its ops are missing");
         return Ok(None);
     };
-    Ok(Some(CustomNode::Git { url, commit: checked(&node.path, commit)?, disabled }))
+    Ok(Some(CustomNode::Git { url, commit: checked(&node.path, commit)?, mirrors: Vec::new(), disabled }))
 }
 
 fn registry_nodes(snapshot: &Object<'_>, nodes: &mut Vec<CustomNode>) -> Result<(), SnapshotError> {

@@ -134,7 +134,8 @@ pub(super) fn snapshot(lockfile: &Lockfile) -> Value {
     let (mut repositories, mut registry, mut files) = (Map::new(), Map::new(), Vec::new());
     for node in &lockfile.custom_nodes {
         match node {
-            CustomNode::Git { url, commit, disabled } => {
+            // It knows one address of a repository.
+            CustomNode::Git { url, commit, disabled, .. } => {
                 repositories.insert(url.to_string(), json!({ "hash": commit, "disabled": disabled }));
             }
             CustomNode::Registry { id, version } => {
@@ -263,6 +264,13 @@ mod tests {
         // What a snapshot has no place for.
         lockfile.python = Some("3.11.7".parse().unwrap());
         lockfile.models[0].blob = Some(BlobHash::of(b"tiny"));
+        let without_mirrors = lockfile.custom_nodes.clone();
+        for node in &mut lockfile.custom_nodes {
+            if let CustomNode::Git { mirrors, .. } = node {
+                mirrors.push("https://mirror.example/nodes".parse().unwrap());
+            }
+        }
+        assert_ne!(lockfile.custom_nodes, without_mirrors);
         lockfile.packages[0].index = Some("https://download.pytorch.org/whl/cu124".parse().unwrap());
         let workflow = entry(&recorded, WORKFLOW);
         let interface = Exposure { inputs: Vec::new(), outputs: vec!["9".to_owned()] };
@@ -285,7 +293,7 @@ mod tests {
         assert_eq!(shapes(&ours), shapes(&theirs));
         let (by_snapshot, _) = to_lockfile(&ours, None).unwrap();
         assert_eq!(by_snapshot.python.unwrap().as_str(), "3.11");
-        assert_eq!(by_snapshot.custom_nodes, lockfile.custom_nodes);
+        assert_eq!(by_snapshot.custom_nodes, without_mirrors, "comfy-pack knows the first address");
         assert_eq!(by_snapshot.models[0].sources, lockfile.models[0].sources);
         let headers = |zip: &[u8]| -> Vec<_> {
             let mut archive = zip::ZipArchive::new(Cursor::new(zip)).unwrap();

@@ -36,7 +36,7 @@ impl GitSource {
 
     /// The commit that it is in.
     pub fn pin(&self) -> GitPin {
-        GitPin { url: self.url.clone(), commit: self.commit.clone() }
+        GitPin::new(self.url.clone(), self.commit.clone())
     }
 }
 

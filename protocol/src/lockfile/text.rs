@@ -213,6 +213,23 @@ impl GitUrl {
     pub fn is_public(&self) -> bool {
         self.0.parse::<HttpsUrl>().is_ok()
     }
+
+    /// The folder that it is checked out into, as `git clone` names it.
+    pub fn folder(&self) -> &str {
+        let last = self.0.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+        last.strip_suffix(".git").unwrap_or(last)
+    }
+
+    /// Whether both are one repository, however its address is written.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.bare() == other.bare()
+    }
+
+    /// The address without what may end it or not.
+    pub fn bare(&self) -> &str {
+        let text = self.0.trim_end_matches('/');
+        text.strip_suffix(".git").unwrap_or(text)
+    }
 }
 
 /// The https address of `git@HOST:PATH` or `ssh://git@HOST/PATH`, for forges that have both.

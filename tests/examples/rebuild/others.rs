@@ -96,8 +96,12 @@ fn write_packed(path: &Path, inputs: &Inputs, manager: &str) -> anyhow::Result<(
     for (package, version) in lockfile.packages.iter_mut().zip(builds) {
         package.pin = Pin::Version(version.parse()?);
     }
-    lockfile.custom_nodes =
-        vec![CustomNode::Git { url: MANAGER.parse()?, commit: manager.parse()?, disabled: false }];
+    lockfile.custom_nodes = vec![CustomNode::Git {
+        url: MANAGER.parse()?,
+        commit: manager.parse()?,
+        mirrors: Vec::new(),
+        disabled: false,
+    }];
     lockfile.models.clear();
     let none = std::iter::empty::<(String, std::io::Result<&[u8]>)>();
     write_bundle(std::fs::File::create(path)?, b"{}", &lockfile, &Exposure::default(), none, [], [])?;

@@ -7,7 +7,7 @@ use protocol::Bundle;
 use serde::Serialize;
 use serde_json::json;
 
-use super::{DiffArguments, name_and_version, pinned, read};
+use super::{DiffArguments, also_at, name_and_version, pinned, read};
 use crate::show;
 
 /// A part that is not the same in both.
@@ -66,7 +66,7 @@ fn parts(bundle: &Bundle) -> BTreeMap<(&'static str, String), String> {
         parts.insert(("Python", String::new()), python.to_string());
     }
     if let Some(pin) = &lockfile.comfyui {
-        parts.insert(("ComfyUI", pin.url.to_string()), pin.commit.to_string());
+        parts.insert(("ComfyUI", pin.url.to_string()), format!("{}{}", pin.commit, also_at(&pin.mirrors)));
     }
     for node in &lockfile.custom_nodes {
         let (name, version) = name_and_version(node);

@@ -4,7 +4,7 @@ use mesh::store::ByteSize;
 use protocol::{Bundle, LockedModel};
 use serde_json::json;
 
-use super::{BundleArguments, api, name_and_version, pinned, read};
+use super::{BundleArguments, also_at, api, name_and_version, pinned, read};
 use crate::show;
 
 pub(super) fn show(arguments: &BundleArguments) -> anyhow::Result<()> {
@@ -31,7 +31,7 @@ fn words(bundle: &Bundle) -> String {
         lines.push(format!("Python    {python}"));
     }
     if let Some(pin) = &lockfile.comfyui {
-        lines.push(format!("ComfyUI   {} of {}", pin.commit, pin.url));
+        lines.push(format!("ComfyUI   {} of {}{}", pin.commit, pin.url, also_at(&pin.mirrors)));
     }
     lines.push(format!("API       {}", api(bundle)));
     let list = |lines: &mut Vec<String>, title: &str, entries: Vec<String>| {

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::PackArguments;
 use super::origins::as_json;
-use crate::commands::bundle::{api, name_and_version};
+use crate::commands::bundle::{also_at, api, name_and_version};
 use crate::show;
 
 /// What asking others brought.
@@ -74,7 +74,7 @@ pub(super) fn tell(
     println!("packed {}, {}", path.display(), ByteSize(size));
     println!("API       {}", api(bundle));
     if let Some(pin) = &lockfile.comfyui {
-        println!("ComfyUI   {} of {}", pin.commit, pin.url);
+        println!("ComfyUI   {} of {}{}", pin.commit, pin.url, also_at(&pin.mirrors));
     }
     for node in &lockfile.custom_nodes {
         let (name, version) = name_and_version(node);

@@ -28,7 +28,10 @@ pub(super) fn plan(arguments: &PlanArguments) -> anyhow::Result<()> {
 
 fn line(step: &Step) -> String {
     match step {
-        Step::Git { url, commit, path } => format!("git       {path}\n  {url} at {commit}"),
+        Step::Git { url, commit, mirrors, path } => {
+            let mirrors: String = mirrors.iter().map(|url| format!("\n  else {url}")).collect();
+            format!("git       {path}\n  {url} at {commit}{mirrors}")
+        }
         Step::Registry { id, version, url, path } => format!("registry  {path}\n  {id} {version}\n  {url}"),
         Step::Carried { files, path } => {
             format!("carried   {path}\n  {} as blob {}", ByteSize(files.size), files.hash)

@@ -110,7 +110,7 @@ impl Assembler {
                 Some(pack) => pack,
                 None => {
                     let pack = self.pack(&pin).await?;
-                    found.git.push(GitPack { pin, pack });
+                    found.git.push(GitPack { pin: GitPin::new(pin.url, pin.commit), pack });
                     pack
                 }
             };

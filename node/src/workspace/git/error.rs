@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mesh::origin::PrivateAddress;
-use protocol::{GitUrl, ParseTextError};
+use protocol::{GitUrl, ParseTextError, error_chain};
 
 /// Why something with a repository did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +27,14 @@ pub enum GitError {
         url: String,
         /// The commit.
         commit: String,
+    },
+    /// None of the addresses that are recorded gives the commit.
+    #[error("commit `{commit}` comes from none of its {} recorded repositories: {}", tried.len(), each(tried))]
+    NoUpstream {
+        /// The commit.
+        commit: String,
+        /// What came of each, in order.
+        tried: Vec<GitError>,
     },
     /// The repository says nothing, from the beginning or in the middle.
     #[error(
@@ -205,16 +213,33 @@ pub enum GitError {
     Canceled,
 }
 
+/// All of them, with their causes.
+fn each(tried: &[GitError]) -> String {
+    tried.iter().map(|error| error_chain(error)).collect::<Vec<_>>().join("; ")
+}
+
 impl GitError {
     /// Whether the owner or what the commit has in it is the reason: to try again would bring the same once more.
     pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::NoUpstream { tried, .. } => tried.iter().all(Self::is_refusal),
+            Self::Refused { .. } | Self::Submodule { .. } => true,
+            _ => self.is_of_the_commit(),
+        }
+    }
+
+    /// Whether another upstream would bring the same.
+    pub(super) fn is_everywhere(&self) -> bool {
+        matches!(self, Self::Canceled | Self::Io { .. }) || self.is_of_the_commit()
+    }
+
+    /// Whether what the commit has in it is the reason.
+    fn is_of_the_commit(&self) -> bool {
         matches!(
             self,
-            Self::Refused { .. }
-                | Self::TooLarge { .. }
+            Self::TooLarge { .. }
                 | Self::FileTooLarge { .. }
                 | Self::Entry { .. }
-                | Self::Submodule { .. }
                 | Self::UnknownSubmodule { .. }
                 | Self::TooManySubmodules { .. }
         )

@@ -1,11 +1,11 @@
-//! Getting a commit, with its submodules, from its upstream.
+//! Getting a commit, with its submodules, from its upstream, or from the first of its mirrors that gives it.
 //!
 //! The commit alone is asked for, without its past. A server that gives no single commits is asked for all that
 //! its branches and tags name. A path on this machine is read by opening it. Asked is the very address that was judged,
 //! whatever the user's own settings of git would put in its place.
 
 use git2::{AutotagOption, FetchOptions, FetchPrune, Oid, RemoteCallbacks, Repository};
-use protocol::{GitPin, GitUrl};
+use protocol::{GitCommit, GitPin, GitUrl};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -25,20 +25,47 @@ pub struct Fetching<'a> {
 }
 
 impl GitStore {
-    /// Fetches a commit and its submodules, unless they are here.
+    /// Fetches a commit and its submodules, unless they are here: from each of its addresses until one gives it whole.
     pub fn fetch(&self, pin: &GitPin, fetching: &Fetching<'_>) -> Result<(), GitError> {
+        if self.holds(pin) {
+            return Ok(());
+        }
+        let mut tried = Vec::new();
+        for url in pin.urls() {
+            match self.fetch_from(url, &pin.commit, fetching) {
+                Ok(()) => return Ok(()),
+                Err(error) if error.is_everywhere() => return Err(error),
+                Err(error) => tried.push(error),
+            }
+        }
+        match tried.pop() {
+            Some(error) if tried.is_empty() => Err(error),
+            last => {
+                tried.extend(last);
+                Err(GitError::NoUpstream { commit: pin.commit.to_string(), tried })
+            }
+        }
+    }
+
+    /// Fetches a commit from one upstream, and its submodules from where that leads.
+    fn fetch_from(
+        &self,
+        upstream: &GitUrl,
+        commit: &GitCommit,
+        fetching: &Fetching<'_>,
+    ) -> Result<(), GitError> {
         let mut before = 0;
         for _ in 0..=MAX_REPOSITORIES {
-            let (_, missing) = self.parts(pin)?;
+            let (_, missing) = self.parts(upstream, commit)?;
             let Some(missing) = missing else { return Ok(()) };
-            check(fetching.policy, pin, &missing.url)?;
-            before += self.fetch_one(pin, &missing, fetching, before).inspect_err(|error| {
+            check(fetching.policy, upstream, &missing.url)?;
+            before += self.fetch_one(upstream, &missing, fetching, before).inspect_err(|error| {
                 if error.is_refusal() {
                     self.forget(&missing.url);
                 }
             })?;
         }
-        Err(GitError::TooManySubmodules { url: pin.url.to_string() })
+        Err(GitError::TooManySubmodules { url: upstream.to_string() })
     }
 
     /// Removes the store of an upstream of which nothing was ever taken: what was refused is there for nothing.
@@ -54,7 +81,7 @@ impl GitStore {
     /// Fetches one commit, and says how many bytes that took.
     fn fetch_one(
         &self,
-        pin: &GitPin,
+        upstream: &GitUrl,
         part: &Part,
         fetching: &Fetching<'_>,
         before: u64,
@@ -80,7 +107,7 @@ impl GitStore {
         let attempts: [(&[&str], _); 2] = [(&alone, Some(1)), (&all, None)];
         let mut failed = None;
         for (refspecs, depth) in attempts {
-            let may_be_private = may_be_private(fetching.policy, pin, url);
+            let may_be_private = may_be_private(fetching.policy, upstream, url);
             let terms = Terms {
                 patience: self.patience,
                 only_public: (!may_be_private).then_some(self.lookup),
@@ -104,8 +131,8 @@ impl GitStore {
     }
 }
 
-/// Whether the owner lets a repository be asked, for a commit that needs it.
-fn check(policy: &Policy, pin: &GitPin, url: &GitUrl) -> Result<(), GitError> {
+/// Whether the owner lets a repository be asked, for a commit of this upstream that needs it.
+fn check(policy: &Policy, upstream: &GitUrl, url: &GitUrl) -> Result<(), GitError> {
     let refused = |reason| Err(GitError::Refused { url: url.to_string(), reason });
     if !policy.allows_host(&url.host()) {
         return refused("its host is not among those that this node's owner allows (`--allow-code-host`)");
@@ -119,7 +146,7 @@ fn check(policy: &Policy, pin: &GitPin, url: &GitUrl) -> Result<(), GitError> {
         );
     }
     // What strangers wrote into theirs is no reason to look about in the owner's network.
-    if pin.url.is_public() {
+    if upstream.is_public() {
         return refused("it is private, and a submodule of a public one leads to it; record it by itself");
     }
     Ok(())
@@ -127,9 +154,10 @@ fn check(policy: &Policy, pin: &GitPin, url: &GitUrl) -> Result<(), GitError> {
 
 /// Whether the name of a host may lead to a private address: with the owner's word, and not where a stranger wrote it
 /// into a public repository, unless the owner named the host.
-pub(super) fn may_be_private(policy: &Policy, pin: &GitPin, url: &GitUrl) -> bool {
+pub(super) fn may_be_private(policy: &Policy, upstream: &GitUrl, url: &GitUrl) -> bool {
     let host = url.host();
-    policy.private_origins && (!pin.url.is_public() || pin.url.host() == host || policy.hosts.contains(&host))
+    policy.private_origins
+        && (!upstream.is_public() || upstream.host() == host || policy.hosts.contains(&host))
 }
 
 /// Asks an upstream for these. Told is how many bytes of them came.

@@ -19,6 +19,15 @@ pub(in crate::workspace) struct LocalRepository {
     repository: Repository,
 }
 
+/// An upstream of a repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::workspace) struct Remote {
+    /// Its address.
+    pub(in crate::workspace) url: String,
+    /// Whether a branch of it that is known here has the commit.
+    pub(in crate::workspace) has_commit: bool,
+}
+
 /// A file that is not as the commit has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::workspace) struct Difference {
@@ -39,20 +48,24 @@ impl LocalRepository {
         Ok(Some(Self { folder: folder.to_owned(), repository }))
     }
 
-    /// The address that it was cloned from: of the remote that its branch follows, else of `origin`, else of
-    /// the first. A user name or token in it is left out.
-    pub(in crate::workspace) fn remote(&self) -> Option<String> {
+    /// The addresses of its remotes: those of which a branch is known here that has the commit go first, then that which
+    /// its own branch follows, then `origin`. User names and tokens are left out.
+    pub(in crate::workspace) fn remotes(&self) -> Vec<Remote> {
         let followed = || {
             let head = self.repository.head().ok()?;
             let remote = self.repository.branch_upstream_remote(head.name().ok()?).ok()?;
             remote.as_str().ok().map(str::to_owned)
         };
-        let first = || self.repository.remotes().ok()?.iter().flatten().flatten().next().map(str::to_owned);
-        let named = |name: String| {
-            let remote = self.repository.find_remote(&name).ok()?;
-            remote.url().ok().filter(|url| !url.is_empty()).map(without_user)
+        let (followed, names) = (followed(), self.repository.remotes());
+        let named = |name: &str| {
+            let url = self.repository.find_remote(name).ok()?.url().ok().map(without_user)?;
+            let has_commit = self.is_behind(&[&format!("refs/remotes/{name}/*")]);
+            let place = (!has_commit, followed.as_deref() != Some(name), name != "origin");
+            (!url.is_empty()).then_some((place, Remote { url, has_commit }))
         };
-        followed().and_then(named).or_else(|| named("origin".to_owned())).or_else(|| named(first()?))
+        let mut remotes: Vec<_> = names.iter().flatten().flatten().flatten().filter_map(named).collect();
+        remotes.sort_by_key(|(place, _)| *place);
+        remotes.into_iter().map(|(_, remote)| remote).collect()
     }
 
     /// The commit that its files are at; `None` where nothing was ever committed.
@@ -72,8 +85,13 @@ impl LocalRepository {
 
     /// Whether a branch or tag of some upstream, as far as is known here, has the commit.
     pub(in crate::workspace) fn is_published(&self) -> bool {
+        self.is_behind(&["refs/remotes/*", "refs/tags/*"])
+    }
+
+    /// Whether one of these references has the commit.
+    fn is_behind(&self, globs: &[&str]) -> bool {
         let Some(head) = self.repository.head().ok().and_then(|head| head.target()) else { return false };
-        let known = ["refs/remotes/*", "refs/tags/*"].iter().flat_map(|glob| {
+        let known = globs.iter().flat_map(|glob| {
             let references = self.repository.references_glob(glob);
             let commits = references.into_iter().flatten().flatten();
             commits.filter_map(|reference| Some(reference.peel_to_commit().ok()?.id())).collect::<Vec<_>>()
@@ -160,7 +178,10 @@ mod tests {
         let path = folder.path().join("clone");
         let clone = Repository::clone(pin.url.as_str(), &path).expect("cloned");
         let local = LocalRepository::open(&path).expect("opens").expect("is one");
-        assert_eq!(local.remote().as_deref(), Some(pin.url.as_str()));
+        let addresses = |local: &LocalRepository| -> Vec<String> {
+            local.remotes().into_iter().map(|remote| remote.url).collect()
+        };
+        assert_eq!(addresses(&local), [pin.url.as_str()]);
         assert_eq!(local.commit().expect("read"), Some(pin.commit));
         assert!(local.is_published() && local.has("main.py") && !local.has("other.py"));
         assert_eq!(local.differences().expect("compared"), []);
@@ -185,7 +206,7 @@ mod tests {
         clone.commit(Some("HEAD"), &author, &author, "own", &tree, &[&parent]).expect("committed");
         assert!(!local.is_published(), "nobody else has a commit that was never pushed");
         clone.remote_set_url("origin", "https://me:secret@example.org/x.git").expect("set");
-        assert_eq!(local.remote().as_deref(), Some("https://example.org/x.git"));
+        assert_eq!(addresses(&local), ["https://example.org/x.git"]);
     }
 
     #[test]
@@ -196,6 +217,6 @@ mod tests {
         fs::create_dir(&inside).expect("own folder");
         assert!(LocalRepository::open(&inside).expect("looked at").is_none());
         let local = LocalRepository::open(folder.path()).expect("opens").expect("is one");
-        assert_eq!((local.remote(), local.commit().expect("read")), (None, None));
+        assert_eq!((local.remotes(), local.commit().expect("read")), (Vec::new(), None));
     }
 }

@@ -96,8 +96,12 @@ impl GitStore {
                 return Err(fault("lacks files of a commit"));
             }
         }
-        let (parts, None) = proving.parts(pin)? else {
-            return Err(fault("lacks the commit, or one of its submodules"));
+        let parts = match proving.whole(pin) {
+            Ok(parts) => parts,
+            Err(GitError::NotHere { .. }) => {
+                return Err(fault("lacks the commit, or one of its submodules"));
+            }
+            Err(error) => return Err(error),
         };
         for Held { part, repository, .. } in parts {
             let to = self.repository(&part.url)?;

@@ -6,7 +6,7 @@ mod slow;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
@@ -72,7 +72,7 @@ impl Upstream {
         let parents: Vec<_> = parent.iter().collect();
         let id = self.repository.commit(Some("HEAD"), &author, &author, "x", &tree, &parents);
         let commit = id.expect("committed").to_string().parse().expect("a commit");
-        GitPin { url: self.url().parse().expect("an address"), commit }
+        GitPin::new(self.url().parse().expect("an address"), commit)
     }
 }
 
@@ -328,10 +328,8 @@ fn refused_pack_leaves_nothing_that_looks_fetched() {
 fn only_what_the_owner_allows_is_asked() {
     let stores = Stores::new();
     let check = |url: &str, policy: &Policy, reason: &str| {
-        let pin = GitPin {
-            url: url.parse().expect("an address"),
-            commit: "1".repeat(40).parse().expect("a commit"),
-        };
+        let commit = "1".repeat(40).parse().expect("a commit");
+        let pin = GitPin::new(url.parse().expect("an address"), commit);
         let error = stores.fetch_by(&pin, policy).expect_err("refused");
         assert!(matches!(&error, GitError::Refused { .. }), "{url}: {error}");
         assert!(error.to_string().contains(reason), "{error}");
@@ -341,6 +339,48 @@ fn only_what_the_owner_allows_is_asked() {
     }
     let policy = Policy { hosts: ["git.example.org".to_owned()].into(), ..Policy::default() };
     check("https://github.com/x/y", &policy, "--allow-code-host");
+}
+
+#[test]
+fn commit_comes_from_the_first_of_its_repositories_that_gives_it_and_is_one_under_all_names() {
+    let (upstream, rewritten, lib) = (Upstream::new(), Upstream::new(), Upstream::new());
+    let pinned = lib.commit(&[("lib.py", 0o100644, "lib\n")]);
+    let modules = format!("[submodule \"lib\"]\n\tpath = lib\n\turl = {}\n", lib.url());
+    let files = [(".gitmodules", 0o100644, modules.as_str()), ("lib", 0o160000, pinned.commit.as_str())];
+    let known = upstream.commit(&files);
+    let other = rewritten.commit(&[("other", 0o100644, "other\n")]).url;
+    let refused: GitUrl = "https://git.example.org/nodes".parse().expect("an address");
+    let local = Policy { private_origins: true, hosts: ["localhost".to_owned()].into(), ..Policy::default() };
+    let pin = GitPin {
+        mirrors: vec![other.clone(), known.url.clone()],
+        ..GitPin::new(refused.clone(), known.commit.clone())
+    };
+    let stores = Stores::new();
+    stores.fetch_by(&pin, &local).expect("fetched from the last");
+    assert_eq!(stores.checkout(&pin).expect("laid out")["lib/lib.py"], "lib\n");
+    let mut file = tempfile::tempfile().expect("a file");
+    stores.store.pack(&pin, &mut file).expect("packed");
+    // Nobody is asked for what is here under another name.
+    let renamed = GitPin::new(other.clone(), known.commit.clone());
+    stores.fetch_by(&renamed, &Policy::default()).expect("is here");
+
+    let by_pack = Stores::new();
+    file.seek(SeekFrom::Start(0)).expect("own file");
+    by_pack.store.unpack(&pin, &file).expect("the pack of another mirror is the same commit");
+    assert!(by_pack.store.holds(&pin));
+
+    let (stores, gone) = (Stores::new(), GitPin { mirrors: vec![other.clone()], ..pin });
+    let error = stores.fetch_by(&gone, &local).expect_err("nobody gives it");
+    assert!(!error.is_refusal(), "one of them may have it tomorrow");
+    let said = protocol::error_chain(&error);
+    let expected = [
+        format!("commit `{}` comes from none of its 2 recorded repositories", known.commit),
+        format!("`{refused}` is not asked: its host is not among those"),
+        format!("is not in `{other}`: it does not exist there"),
+    ];
+    assert!(expected.iter().all(|words| said.contains(words)), "{said}");
+    let error = stores.fetch_by(&gone, &Policy { private_origins: false, ..local });
+    assert!(error.expect_err("none is allowed").is_refusal());
 }
 
 #[test]

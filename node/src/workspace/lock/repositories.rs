@@ -6,14 +6,13 @@
 use std::fs;
 use std::path::Path;
 
-use protocol::{CustomNode, GitPin, GitUrl, ParseTextError, RegistryPin};
+use protocol::{CustomNode, GitPin, GitUrl, MAX_MIRRORS, ParseTextError, RegistryPin};
 use serde::Deserialize;
 
 use super::carried::{Taken, carry};
 use super::error::What;
 use super::{Fault, Findings, LockError, LockRequest, some_of};
-use crate::workspace::git::{Difference, LocalRepository};
-use crate::workspace::plan::folder_of;
+use crate::workspace::git::{Difference, LocalRepository, Remote};
 
 /// The folders of ComfyUI that are its user's: what differs there is no other ComfyUI.
 const OF_THE_USER: [&str; 8] =
@@ -124,14 +123,14 @@ fn enabled(
         Some(files) => findings.faults.push(Fault::Changed { what: what.clone(), files }),
         None => {}
     }
-    let GitPin { url, commit } = pin(what, &repository, findings)?;
-    let rebuilt = folder_of(url.as_str());
+    let GitPin { url, commit, mirrors } = pin(what, &repository, findings)?;
+    let rebuilt = url.folder();
     if rebuilt != name {
         findings
             .notes
             .push(format!("custom node `{name}` becomes `custom_nodes/{rebuilt}`, as `git clone` names it"));
     }
-    Some(CustomNode::Git { url, commit, disabled: false })
+    Some(CustomNode::Git { url, commit, mirrors, disabled: false })
 }
 
 /// A folder that ComfyUI-Manager installed from the registry, which leaves a list of its files; or a bare one.
@@ -164,9 +163,10 @@ fn disabled(name: &str, path: &Path, findings: &mut Findings) -> Option<CustomNo
     } else {
         let repository = LocalRepository::open(path).ok().flatten();
         repository.and_then(|repository| {
-            let url = repository.remote()?.parse().ok()?;
+            let mut urls = upstreams(&repository).0;
+            let mirrors = urls.split_off(urls.len().min(1));
             let commit = repository.commit().ok()??;
-            Some(CustomNode::Git { url, commit, disabled: true })
+            Some(CustomNode::Git { url: urls.pop()?, commit, mirrors, disabled: true })
         })
     };
     if recorded.is_none() {
@@ -175,15 +175,36 @@ fn disabled(name: &str, path: &Path, findings: &mut Findings) -> Option<CustomNo
     recorded
 }
 
-/// The upstream and commit of a repository.
-fn pin(what: What, repository: &LocalRepository, findings: &mut Findings) -> Option<GitPin> {
-    let url = match repository.remote() {
-        Some(url) => kept::<GitUrl>(&what, url.parse(), findings),
-        None => {
-            findings.faults.push(Fault::NoRemote { what: what.clone() });
-            None
+/// The addresses of a repository, each once, and why further ones are none that a lockfile can have. First are those
+/// that are known to have its commit, and of these such as everybody reaches.
+pub(super) fn upstreams(repository: &LocalRepository) -> (Vec<GitUrl>, Vec<ParseTextError>) {
+    let (mut urls, mut faults): (Vec<(bool, GitUrl)>, _) = (Vec::new(), Vec::new());
+    for Remote { url, has_commit } in repository.remotes() {
+        match url.parse::<GitUrl>() {
+            Ok(url) if urls.iter().any(|(_, known)| known.is_same(&url)) => {}
+            Ok(url) => urls.push((has_commit, url)),
+            Err(fault) => faults.push(fault),
         }
-    };
+    }
+    urls.sort_by_key(|(has_commit, url)| (!has_commit, !url.is_public()));
+    urls.truncate(1 + MAX_MIRRORS);
+    (urls.into_iter().map(|(_, url)| url).collect(), faults)
+}
+
+/// The upstreams and commit of a repository.
+fn pin(what: What, repository: &LocalRepository, findings: &mut Findings) -> Option<GitPin> {
+    let (mut urls, faults) = upstreams(repository);
+    let mirrors = urls.split_off(urls.len().min(1));
+    let url = urls.pop();
+    let not_recorded = |fault: &ParseTextError| format!("{what}: a remote is not recorded: {fault}");
+    match &url {
+        Some(_) => findings.notes.extend(faults.iter().map(not_recorded)),
+        None if faults.is_empty() => findings.faults.push(Fault::NoRemote { what: what.clone() }),
+        None => {
+            let fault = |fault| Fault::Text { what: what.clone(), fault };
+            findings.faults.extend(faults.into_iter().map(fault));
+        }
+    }
     let commit = match repository.commit() {
         Ok(Some(commit)) => commit,
         Ok(None) => {
@@ -196,7 +217,7 @@ fn pin(what: What, repository: &LocalRepository, findings: &mut Findings) -> Opt
         }
     };
     let url = url?;
-    if !url.is_public() {
+    if ![&url].into_iter().chain(&mirrors).any(GitUrl::is_public) {
         findings.lacking.push(format!("{what}: `{url}` is no https address that everybody reaches"));
     }
     if !repository.is_published() {
@@ -209,7 +230,7 @@ fn pin(what: What, repository: &LocalRepository, findings: &mut Findings) -> Opt
             What::CustomNode(_) => findings.faults.push(Fault::Unpublished { what, url: url.to_string() }),
         }
     }
-    Some(GitPin { url, commit })
+    Some(GitPin { url, commit, mirrors })
 }
 
 /// The files of a repository that change what runs, in words; `None` where there are none.

@@ -52,7 +52,7 @@ impl Folder {
     /// A custom node that was cloned, under its upstream's own name.
     fn clone_node(&self, upstream: &Upstream, file: &str) -> (String, GitPin) {
         let pin = upstream.commit(&[("__init__.py", 0o100644, "\n"), (file, 0o100644, "x\n")]);
-        let name = crate::workspace::plan::folder_of(pin.url.as_str()).to_owned();
+        let name = pin.url.folder().to_owned();
         Repository::clone(pin.url.as_str(), self.path().join("custom_nodes").join(&name)).expect("cloned");
         (name, pin)
     }
@@ -112,6 +112,45 @@ impl Folder {
     }
 }
 
+#[test]
+fn every_remote_is_recorded_and_that_which_is_known_to_have_the_commit_goes_first() {
+    let (folder, nodes, fork) = (Folder::new(), Upstream::new(), Upstream::new());
+    let (name, pin) = folder.clone_node(&nodes, "nodes.py");
+    let repository = Repository::open(folder.path().join("custom_nodes").join(&name)).expect("a clone");
+    let fork = fork.commit(&[("__init__.py", 0o100644, "another\n")]).url;
+    repository.remote_set_url("origin", fork.as_str()).expect("set");
+    for mut known in repository.references_glob("refs/remotes/origin/*").expect("read").flatten() {
+        known.delete().expect("own repository");
+    }
+    let others = [
+        ("own", "https://me:secret@example.org/nodes.git"),
+        ("again", "https://example.org/nodes/"),
+        ("ssh", "git@github.com:a/nodes.git"),
+        ("hidden", "ssh://git@forge.example/a/b"),
+        ("upstream", pin.url.as_str()),
+    ];
+    for (remote, url) in others {
+        repository.remote(remote, url).expect("set");
+    }
+    let head = repository.head().expect("a head").target().expect("a commit");
+    repository.reference("refs/remotes/upstream/main", head, false, "fetched").expect("set");
+
+    let locked = folder.lock(bare());
+    let [CustomNode::Git { url, mirrors, .. }] = locked.lockfile.custom_nodes.as_slice() else {
+        panic!("{:?}", locked.lockfile.custom_nodes)
+    };
+    assert_eq!(url, &pin.url, "a branch of it that is known here has the commit");
+    let mirrors: Vec<&str> = mirrors.iter().map(|url| url.as_str()).collect();
+    // In the order of their names, once each; what only its user reaches goes last.
+    assert_eq!(mirrors, ["https://example.org/nodes/", "https://github.com/a/nodes.git", fork.as_str()]);
+    let told = locked
+        .notes
+        .iter()
+        .any(|note| note.contains("a remote is not recorded") && note.contains("forge.example"));
+    assert!(told, "{:?}", locked.notes);
+    assert!(locked.lacking.iter().all(|lacking| !lacking.starts_with("custom node")), "{:?}", locked.lacking);
+}
+
 /// A workflow that names no file.
 fn bare() -> Value {
     json!({"1": {"class_type": "EmptyImage", "inputs": {"width": 8}}})
@@ -148,6 +187,7 @@ fn folder_is_recorded_with_its_commits_packages_and_what_the_workflow_names() {
     let git = |pin: &GitPin, disabled| CustomNode::Git {
         url: pin.url.clone(),
         commit: pin.commit.clone(),
+        mirrors: Vec::new(),
         disabled,
     };
     assert_eq!(custom_nodes.len(), 2, "{custom_nodes:?}");
@@ -301,7 +341,7 @@ fn private_nodes_travel_only_where_that_is_asked() {
     let files = [format!("{unpushed}/__init__.py"), format!("{unpushed}/nodes.py")];
     let paths: Vec<String> = carried(&locked, &unpushed).into_iter().map(|(path, _)| path).collect();
     assert_eq!(paths, files);
-    let git = CustomNode::Git { url: pin.url, commit: pin.commit, disabled: false };
+    let git = CustomNode::Git { url: pin.url, commit: pin.commit, mirrors: Vec::new(), disabled: false };
     assert!(locked.lockfile.custom_nodes.contains(&git), "{plain}: {:?}", locked.lockfile.custom_nodes);
     let typing_error = folder.lock_carrying(&["bare", "own", &unpushed, "onw"], false);
     assert!(typing_error.expect_err("there is none").to_string().contains("custom node `onw`"));

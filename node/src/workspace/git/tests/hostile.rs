@@ -20,7 +20,7 @@ fn silent_over_tls() -> GitPin {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("https://{}/upstream", listener.local_addr().expect("bound"));
     std::thread::spawn(move || listener.incoming().flatten().collect::<Vec<_>>());
-    GitPin { url: url.parse().expect("an address"), commit: "1".repeat(40).parse().expect("a commit") }
+    GitPin::new(url.parse().expect("an address"), "1".repeat(40).parse().expect("a commit"))
 }
 
 #[test]
@@ -139,8 +139,7 @@ fn public_name_that_leads_to_a_private_address_is_not_asked() {
     listener.set_nonblocking(true).expect("set");
     let port = listener.local_addr().expect("bound").port();
     let url = format!("https://git.example.org:{port}/upstream");
-    let pin =
-        GitPin { url: url.parse().expect("an address"), commit: "1".repeat(40).parse().expect("a commit") };
+    let pin = GitPin::new(url.parse().expect("an address"), "1".repeat(40).parse().expect("a commit"));
     let mut stores = Stores::new();
     stores.store.lookup = |_| Box::pin(async { Ok(vec!["127.0.0.1:0".parse().expect("an address")]) });
     let error = stores.fetch_by(&pin, &Policy::default()).expect_err("it is private");
@@ -155,10 +154,8 @@ fn public_name_that_leads_to_a_private_address_is_not_asked() {
 #[test]
 fn public_name_may_lead_to_a_private_address_by_the_owners_word_alone() {
     let check = |pin: &str, url: &str, policy: &Policy, expected: bool| {
-        let commit = "1".repeat(40).parse().expect("a commit");
-        let pin = GitPin { url: pin.parse().expect("an address"), commit };
-        let url = url.parse().expect("an address");
-        assert_eq!(fetch::may_be_private(policy, &pin, &url), expected, "{} {url}", pin.url);
+        let [upstream, url] = [pin, url].map(|url| url.parse().expect("an address"));
+        assert_eq!(fetch::may_be_private(policy, &upstream, &url), expected, "{upstream} {url}");
     };
     let (office, other) = ("https://git.example.org/a", "https://other.example.org/b");
     let brave = Policy { private_origins: true, ..Policy::default() };
@@ -229,9 +226,9 @@ fn repository_that_moved_on_its_host_is_followed_and_not_round_in_circles() {
     let upstream = Upstream::new();
     let served = Served::start(&upstream, true);
     let pin = served.pin(&upstream.commit(&[("file", 0o100644, "bytes")]));
-    let at = |place: &str| GitPin {
-        url: pin.url.as_str().replace("/upstream", place).parse().expect("an address"),
-        commit: pin.commit.clone(),
+    let at = |place: &str| {
+        let url = pin.url.as_str().replace("/upstream", place);
+        GitPin::new(url.parse().expect("an address"), pin.commit.clone())
     };
     Stores::new().fetch(&at("/moved")).expect("it is at its new place");
     let said = Stores::new().fetch(&at("/round")).expect_err("it is nowhere").to_string();
@@ -306,7 +303,7 @@ fn folders_that_hold_each_other_many_times_are_not_counted_to_their_end() {
     let author = Signature::new("a", "a@example.org", &git2::Time::new(0, 0)).expect("a name");
     let commit = upstream.repository.commit(Some("HEAD"), &author, &author, "x", &tree, &[]);
     let commit = commit.expect("committed").to_string().parse().expect("a commit");
-    let pin = GitPin { url: upstream.url().parse().expect("an address"), commit };
+    let pin = GitPin::new(upstream.url().parse().expect("an address"), commit);
     let error = Stores::new().fetch(&pin).expect_err("it has a million million files");
     assert!(matches!(error, GitError::TooLarge { .. }), "{error:?}");
 }

@@ -42,7 +42,7 @@ impl Served {
     }
 
     pub(super) fn pin(&self, pin: &GitPin) -> GitPin {
-        GitPin { url: self.url.parse().expect("an address"), commit: pin.commit.clone() }
+        GitPin::new(self.url.parse().expect("an address"), pin.commit.clone())
     }
 }
 
@@ -57,7 +57,7 @@ pub(super) fn answering(mut answer: impl FnMut(TcpStream) + Send + 'static) -> G
             answer(stream);
         }
     });
-    GitPin { url: url.parse().expect("an address"), commit: "1".repeat(40).parse().expect("a commit") }
+    GitPin::new(url.parse().expect("an address"), "1".repeat(40).parse().expect("a commit"))
 }
 
 fn redirect(mut stream: TcpStream, location: &str) -> io::Result<()> {

@@ -6,12 +6,12 @@ use std::fs;
 use std::io::{self, Seek};
 use std::path::PathBuf;
 
-use protocol::{CustomNode, GitUrl};
+use protocol::CustomNode;
 
 use super::{LockRequest, Locked, TraceError, link_models};
 use crate::workspace::carried;
 use crate::workspace::git::LocalRepository;
-use crate::workspace::plan::folder_of;
+use crate::workspace::lock::repositories::upstreams;
 
 /// What writes down which addresses the process asks for.
 const LISTENER: &str = include_str!("prestartup_script.py");
@@ -42,14 +42,14 @@ impl Tree {
             let is_on = !entry.file_name().to_string_lossy().ends_with(".disabled");
             let repository = is_on.then(|| LocalRepository::open(&entry.path())).transpose()?.flatten();
             let Some(repository) = repository else { continue };
-            let url = repository.remote().and_then(|remote| remote.parse::<GitUrl>().ok());
-            let is_it = |node: &&CustomNode| node.git().is_some_and(|pin| Some(&pin.url) == url.as_ref());
+            let (urls, _) = upstreams(&repository);
+            let is_it = |node: &&CustomNode| node.git().is_some_and(|pin| urls.first() == Some(&pin.url));
             let travels = |name: &str| locked.carried.iter().any(|node| node.name.as_str() == name);
             let node = locked.lockfile.custom_nodes.iter().find(is_it);
             if let Some(pin) = node.and_then(CustomNode::git)
                 && !travels(&entry.file_name().to_string_lossy())
             {
-                repository.copy_to(&own.join(folder_of(pin.url.as_str()))).map_err(fail)?;
+                repository.copy_to(&own.join(pin.url.folder())).map_err(fail)?;
             }
         }
         for node in &locked.carried {

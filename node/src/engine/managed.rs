@@ -2,8 +2,8 @@
 //!
 //! A slot has at most one process, so at most one holds its device's memory: it is started for the first run of a
 //! workspace, or for its proof, stays for the next ones, also for those of other workspaces with the same environment
-//! and code, makes way for all others, and ends after a while without work. One that died or hangs is started anew and its run is tried
-//! once more. Not here: the requests that a run consists of (`comfyui`), and how a workspace is made (`workspace`).
+//! and code, of which each sees its own models alone, makes way for all others, and ends after a while without work. One
+//! that died or hangs is started anew and its run is tried once more. Not here: the requests that a run consists of (`comfyui`), and how a workspace is made (`workspace`).
 
 mod door;
 mod download;
@@ -240,7 +240,6 @@ impl Slot {
         let mut is_last_attempt = false;
         loop {
             let process = self.ready(place, &workspace, progress, cancel).await?;
-            let has_others = process.served().count() > 1;
             let failed = match process.execute(execution.clone(), progress, cancel).await {
                 Ok(produced) => {
                     if process.is_full().await {
@@ -256,7 +255,11 @@ impl Slot {
                 RunErrorKind::Canceled if !process.is_idle().await => self.stop(place).await,
                 RunErrorKind::OutOfMemory => process.free().await,
                 // An op of it may have looked for models once, as the process started.
-                RunErrorKind::MissingModel if has_others && !is_last_attempt && !cancel.is_cancelled() => {
+                RunErrorKind::MissingModel
+                    if process.is_late_for(&failed, &execution.workflow)
+                        && !is_last_attempt
+                        && !cancel.is_cancelled() =>
+                {
                     self.stop(place).await;
                     is_last_attempt = true;
                     continue;

@@ -20,20 +20,22 @@ const DEEPEST: usize = 200;
 /// Makes a symbolic link at a place below `root`, with the folders on the way, instead of a file that was there.
 /// `false` where something on the way is no folder; a link to one is none.
 pub(crate) fn link(target: &Path, root: &Path, place: &Path) -> io::Result<bool> {
-    let Some(names) = names(place) else { return Ok(false) };
-    let Some((name, folders)) = names.split_last() else { return Ok(false) };
-    let mut folder = openat(CWD, root, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    for name in folders {
-        match folder_in(&folder, name)? {
-            Some(next) => folder = next,
-            None => return Ok(false),
-        }
+    let Some((folder, name)) = way_to(root, place)? else { return Ok(false) };
+    remove(&folder, name)?;
+    symlinkat(target, &folder, name)?;
+    Ok(true)
+}
+
+/// Removes a symbolic link at a place below `root`; one that is gone already is fine. `false` where something else is
+/// there, or something on the way is no folder.
+pub(crate) fn unlink(root: &Path, place: &Path) -> io::Result<bool> {
+    let Some((folder, name)) = way_to(root, place)? else { return Ok(false) };
+    match statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => return Ok(true),
+        stat if !FileType::from_raw_mode(stat?.st_mode).is_symlink() => return Ok(false),
+        _ => {}
     }
-    match unlinkat(&folder, *name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => {}
-        Err(error) => return Err(error.into()),
-    }
-    symlinkat(target, &folder, *name)?;
+    remove(&folder, name)?;
     Ok(true)
 }
 
@@ -92,6 +94,28 @@ fn bytes_in(
     Ok(bytes)
 }
 
+/// The folder of a place below `root`, made with those above it if need be, and its name in there. `None` where
+/// something on the way is no folder.
+fn way_to<'a>(root: &Path, place: &'a Path) -> io::Result<Option<(OwnedFd, &'a OsStr)>> {
+    let Some(names) = names(place) else { return Ok(None) };
+    let Some((name, folders)) = names.split_last() else { return Ok(None) };
+    let mut folder = openat(CWD, root, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    for name in folders {
+        match folder_in(&folder, name)? {
+            Some(next) => folder = next,
+            None => return Ok(None),
+        }
+    }
+    Ok(Some((folder, name)))
+}
+
+fn remove(folder: &OwnedFd, name: &OsStr) -> io::Result<()> {
+    match unlinkat(folder, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// The parts of a path that goes nowhere but down.
 fn names(place: &Path) -> Option<Vec<&OsStr>> {
     let name = |part| match part {
@@ -139,6 +163,25 @@ mod tests {
         assert_eq!(fs::read_link(folder.path().join("a/file")).expect("a link"), Path::new("/three"));
         let left = fs::read_dir(folder.path().join("a")).expect("a folder").count();
         assert_eq!(left, 2, "nothing half-made stays");
+    }
+
+    #[test]
+    fn only_links_go_and_those_that_are_gone_are_no_fault() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let check = |place: &str, expected: bool| {
+            assert_eq!(unlink(folder.path(), Path::new(place)).expect(place), expected, "{place}");
+        };
+        assert!(link(Path::new("/one"), folder.path(), Path::new("a/link")).expect("made"));
+        fs::write(folder.path().join("a/file"), "a run's own").expect("written");
+        symlink(folder.path().join("a"), folder.path().join("b")).expect("linked");
+        check("b/link", false);
+        check("a/link", true);
+        assert!(folder.path().join("a/link").symlink_metadata().is_err());
+        check("a/link", true);
+        for other in ["a/file", "a", "../a/link", "a/file/link"] {
+            check(other, false);
+        }
+        assert_eq!(fs::read_to_string(folder.path().join("a/file")).expect("there"), "a run's own");
     }
 
     #[test]

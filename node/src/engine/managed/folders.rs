@@ -4,19 +4,20 @@
 //! it came from never. What a process left in its folders, or lays there meanwhile, leads to no others: it may have
 //! walls that we have not. Blocks. Not here: who may read what.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use protocol::BlobHash;
 
-use super::served::Served;
+use super::served::Files;
 use crate::os::beneath;
 use crate::os::file::copy_tree;
 
 /// The code, in the folders of a slot.
 const CODE: &str = "ComfyUI";
 /// The folder of ComfyUI in which it looks for new files again and again.
-const MODELS: &str = "models";
+pub(super) const MODELS: &str = "models";
 
 /// What joins a process without a network to its socket.
 const RELAY: &str = include_str!("relay.py");
@@ -69,16 +70,16 @@ impl Folders {
         self.root.with_extension("further")
     }
 
-    /// Makes them for a process of these workspaces, in place of those of an earlier one.
-    pub(super) fn make(&self, served: &Served) -> io::Result<()> {
+    /// Makes them for a process of this code with these files, in place of those of an earlier one.
+    pub(super) fn make(&self, code: &Path, files: &Files) -> io::Result<()> {
         self.clear()?;
         for folder in [self.home(), self.front(), self.temporary(), self.further()] {
             std::fs::create_dir_all(folder)?;
         }
         std::fs::write(self.front().join("index.html"), "<!doctype html><title>ComfyUI</title>\n")?;
         std::fs::write(self.relay(), RELAY)?;
-        copy_tree(&served.any().comfyui, &self.code())?;
-        for (place, file) in served.files() {
+        copy_tree(code, &self.code())?;
+        for (place, file) in files {
             if !beneath::link(file, &self.root, &below_root(place))? {
                 let place = place.display();
                 return Err(io::Error::other(format!(
@@ -89,14 +90,36 @@ impl Folders {
         Ok(())
     }
 
+    /// Has a process that is up see these files in place of those, of which none has another's place. `within` its walls,
+    /// if it has some, are the files that it can read by themselves. `false` where that does not come about, and some of
+    /// both may be there.
+    pub(super) fn exchange(
+        &self,
+        those: &Files,
+        these: &Files,
+        within: Option<&BTreeSet<PathBuf>>,
+    ) -> io::Result<bool> {
+        for place in those.keys().filter(|place| !these.contains_key(*place)) {
+            if !beneath::unlink(&self.root, &below_root(place))? {
+                return Ok(false);
+            }
+        }
+        for (place, file) in these.iter().filter(|(place, _)| !those.contains_key(*place)) {
+            if !self.add(place, file, within.is_some_and(|within| !within.contains(file)))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Puts another file in front of a process that is up. It can be a model that nothing else lies in the place of:
     /// what else there is was looked at as the process started. `false` where the process would not see it, or has a link
     /// on the way to it.
-    pub(super) fn add(&self, place: &Path, file: &Path, has_walls: bool) -> io::Result<bool> {
+    fn add(&self, place: &Path, file: &Path, is_beyond_walls: bool) -> io::Result<bool> {
         if !place.starts_with(MODELS) || self.code().join(place).symlink_metadata().is_ok() {
             return Ok(false);
         }
-        if !has_walls {
+        if !is_beyond_walls {
             return beneath::link(file, &self.root, &below_root(place));
         }
         // Its walls were made around the files of its start, and around a folder for those that come.
@@ -149,6 +172,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::engine::managed::served::Served;
     use crate::engine::managed::tests::workspace;
 
     #[test]
@@ -167,8 +191,8 @@ mod tests {
         }
         let workspace = Arc::new(workspace(&at("tree"), &at("files"), "python"));
         let served = Served::alone(&workspace).expect("read");
-        let folders = Folders { root: at("slot-0") };
-        folders.make(&served).expect("made");
+        let (folders, tree) = (Folders { root: at("slot-0") }, at("tree"));
+        folders.make(&tree, served.files()).expect("made");
         let read = |path: &str| fs::read_to_string(folders.code().join(path)).expect(path);
         assert_eq!((read("main.py"), read("models/vae/a.safetensors")), ("run".into(), "vae".into()));
         assert_eq!(read("custom_nodes/a/weights.bin"), "weights");
@@ -190,12 +214,34 @@ mod tests {
                 .expect("a link")
                 .starts_with(folders.further())
         );
+        // Others take their place, and those of the start come back.
+        let files = |names: &[&str]| -> Files {
+            names.iter().map(|name| (format!("models/vae/{name}").into(), at("blob"))).collect()
+        };
+        let names = || {
+            let listed = fs::read_dir(folders.code().join("models/vae")).expect("a folder");
+            let name = |entry: io::Result<fs::DirEntry>| entry.expect("an entry").file_name();
+            listed.map(name).collect::<BTreeSet<_>>()
+        };
+        let (first, second) = (files(&["a.safetensors", "b.safetensors"]), files(&["c.safetensors"]));
+        let within = BTreeSet::new();
+        for (those, these) in [(&first, &second), (&second, &first)] {
+            assert!(folders.exchange(those, these, Some(&within)).expect("exchanged"));
+            assert_eq!(
+                names(),
+                these.keys().map(|place| place.file_name().expect("it has one").to_owned()).collect()
+            );
+            assert!(these.keys().all(|place| read(place.to_str().expect("UTF-8")) == "further"));
+        }
+        fs::remove_file(folders.code().join("models/vae/a.safetensors")).expect("removed");
+        fs::write(folders.code().join("models/vae/a.safetensors"), "a run's own").expect("written");
+        assert!(!folders.exchange(&first, &second, None).expect("looked at"), "that cannot go");
         fs::write(folders.code().join("main.py"), "changed").expect("it may write beside itself");
         assert_eq!(fs::read_to_string(at("tree/main.py")).expect("there"), "run");
         fs::create_dir_all(folders.code().join("output/a")).expect("made");
         fs::write(folders.code().join("output/a/b.png"), "12345").expect("written");
         assert_eq!(folders.bytes_of_runs().expect("counted"), 5);
-        folders.make(&served).expect("made anew");
+        folders.make(&tree, served.files()).expect("made anew");
         assert_eq!((read("main.py").as_str(), folders.bytes_of_runs().expect("counted")), ("run", 0));
     }
 
@@ -210,7 +256,7 @@ mod tests {
         let workspace = Arc::new(workspace(&at("tree"), &at("files"), "python"));
         let served = Served::alone(&workspace).expect("read");
         let folders = Folders { root: at("slot-0") };
-        folders.make(&served).expect("made");
+        folders.make(&at("tree"), served.files()).expect("made");
         let plant = |place: &Path| {
             let _ = fs::remove_file(place);
             let _ = fs::remove_dir_all(place);
@@ -230,7 +276,7 @@ mod tests {
         fs::remove_file(folders.relay()).expect("removed");
         symlink(at("owners/relay.py"), folders.relay()).expect("linked");
         plant(&folders.home());
-        folders.make(&served).expect("made anew");
+        folders.make(&at("tree"), served.files()).expect("made anew");
         plant(&folders.code().join("output"));
         assert_eq!(folders.bytes_of_runs().expect("counted"), 0);
         assert_eq!(fs::read_to_string(folders.relay()).expect("there"), RELAY);
@@ -248,7 +294,8 @@ mod tests {
         fs::write(at("files/custom_nodes/a/models/weights"), "weights").expect("written");
         symlink(at("owners"), at("tree/custom_nodes/a/models")).expect("linked");
         let workspace = Arc::new(workspace(&at("tree"), &at("files"), "python"));
-        let made = Folders { root: at("slot-0") }.make(&Served::alone(&workspace).expect("read"));
+        let served = Served::alone(&workspace).expect("read");
+        let made = Folders { root: at("slot-0") }.make(&at("tree"), served.files());
         let refused = made.expect_err("it leads elsewhere").to_string();
         assert!(refused.contains("`custom_nodes/a/models/weights`"), "{refused}");
         assert_eq!(fs::read_dir(at("owners")).expect("a folder").count(), 0);

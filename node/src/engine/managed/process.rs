@@ -3,6 +3,7 @@
 //!
 //! Not here: which slot it is for, and when it ends.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,8 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::{Device, RunError, RunErrorKind, lacking};
+use protocol::{Device, RunError, RunErrorKind, Workflow, lacking};
+use serde_json::Value;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -21,7 +23,7 @@ use super::door::Door;
 use super::download::{Blocked, blocked, blocked_end, undeclared};
 use super::folders::Folders;
 use super::log::ProcessLog;
-use super::served::Served;
+use super::served::{Files, Served};
 use crate::engine::comfyui::{ComfyUi, ComfyUiOptions};
 use crate::engine::{Engine, Execution, ProducedFile, ProgressSink};
 use crate::os::program::{Program, leashed, lend};
@@ -113,6 +115,12 @@ pub(super) enum StartError {
 #[derive(Debug)]
 pub(super) struct Process {
     served: Served,
+    /// The files that its tree had at its start.
+    first: Files,
+    /// Those that its tree has now, of one workspace alone; `None` where an exchange of them broke off.
+    in_place: Option<Files>,
+    /// Those that its walls let in, if it has some.
+    within: Option<BTreeSet<PathBuf>>,
     program: Program,
     comfyui: ComfyUi,
     log: ProcessLog,
@@ -140,7 +148,7 @@ impl Launch {
         }
     }
 
-    /// Starts one for these workspaces, and returns when it answers.
+    /// Starts one for these workspaces, with the files of the last in place, and returns when it answers.
     pub(super) async fn start(
         &self,
         served: Served,
@@ -180,13 +188,16 @@ impl Launch {
             () = until_up(&comfyui) => {}
         }
         info!(seconds = begun.elapsed().as_secs_f64(), "comfyui is up");
-        Ok(Process { served, program, comfyui, log, folders: self.folders.clone(), door })
+        let (first, folders) = (served.files().clone(), self.folders.clone());
+        let in_place = Some(first.clone());
+        let within = (!door.has_network()).then(|| served.sources().map(Path::to_owned).collect());
+        Ok(Process { served, first, in_place, within, program, comfyui, log, folders, door })
     }
 
     async fn make_folders(&self, served: &Served) -> Result<ProcessLog, StartError> {
         let (folders, served) = (self.folders.clone(), served.clone());
         let made = blocking(move || {
-            folders.make(&served)?;
+            folders.make(&served.any().comfyui, served.files())?;
             ProcessLog::create(&folders.log())
         });
         made.await.map_err(|source| StartError::Folders { folder: self.folders.root.clone(), source })
@@ -244,7 +255,8 @@ impl Launch {
     /// What the process sees of this machine.
     fn walls(&self, served: &Served, byte_code: &Path) -> io::Result<Walls> {
         let mut read = folders_of_python(&served.any().python)?;
-        read.extend(served.files().values().cloned());
+        // Of all: who comes back may have files that can come by no other way.
+        read.extend(served.sources().collect::<BTreeSet<_>>().into_iter().map(Path::to_owned));
         read.push(self.folders.further());
         let write = vec![self.folders.root.clone(), byte_code.to_owned()];
         Ok(Walls { read, write, network: false })
@@ -262,35 +274,39 @@ impl Process {
         &self.served
     }
 
-    /// Has it serve this workspace as well, with the files of that in place; `false` where it cannot, or has not all
-    /// that the workspace must have: then only another process can tell.
+    /// Has it serve this workspace, with the files of that in place and of no other one; `false` where it cannot, or has
+    /// not all that the workspace must have: then only another process can tell.
     pub(super) async fn join(&mut self, workspace: &Arc<Workspace>) -> bool {
-        if self.served.has(workspace) {
-            return true;
-        }
-        let (served, wanted, folders) = (self.served.clone(), Arc::clone(workspace), self.folders.clone());
-        let has_walls = !self.door.has_network();
-        let joined = blocking(move || {
-            let Some(both) = served.with(&wanted)? else { return Ok(None) };
-            for (place, file) in both.files() {
-                if !served.files().contains_key(place) && !folders.add(place, file, has_walls)? {
-                    return Ok(None);
-                }
-            }
-            Ok(Some(both))
-        });
-        match joined.await {
-            Ok(Some(served)) if self.prove(workspace).await.is_ok() => {
-                self.served = served;
-                info!(lockfile = %workspace.lockfile.0.fmt_short(), "comfyui serves another workspace");
-                true
-            }
-            Ok(_) => false,
+        let (served, wanted) = (self.served.clone(), Arc::clone(workspace));
+        let Ok(Some(served)) = blocking(move || served.with(&wanted)).await else { return false };
+        let Some(before) = self.in_place.take() else { return false };
+        let (these, folders, within) = (served.files().clone(), self.folders.clone(), self.within.clone());
+        match blocking(move || folders.exchange(&before, &these, within.as_ref())).await {
+            Ok(true) => self.in_place = Some(served.files().clone()),
+            Ok(false) => return false,
             Err(error) => {
                 warn!(%error, "files of a workspace do not come to a comfyui that is up");
-                false
+                return false;
             }
         }
+        if !self.served.has(workspace) {
+            if self.prove(workspace).await.is_err() {
+                return false;
+            }
+            info!(lockfile = %workspace.lockfile.0.fmt_short(), "comfyui serves another workspace");
+        }
+        self.served = served;
+        true
+    }
+
+    /// Whether an op that failed for want of a model may name one that came after the start, when it looked for models.
+    pub(super) fn is_late_for(&self, failed: &RunError, workflow: &Workflow) -> bool {
+        let op = failed.op.as_ref().and_then(|failed| workflow.get(&failed.id));
+        let mut late =
+            self.in_place.iter().flat_map(Files::keys).filter(|place| !self.first.contains_key(*place));
+        late.any(|place| {
+            op.is_none_or(|op| op.inputs.values().filter_map(Value::as_str).any(|name| place.ends_with(name)))
+        })
     }
 
     /// The system's id of it.

@@ -53,16 +53,22 @@ impl Machine {
 
     /// The picture that a model of a workspace makes.
     async fn enlarge(&self, workspace: &Arc<Workspace>, model: &str) -> Vec<u8> {
-        let graph = serde_json::to_vec(&enlarging(model)).expect("JSON");
-        let execution = self.next(Workflow::parse(&graph).expect("a workflow"));
-        let (workspace, outputs) = (Some(Arc::clone(workspace)), vec!["9".to_owned()]);
-        let made =
-            self.execute(Execution { workspace, outputs, ..execution }, &CancellationToken::new()).await;
-        let made = made.expect("a picture");
+        let made = self.try_to_enlarge(workspace, model).await.expect("a picture");
         image::load_from_memory(&std::fs::read(&made[0].path).expect("the picture"))
             .expect("a picture")
             .into_rgb8()
             .into_raw()
+    }
+
+    async fn try_to_enlarge(
+        &self,
+        workspace: &Arc<Workspace>,
+        model: &str,
+    ) -> Result<Vec<ProducedFile>, RunError> {
+        let graph = serde_json::to_vec(&enlarging(model)).expect("JSON");
+        let execution = self.next(Workflow::parse(&graph).expect("a workflow"));
+        let (workspace, outputs) = (Some(Arc::clone(workspace)), vec!["9".to_owned()]);
+        self.execute(Execution { workspace, outputs, ..execution }, &CancellationToken::new()).await
     }
 }
 
@@ -104,6 +110,34 @@ async fn process_serves_all_workspaces_of_its_code_and_starts_anew_where_two_con
     assert_eq!(machine.enlarge(&third, "c.safetensors").await, of_third, "the same model, beside it");
     assert_eq!(machine.process().await, Some(anew));
     assert_eq!(warm().await, numbers(&[2, 4]), "the first would have it start anew again");
+}
+
+#[tokio::test]
+async fn workflow_sees_no_model_of_another_one_in_a_process_that_both_have() {
+    let Some(machine) = Machine::walled(|_| {}).await else { return };
+    let blobs = [1, 2].map(|seed| machine.upscaler(seed));
+    let (first, second) =
+        (machine.beside(1, "a.safetensors", &blobs[0]), machine.beside(2, "b.safetensors", &blobs[1]));
+    let of_first = machine.enlarge(&first, "a.safetensors").await;
+    let process = machine.process().await.expect("it is warm");
+    machine.enlarge(&second, "b.safetensors").await;
+    // What it fails with on a machine that has nothing warm, because it was packed without that model.
+    let undeclared = async |workspace: &Arc<Workspace>| {
+        let failed = machine.try_to_enlarge(workspace, "a.safetensors").await.expect_err("not its own");
+        assert_eq!(failed.kind, RunErrorKind::MissingModel, "{}", failed.detail);
+        failed.detail
+    };
+    let told = undeclared(&second).await;
+    assert_eq!(machine.enlarge(&first, "a.safetensors").await, of_first);
+    assert_eq!(undeclared(&second).await, told);
+    assert_eq!(machine.enlarge(&first, "a.safetensors").await, of_first);
+    assert_eq!(machine.process().await, Some(process), "all of it in the warm one");
+    let wanting = Workspace { model_names: first.model_names.clone(), ..Workspace::clone(&second) };
+    let wanting = Arc::new(Workspace { lockfile: LockfileHash(BlobHash([3; 32])), ..wanting });
+    let proven = machine.engine.prove(&wanting, &CancellationToken::new()).await;
+    let reason = proven.expect_err("it is not among its files");
+    assert!(reason.contains("`upscale_models/a.safetensors`"), "{reason}");
+    assert_eq!(undeclared(&second).await, told, "as with a process of its own");
 }
 
 #[tokio::test]

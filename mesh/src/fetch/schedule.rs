@@ -99,6 +99,8 @@ struct Source {
     held: Held,
     reach: Reach,
     meter: Meter,
+    /// How many pieces it has sent.
+    gave: u64,
     /// What it was asked for and has not sent.
     open: VecDeque<Range<u64>>,
     /// What it sent and is being checked.
@@ -133,7 +135,14 @@ impl Source {
     }
 
     fn has_room(&self, lookahead: f64, now: Duration) -> bool {
-        self.open.is_empty() || (self.open.len() < MAX_OPEN_GETS && self.backlog(now) < lookahead)
+        self.open.is_empty()
+            || (self.open.len() < MAX_OPEN_GETS && self.most_more() > 0 && self.backlog(now) < lookahead)
+    }
+
+    /// How many pieces more may be open: all together no more than came, for what the first of them say of a
+    /// source that many ask at once is soon too much.
+    fn most_more(&self) -> u64 {
+        self.gave.max(1).saturating_sub(self.open_pieces())
     }
 
     /// Whether it still fetches the blob itself.
@@ -178,7 +187,7 @@ impl Schedule {
             held.for_each(|piece| self.holders[piece as usize] += 1);
         }
         let (meter, open, checking) = (Meter::default(), VecDeque::new(), Vec::new());
-        self.sources.insert(id, Source { key, held, reach, meter, open, checking, grew: now });
+        self.sources.insert(id, Source { key, held, reach, meter, gave: 0, open, checking, grew: now });
     }
 
     /// Takes note of pieces that a source has from now on.
@@ -240,6 +249,7 @@ impl Schedule {
         if range.is_empty() {
             source.open.pop_front();
         }
+        source.gave += 1;
         source.meter.received(PIECE_SIZE, now);
         let is_checked = self.sources.values().any(|source| source.checking.contains(&piece));
         if self.here.contains(piece) || is_checked {
@@ -313,6 +323,6 @@ impl Schedule {
         let speed = source.pieces_per_second(now);
         let all: f64 = self.sources.values().map(|source| source.pieces_per_second(now)).sum();
         let share = self.fresh as f64 * speed / all / 2.0;
-        ((speed * RANGE_TIME).min(share.ceil()) as u64).clamp(1, MAX_RANGE)
+        ((speed * RANGE_TIME).min(share.ceil()) as u64).min(source.most_more()).clamp(1, MAX_RANGE)
     }
 }

@@ -10,7 +10,7 @@ use super::{Held, Reach, Schedule, Source, SourceId};
 const SOONER: f64 = 1.25;
 const SOONER_BY: f64 = 0.03;
 /// The same while there are pieces that nobody was asked for.
-const SOONER_BY_WHILE_FRESH: f64 = 0.5;
+const SOONER_BY_WHILE_FRESH: f64 = 1.0;
 /// The most sources that are asked for one piece.
 const MAX_COPIES: u8 = 4;
 /// How many of the last pieces of its part are left to a source that fetches the blob itself.
@@ -241,7 +241,7 @@ impl Parts {
 }
 
 /// A number that looks like chance and is the same each time.
-fn mix(us: u64, piece: u64) -> u64 {
+pub(super) fn mix(us: u64, piece: u64) -> u64 {
     let mut value = us ^ piece.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -354,7 +354,7 @@ impl Round {
         let is_next_url = !attempt.is_peer()
             && !gathering.target.takes_whole_pieces()
             && matches!(error, SourceError::Wrong(_) | SourceError::Changed);
-        let may_help = is_next_url || matches!(error, SourceError::Busy) || (error.is_break() && gave > 0);
+        let may_help = is_next_url || error.may_pass(gave);
         if may_help && attempt.tries < MAX_TRIES {
             let pause = FIRST_PAUSE * 2u32.pow(attempt.tries - 1);
             self.peers += usize::from(attempt.is_peer());

@@ -160,9 +160,28 @@ impl SourceError {
         matches!(self, Self::Wrong(_) | Self::OutOfTurn | Self::Frame(FrameError::Codec(_)))
     }
 
+    /// Whether to open the source again, which gave so many bytes that nobody had given before. One that is left for
+    /// a better link did nothing wrong, also where others were faster with all that it sent.
+    pub(crate) fn may_pass(&self, gave: u64) -> bool {
+        matches!(self, Self::Busy | Self::Outdone) || (self.is_break() && gave > 0)
+    }
+
     /// Whether it may go on where it broke off.
-    pub(crate) fn is_break(&self) -> bool {
-        let broke = matches!(self, Self::Link(_) | Self::Ended | Self::Outdone | Self::Silent(_));
+    fn is_break(&self) -> bool {
+        let broke = matches!(self, Self::Link(_) | Self::Ended | Self::Silent(_));
         broke || matches!(self, Self::Frame(FrameError::Io(_) | FrameError::Cut))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn source_that_gave_only_what_others_had_given_is_asked_again_on_its_better_link() {
+        assert!(SourceError::Outdone.may_pass(0) && SourceError::Outdone.may_pass(1));
+        assert!(SourceError::Busy.may_pass(0));
+        assert!(SourceError::Ended.may_pass(1) && !SourceError::Ended.may_pass(0));
+        assert!(!SourceError::NotFound.may_pass(1) && !SourceError::Wrong(WrongPart::Piece(0)).may_pass(1));
     }
 }

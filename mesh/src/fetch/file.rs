@@ -23,7 +23,7 @@ use protocol::{
     Alias, BlobHash, BlobName, BlobRef, Fetched, FileRef, PeerId, PieceRange, Sha256, SourceName,
 };
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{Instrument, debug, debug_span, warn};
 
 use self::leases::held;
@@ -166,6 +166,26 @@ impl Exchange {
         let span = debug_span!("fetch_file", sha256 = %wanted.file.sha256);
         let fetched = self.inner.stop.run_until_cancelled(fetching.instrument(span)).await;
         fetched.unwrap_or(Err(FetchFileError::Stopped))
+    }
+
+    /// The same, which goes on whenever a disk that was full or read-only takes writes again; for so long in all
+    /// that is waited for. What came until then is kept.
+    pub async fn fetch_file_when_there_is_room(
+        &self,
+        wanted: &OriginFile,
+        providers: &[Provider],
+        progress: Option<&watch::Sender<Progress>>,
+        patience: Duration,
+    ) -> Result<FetchedFile, FetchFileError> {
+        let until = Instant::now() + patience;
+        loop {
+            let fetched = self.fetch_file(wanted, providers, progress).await;
+            match &fetched {
+                Err(FetchFileError::Store(error))
+                    if timeout_at(until, error.room_comes()).await == Ok(true) => {}
+                _ => return fetched,
+            }
+        }
     }
 
     async fn fetch_file_once(

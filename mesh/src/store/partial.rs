@@ -63,7 +63,7 @@ impl PartialBlob {
                 .create(true)
                 .truncate(false)
                 .open(&path)
-                .map_err(failure("opening", &path))
+                .map_err(|error| store.write_failure(blob.size, &path, error))
         };
         let partial = Self {
             blob,

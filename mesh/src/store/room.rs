@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
-use nix::sys::statvfs::statvfs;
+use nix::sys::statvfs::{FsFlags, statvfs};
 use protocol::{BlobHash, BlobName, BlobRef, Sha256};
 use tokio::time::sleep;
 use tracing::{info, warn};
@@ -310,18 +310,31 @@ pub(super) fn disk_failure(folder: &Path, wanted: u64, path: &Path, error: io::E
 }
 
 impl StoreError {
-    /// Waits, where a full disk was what was wrong, until that has the room; says whether it has. Whoever calls
-    /// this in a loop does not try more often than every other second.
+    /// Waits, where a full or read-only disk was what was wrong, until that has the room and takes writes; says
+    /// whether it does. Whoever calls this in a loop does not try more often than every other second.
     pub async fn room_comes(&self) -> bool {
-        let Self::NoRoom { wanted, folder, .. } = self else { return false };
-        warn!(wanted, folder = %folder.display(), "disk is full, waiting for room");
+        let (wanted, folder) = match self {
+            Self::NoRoom { wanted, folder, .. } => {
+                warn!(wanted, folder = %folder.display(), "disk is full, waiting for room");
+                (wanted, folder)
+            }
+            Self::ReadOnly { wanted, folder, .. } => {
+                warn!(wanted, folder = %folder.display(), "disk is read-only, waiting until it takes writes");
+                (wanted, folder)
+            }
+            _ => return false,
+        };
         loop {
             sleep(ROOM_LOOK).await;
-            if free_bytes(folder).is_ok_and(|free| free >= *wanted) {
+            if takes_writes(folder) && free_bytes(folder).is_ok_and(|free| free >= *wanted) {
                 return true;
             }
         }
     }
+}
+
+fn takes_writes(folder: &Path) -> bool {
+    statvfs(folder).is_ok_and(|status| !status.flags().contains(FsFlags::ST_RDONLY))
 }
 
 /// How many bytes this user can still write where the folder lies.

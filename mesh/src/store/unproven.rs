@@ -121,7 +121,7 @@ impl UnprovenFile {
             let path = store.partial_path(file.sha256, part);
             let mut options = fs::File::options();
             let options = options.read(true).write(true).create(true).truncate(false);
-            options.open(&path).map_err(failure("opening", &path))
+            options.open(&path).map_err(|error| store.write_failure(file.size, &path, error))
         };
         let count = file.size.div_ceil(PIECE_SIZE);
         let state = State {

@@ -5,15 +5,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use mesh::fetch::{Exchange, FetchError};
+use mesh::fetch::{Exchange, FetchError, FetchFileError, OriginFile};
 use mesh::limits::{Caps, Limits};
 use mesh::plane::QuinnPlane;
 use mesh::store::{BlobStore, ByteSize, StoreError};
 use nix::unistd::Uid;
 use protocol::{BlobRef, PIECE_SIZE};
-use tokio::time::timeout;
+use tokio::time::{Duration, timeout};
 
 use crate::farm::{Farm, PATIENCE, Peer, bytes, exchange_config, key, loopback};
+use crate::files::file_of;
 
 /// A file system of 8 MiB, as long as this lives.
 struct SmallDisk(PathBuf);
@@ -25,6 +26,14 @@ impl SmallDisk {
         let status = Command::new("mount").args(arguments).arg(path).status().expect("mount is installed");
         assert!(status.success(), "{status}");
         Self(path.to_owned())
+    }
+
+    /// Has it take writes, or none from now on. Nobody may have a file there open to write.
+    fn set_writable(&self, is_writable: bool) {
+        let options = if is_writable { "remount,rw" } else { "remount,ro" };
+        let mut mount = Command::new("mount");
+        let status = mount.args(["-o", options]).arg(&self.0).status().expect("mount is installed");
+        assert!(status.success(), "{status}");
     }
 
     /// A file beside the store that takes room.
@@ -134,6 +143,48 @@ async fn disk_that_fills_up_in_the_middle_costs_nothing_that_came_and_is_waited_
     assert!(wanted == blob.size && free < wanted, "{free} of {wanted}");
     let left = fs::read_dir(&disk.0).expect("own folder").flatten().map(|entry| entry.file_name());
     assert_eq!(left.collect::<Vec<_>>(), ["store"]);
+    exchange.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn transfer_onto_a_full_or_read_only_disk_waits_and_goes_on_when_there_is_room() {
+    let Some(setting) = OnSmallDisk::new(0).await else { return };
+    let OnSmallDisk { disk, holder, bytes, blob, store, exchange, .. } = &setting;
+    let (file, providers) = (file_of(bytes, &[]), [holder.provider()]);
+    let files = [OriginFile { blob: Some(blob.hash), ..file.clone() }, file];
+    let fetch = |file, patience| exchange.fetch_file_when_there_is_room(file, &providers, None, patience);
+    // As a blob whose hash is known, and put together.
+    holder.store.prove_sha256(*blob).await.expect("it can be read");
+    for (file, is_full) in files.iter().flat_map(|file| [(file, true), (file, false)]) {
+        if is_full {
+            fs::write(disk.filler(), vec![0; 4 << 20]).expect("it fits");
+        } else {
+            disk.set_writable(false);
+        }
+        let refused = fetch(file, Duration::ZERO).await.expect_err("nothing can be written");
+        let FetchFileError::Store(refused) = refused else { panic!("{refused}") };
+        match (is_full, &refused) {
+            (true, StoreError::NoRoom { wanted, free, .. }) => assert!(free < wanted, "{refused}"),
+            (false, StoreError::ReadOnly { wanted, free, .. }) => {
+                assert!(*wanted == blob.size && free > wanted, "{refused}");
+                let words = refused.to_string();
+                assert!(words.contains(&format!("{wanted} bytes are wanted and {free} are free")), "{words}");
+            }
+            _ => panic!("{refused}"),
+        }
+        let mut fetching = std::pin::pin!(fetch(file, PATIENCE));
+        let early = timeout(Duration::from_millis(500), &mut fetching).await;
+        assert!(early.is_err(), "it does not wait: {early:?}");
+        if is_full {
+            fs::remove_file(disk.filler()).expect("own file");
+        } else {
+            disk.set_writable(true);
+        }
+        let fetched = timeout(PATIENCE, fetching).await.expect("it goes on").expect("there is room");
+        assert_eq!(fetched.blob, *blob);
+        assert_eq!(store.read_all(blob.hash, u64::MAX).await.expect("it is whole"), *bytes);
+        store.remove(blob.hash).await.expect("own folder");
+    }
     exchange.shutdown().await;
 }
 

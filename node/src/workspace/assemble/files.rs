@@ -18,7 +18,6 @@ use protocol::{
     PrepareStep, WebUrl, error_chain,
 };
 use tokio::sync::{SemaphorePermit, watch};
-use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::{Assembler, failed, total};
@@ -30,7 +29,7 @@ use crate::workspace::prepare::BuildError;
 use crate::workspace::progress::{Part, Steps};
 use crate::workspace::python::{WheelError, WheelSource};
 
-/// How long a full disk is waited for, before people are told; the workspace is tried again after that as well.
+/// How long a full or read-only disk is waited for, before people are told; the workspace is tried again after that as well.
 const ROOM_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where files of one workspace come from.
@@ -157,21 +156,14 @@ impl Files<'_> {
         Ok(holds)
     }
 
-    /// Goes on with a file whenever a full disk has room again, for a while; what came until then is kept.
-    async fn fetch_when_there_is_room(
+    /// Fetches a file, and waits a while for room where the disk has none.
+    async fn fetch(
         &self,
         wanted: &OriginFile,
         progress: &watch::Sender<Progress>,
     ) -> Result<FetchedFile, FetchFileError> {
-        let until = Instant::now() + ROOM_PATIENCE;
-        loop {
-            let fetched = self.reach.exchange.fetch_file(wanted, self.providers, Some(progress)).await;
-            match &fetched {
-                Err(FetchFileError::Store(error))
-                    if timeout_at(until, error.room_comes()).await == Ok(true) => {}
-                _ => return fetched,
-            }
-        }
+        let exchange = &self.reach.exchange;
+        exchange.fetch_file_when_there_is_room(wanted, self.providers, Some(progress), ROOM_PATIENCE).await
     }
 
     async fn model(&self, model: &LockedModel) -> Result<(BlobRef, BlobHold), BuildError> {
@@ -216,7 +208,7 @@ impl Files<'_> {
         let _held = exchange.store().hold(sha256);
         let (part, (sender, progress)) =
             (self.steps.part(PrepareStep::Models), watch::channel(Progress::default()));
-        let fetching = part.count(progress, self.fetch_when_there_is_room(&wanted, &sender));
+        let fetching = part.count(progress, self.fetch(&wanted, &sender));
         let fetched = self.cancel.run_until_cancelled(fetching).await.ok_or(BuildError::Canceled)?;
         let blob = match fetched {
             Err(FetchFileError::NoSource { tried, .. }) if !model.share && tried.is_empty() => {
@@ -285,7 +277,7 @@ impl WheelSource for Files<'_> {
             let _ = progress.wait_for(|progress| progress.bytes >= file.size).await;
             drop(turn);
         };
-        let fetching = self.reach.exchange.fetch_file(&wanted, self.providers, Some(&sender));
+        let fetching = self.fetch(&wanted, &sender);
         let mut fetching = std::pin::pin!(fetching);
         let fetching = async {
             tokio::select! {

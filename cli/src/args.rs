@@ -206,8 +206,8 @@ pub(crate) struct RelayArguments {
     #[arg(long)]
     pub(crate) no_relay: bool,
     /// How much may go through relays in a second, such as 20MB/s: of what this process sends and receives
-    /// through others, and of what it passes on for others, which is nothing under 4MiB/s.
-    /// Defaults to 16 MiB/s and 128 MiB/s.
+    /// through others, and of what it passes on for others, which is nothing under 4MiB/s and never more than
+    /// `--upload-limit` allows at any hour, besides what it uploads itself. Defaults to 16 MiB/s and 128 MiB/s.
     #[arg(long, value_name = "RATE", conflicts_with = "no_relay")]
     pub(crate) relay_rate: Option<ByteRate>,
 }

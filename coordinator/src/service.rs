@@ -173,7 +173,7 @@ impl Coordinator {
             accept: true,
             mdns: config.mdns,
             relay: config.relaying.passes_on,
-            relay_rate: config.relaying.rate,
+            relay_rate: config.relaying.passed_on(&config.limits),
             ..MeshConfig::new(identity, config.mesh_listen.clone())
         };
         let (mesh, incoming) = Mesh::start(mesh_config).await?;

@@ -17,6 +17,8 @@ use tokio::time::sleep;
 
 use crate::store::ByteSize;
 
+/// What a relay passes on in a second, unless its owner says otherwise.
+const RELAY_RATE: ByteSize = ByteSize(128 << 20);
 const MINUTES_OF_DAY: u64 = 24 * 60;
 /// How often it is looked which caps hold.
 const LOOK: Duration = Duration::from_secs(20);
@@ -46,13 +48,23 @@ pub struct Relaying {
     /// Whether it passes on what members send each other that cannot reach each other. Defaults to yes.
     pub passes_on: bool,
     /// How much may go through relays in a second: of what it sends and receives through others, and of what it
-    /// passes on, which is nothing under 4 MiB. Defaults to 16 MiB and 128 MiB.
+    /// passes on, which is nothing under 4 MiB and never more than its owner lets it upload. Defaults to 16 MiB and
+    /// 128 MiB.
     pub rate: Option<ByteSize>,
 }
 
 impl Default for Relaying {
     fn default() -> Self {
         Self { passes_on: true, rate: None }
+    }
+}
+
+impl Relaying {
+    /// How much it passes on in a second where these limits hold: no more than may be uploaded at any hour of the
+    /// day, since nobody can slow a relay while it is one.
+    pub fn passed_on(&self, limits: &Limits) -> ByteSize {
+        let rate = self.rate.unwrap_or(RELAY_RATE);
+        limits.uploads_allowed().fold(rate, ByteSize::min)
     }
 }
 
@@ -91,6 +103,12 @@ impl Limits {
     pub fn caps_at(&self, minute: u16) -> Caps {
         let hours = self.hours.iter().find(|hours| hours.contain(minute));
         hours.map_or(self.caps, |hours| hours.caps)
+    }
+
+    /// What may be uploaded in a second, at some hour or another.
+    fn uploads_allowed(&self) -> impl Iterator<Item = ByteSize> {
+        let hours = self.hours.iter().map(|hours| hours.caps);
+        hours.chain([self.caps]).filter_map(|caps| caps.upload)
     }
 
     fn minute_of_day(&self, since_epoch: Duration) -> u16 {

@@ -54,6 +54,7 @@ use tracing::{debug, warn};
 use crate::frames::{FrameError, FrameReceiver, FrameSender, Reader, Writer};
 use crate::gate::{Credentials, GateError, Side, exchange_hellos, remaining};
 use crate::identity::{Identity, to_libp2p};
+use crate::limits::{Limits, Relaying};
 use crate::origin::address::is_public;
 use crate::store::{BlobStore, ByteSize};
 use crate::swarm::error::DialError;
@@ -89,13 +90,14 @@ pub struct MeshConfig {
     pub relay: bool,
     /// How many bytes it passes on in a second at most. Kept by how many circuits there may be, since the members
     /// at the ends of each keep to [`CIRCUIT_RATE`]: under that, nothing is passed on. Defaults to 128 MiB.
-    pub relay_rate: Option<ByteSize>,
+    pub relay_rate: ByteSize,
 }
 
 impl MeshConfig {
     /// The defaults for a key.
     pub fn new(identity: Arc<Identity>, listen: Vec<SocketAddr>) -> Self {
-        Self { identity, listen, accept: false, mdns: false, relay: false, relay_rate: None }
+        let relay_rate = Relaying::default().passed_on(&Limits::default());
+        Self { identity, listen, accept: false, mdns: false, relay: false, relay_rate }
     }
 }
 
@@ -178,9 +180,9 @@ impl Mesh {
         let listeners = event_loop.listen(&config.listen).await?;
         let is_on_internet = || listeners.addresses().iter().filter_map(address::ip_of).any(is_public);
         let passes_on = behaviour::passes_on(&config);
-        if let (true, false, Some(rate)) = (config.relay, passes_on, config.relay_rate) {
-            let least = ByteSize(CIRCUIT_RATE);
-            warn!(%rate, %least, "relay rate is under that of one circuit, nothing is passed on");
+        if config.relay && !passes_on {
+            let (rate, least) = (config.relay_rate, ByteSize(CIRCUIT_RATE));
+            warn!(%rate, %least, "relay rate or upload limit is under that of one circuit, nothing is passed on");
         }
         let relays = passes_on && (config.accept || is_on_internet());
         let (data, store) = (RwLock::default(), RwLock::default());

@@ -288,7 +288,7 @@ async fn start_mesh(agent: &AgentConfig, identity: &Arc<Identity>) -> Result<Mes
         let config = MeshConfig {
             mdns: agent.mdns,
             relay: agent.relaying.passes_on,
-            relay_rate: agent.relaying.rate,
+            relay_rate: agent.relaying.passed_on(&agent.limits),
             ..MeshConfig::new(Arc::clone(identity), vec![listen])
         };
         Mesh::start(config).await.map(|(mesh, _incoming)| mesh)

@@ -111,6 +111,24 @@ async fn small_blobs_and_outboards_wait_for_their_turn() {
 }
 
 #[test]
+fn relay_passes_on_no_more_than_may_be_uploaded_at_any_hour() {
+    let mib = |count: u64| ByteSize(count << 20);
+    let caps = |upload: Option<u64>| Caps { upload: upload.map(mib), download: Some(mib(1)) };
+    let check = |rate: Option<u64>, day, night, expected| {
+        let hours = vec![Hours { from: 22 * 60, until: 6 * 60, caps: caps(night) }];
+        let limits = Limits { caps: caps(day), hours, ..Limits::default() };
+        let relaying = Relaying { passes_on: true, rate: rate.map(mib) };
+        assert_eq!(relaying.passed_on(&limits), mib(expected), "{rate:?}, {day:?}, {night:?}");
+    };
+    check(None, None, None, 128);
+    check(Some(40), None, None, 40);
+    check(None, Some(200), None, 128);
+    check(None, Some(20), Some(100), 20);
+    check(Some(40), None, Some(3), 3);
+    check(Some(8), Some(20), Some(100), 8);
+}
+
+#[test]
 fn caps_follow_the_time_of_day_also_over_midnight() {
     let caps = |upload| Caps { upload: Some(ByteSize(upload)), download: None };
     let limits = Limits {

@@ -38,8 +38,6 @@ const CIRCUIT_BYTES: u64 = 64 << 30;
 const CIRCUIT_DURATION: Duration = Duration::from_secs(6 * 3600);
 /// How many bytes a second cross one circuit between honest members: libp2p's relay has no rate of its own.
 pub const CIRCUIT_RATE: u64 = 4 << 20;
-/// What a relay passes on in a second, unless its owner says otherwise.
-const RELAY_RATE: u64 = 128 << 20;
 const MAX_CIRCUITS_PER_PEER: usize = 8;
 const MAX_RESERVATIONS: usize = 1024;
 
@@ -150,22 +148,22 @@ pub(super) fn passes_on(config: &MeshConfig) -> bool {
 }
 
 /// How many circuits keep to this rate together.
-fn circuits(rate: Option<ByteSize>) -> usize {
-    let rate = rate.map_or(RELAY_RATE, |ByteSize(rate)| rate);
+fn circuits(ByteSize(rate): ByteSize) -> usize {
     usize::try_from(rate / CIRCUIT_RATE).map_or(MAX_RESERVATIONS, |circuits| circuits.min(MAX_RESERVATIONS))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::{Limits, Relaying};
 
     #[test]
     fn relay_has_as_many_circuits_as_keep_to_its_rate() {
-        let of = |rate: u64| circuits(Some(ByteSize(rate)));
+        let of = |rate: u64| circuits(ByteSize(rate));
         assert_eq!(
             [of(CIRCUIT_RATE - 1), of(CIRCUIT_RATE), of(10 * CIRCUIT_RATE + 1), of(u64::MAX)],
             [0, 1, 10, MAX_RESERVATIONS]
         );
-        assert_eq!(circuits(None), 32);
+        assert_eq!(circuits(Relaying::default().passed_on(&Limits::default())), 32);
     }
 }

@@ -14,6 +14,7 @@ mod guards;
 mod house;
 mod kills;
 mod machines;
+mod punch;
 mod mirrors;
 mod namespaces;
 mod openapi;

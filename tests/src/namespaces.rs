@@ -61,17 +61,7 @@ impl Namespaces {
 
     /// The binary inside one of them.
     pub fn comfy_farm(&self, index: usize, folder: &Path, arguments: &[&str]) -> Command {
-        let plain = Process::comfy_farm(folder, arguments);
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.names[index]]).arg(plain.as_std().get_program());
-        command.args(plain.as_std().get_args());
-        for (name, value) in plain.as_std().get_envs() {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
-        }
-        command
+        Process::comfy_farm_in(&self.names[index], folder, arguments)
     }
 
     /// Listens on the loopback of one of them, for a server of the test itself.

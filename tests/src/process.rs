@@ -49,6 +49,21 @@ impl Process {
         command
     }
 
+    /// The same inside a network namespace.
+    pub fn comfy_farm_in(namespace: &str, folder: &Path, arguments: &[&str]) -> Command {
+        let plain = Self::comfy_farm(folder, arguments);
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace]).arg(plain.as_std().get_program());
+        command.args(plain.as_std().get_args());
+        for (name, value) in plain.as_std().get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command
+    }
+
     /// The next line of stdout, within a minute.
     pub async fn line(&mut self) -> anyhow::Result<String> {
         match tokio::time::timeout(Duration::from_secs(60), self.stdout.next_line()).await {

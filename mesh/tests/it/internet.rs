@@ -10,8 +10,8 @@ use std::thread;
 
 use tun_rs::{DeviceBuilder, SyncDevice};
 
-use crate::namespaces::{Namespaces, ip};
-use crate::translator::{Ends, Mapping, Translator};
+use super::namespaces::{Namespaces, ip};
+use super::translator::{Ends, Mapping, Translator};
 
 /// The public machine's namespace, and its address.
 pub(crate) const PUBLIC: usize = 0;

@@ -310,10 +310,9 @@ impl Conversation {
         self.answer(&BlobAnswer::Outboard(Outboard { length }), &[]).await?;
         let mut part = Vec::new();
         for offset in (0..length).step_by(OUTBOARD_PART) {
-            part.clear();
             let wanted = (length - offset).min(OUTBOARD_PART as u64) as usize;
-            source.read_outboard(offset, wanted, &mut part).await?;
-            self.send_in_turn(None, &part).await?;
+            source.read_outboard(offset, 0..wanted, &mut part).await?;
+            self.send_in_turn(None, &part[..wanted]).await?;
         }
         Ok(())
     }
@@ -359,14 +358,15 @@ impl Conversation {
             if news.is_due() {
                 self.tell(news, source).await?;
             }
-            part.clear();
+            let mut pairs = 0;
             if let (0, Subject::Blob(blob)) = (offset, subject) {
                 let (first, length) = pairs_of(blob.size, index);
-                source.read_outboard(first, length, &mut part).await?;
+                source.read_outboard(first, 0..length, &mut part).await?;
+                pairs = length;
             }
-            let (length, offset) = (PART_SIZE.min(bytes.end - offset), offset as u64);
-            source.read(index * PIECE_SIZE + offset, length, &mut part).await?;
-            self.send_capped(Some(BlobAnswer::Piece(Piece { index, offset })), &part).await?;
+            let (end, offset) = (pairs + PART_SIZE.min(bytes.end - offset), offset as u64);
+            source.read(index * PIECE_SIZE + offset, pairs..end, &mut part).await?;
+            self.send_capped(Some(BlobAnswer::Piece(Piece { index, offset })), &part[..end]).await?;
         }
         self.part = part;
         Ok(())

@@ -93,7 +93,7 @@ impl GrowingFile {
         let source = self.holder().await?;
         let mut bytes = Vec::new();
         let length = piece_size(self.size, self.piece);
-        let read = source.read(self.piece * PIECE_SIZE, length, &mut bytes).await;
+        let read = source.read(self.piece * PIECE_SIZE, 0..length, &mut bytes).await;
         read.map_err(|error| failure("reading", &self.path())(error))?;
         self.source = Some(source);
         self.piece += 1;

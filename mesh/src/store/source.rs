@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Weak};
 
 use protocol::{BlobName, BlobRef, FileRef, Sha256};
@@ -181,19 +182,20 @@ impl Source {
         }
     }
 
-    /// Appends this many bytes, from `offset` on.
-    pub(crate) async fn read(&self, offset: u64, length: usize, bytes: &mut Vec<u8>) -> io::Result<()> {
-        self.read_from(Self::data, offset, length, bytes).await
+    /// Fills a place in `bytes` with those from `offset` on. What is longer than the place stays as long, so
+    /// that room that is used again is not zeroed again.
+    pub(crate) async fn read(&self, offset: u64, place: Range<usize>, bytes: &mut Vec<u8>) -> io::Result<()> {
+        self.read_from(Self::data, offset, place, bytes).await
     }
 
-    /// Appends this many bytes of the outboard, from `offset` on.
+    /// Fills a place in `bytes` with those of the outboard from `offset` on.
     pub(crate) async fn read_outboard(
         &self,
         offset: u64,
-        length: usize,
+        place: Range<usize>,
         bytes: &mut Vec<u8>,
     ) -> io::Result<()> {
-        self.read_from(Self::outboard, offset, length, bytes).await
+        self.read_from(Self::outboard, offset, place, bytes).await
     }
 
     /// Reads on a thread that may block where a disk has to be waited for.
@@ -201,17 +203,18 @@ impl Source {
         &self,
         file: fn(&Self) -> io::Result<&fs::File>,
         offset: u64,
-        length: usize,
+        place: Range<usize>,
         bytes: &mut Vec<u8>,
     ) -> io::Result<()> {
-        let before = bytes.len();
-        bytes.resize(before + length, 0);
-        if length == 0 || read_cached(file(self)?, &mut bytes[before..], offset)? {
+        if bytes.len() < place.end {
+            bytes.resize(place.end, 0);
+        }
+        if place.is_empty() || read_cached(file(self)?, &mut bytes[place.clone()], offset)? {
             return Ok(());
         }
         let (source, mut room) = (self.clone(), std::mem::take(bytes));
         let reading = spawn_blocking(move || {
-            read_ahead(file(&source)?, &mut room[before..], offset)?;
+            read_ahead(file(&source)?, &mut room[place], offset)?;
             Ok::<_, io::Error>(room)
         });
         *bytes = reading.await.map_err(io::Error::other)??;

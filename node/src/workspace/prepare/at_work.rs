@@ -157,9 +157,11 @@ impl Preparer {
             return WorkspaceState::Proven;
         }
         steps.enter(PrepareStep::Proof);
-        let Some(_turn) = cancel.run_until_cancelled(self.proofs.acquire()).await else {
+        let _turn = cancel.run_until_cancelled(self.proofs.acquire()).await;
+        // Also where its turn came as others were broken off with it.
+        if cancel.is_cancelled() {
             return WorkspaceState::Waiting;
-        };
+        }
         match self.builder.prove(&whole.workspace, cancel).await {
             Ok(()) => WorkspaceState::Loaded,
             Err(_) if cancel.is_cancelled() => WorkspaceState::Waiting,

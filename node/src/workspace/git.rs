@@ -4,6 +4,7 @@
 //! GitStore    one bare object store per upstream; each commit is in it with all its files, without its past
 //! fetch       from its upstream, or else from a mirror, submodules included
 //! way         the connection to it
+//! folder      the same for one that is a folder of this machine
 //! checkout    the files of a commit, byte for byte, read-only
 //! pack        a commit as one file, from which another node has it with no way to the upstream
 //! local       a repository in somebody's folder: its upstream, its commit, what was changed
@@ -16,6 +17,7 @@
 mod error;
 mod fetch;
 mod way;
+mod folder;
 mod tree;
 mod checkout;
 mod pack;

@@ -1,7 +1,7 @@
 //! Getting a commit, with its submodules, from its upstream, or from the first of its mirrors that gives it.
 //!
 //! The commit alone is asked for, without its past. A server that gives no single commits is asked for all that
-//! its branches and tags name. A path on this machine is read by opening it. Asked is the very address that was judged,
+//! its branches and tags name. A folder of this machine is read by opening it. Asked is the very address that was judged,
 //! whatever the user's own settings of git would put in its place.
 
 use git2::{AutotagOption, FetchOptions, FetchPrune, Oid, RemoteCallbacks, Repository};
@@ -9,9 +9,9 @@ use protocol::{GitCommit, GitPin, GitUrl};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::pack::copy_commit;
+use super::pack::read_pack;
 use super::way::{Terms, Way};
-use super::{GitError, GitStore, MAX_REPOSITORIES, Part, tree};
+use super::{GitError, GitStore, MAX_REPOSITORIES, Part};
 use crate::policy::Policy;
 
 /// What a fetch keeps to, and whom it tells.
@@ -89,14 +89,11 @@ impl GitStore {
         let Part { url, commit, .. } = part;
         let commit = *commit;
         let repository = self.repository(url)?;
-        if let Some(path) = url.as_str().strip_prefix("file://") {
-            let upstream = Repository::open(path).map_err(|source| GitError::git("open", url, source))?;
-            if !upstream.odb().is_ok_and(|odb| odb.exists(commit)) {
-                return Err(no_commit(url, commit));
-            }
-            self.weigh(&upstream, part, &tree::entries(&upstream, part, self.bounds.entries)?)?;
-            let bytes = copy_commit(&upstream, &repository, commit)
-                .map_err(|source| GitError::git("copy from", url, source))?;
+        if url.as_str().starts_with("file://") {
+            let progress = |bytes| (fetching.progress)(before + bytes);
+            let mut pack = self.read_folder(part, progress, fetching.cancel)?;
+            let bytes = pack.metadata().map_err(|source| GitError::io(&self.root, source))?.len();
+            read_pack(&repository, &mut pack).map_err(|source| GitError::git("copy from", url, source))?;
             (fetching.progress)(before + bytes);
             let is_whole = self.mark_whole(&repository, part)?;
             return if is_whole { Ok(bytes) } else { Err(no_commit(url, commit)) };
@@ -194,6 +191,6 @@ fn remote<'r>(repository: &'r Repository, url: &GitUrl) -> Result<git2::Remote<'
     }
 }
 
-fn no_commit(url: &GitUrl, commit: Oid) -> GitError {
+pub(super) fn no_commit(url: &GitUrl, commit: Oid) -> GitError {
     GitError::NoCommit { url: url.to_string(), commit: commit.to_string() }
 }

@@ -40,7 +40,7 @@ impl GitStore {
         let mut packs = tempfile::tempfile_in(&self.root).map_err(io)?;
         for Held { part, repository, .. } in self.whole(pin)? {
             let begun = packs.stream_position().map_err(io)?;
-            write_pack(&repository, part.commit, &mut packs)
+            write_pack(&repository, part.commit, &mut packs, |_| true)
                 .map_err(|source| GitError::git("pack", &part.url, source))?;
             let size = packs.stream_position().map_err(io)? - begun;
             list.push(Listed { url: part.url, commit: part.commit.to_string(), size });
@@ -113,24 +113,29 @@ impl GitStore {
     }
 }
 
-/// Copies a commit and its files between two stores, and says how many bytes that took.
-pub(super) fn copy_commit(from: &Repository, to: &Repository, commit: Oid) -> Result<u64, git2::Error> {
+/// Copies a commit and its files between two stores of this node.
+pub(super) fn copy_commit(from: &Repository, to: &Repository, commit: Oid) -> Result<(), git2::Error> {
     // Where it goes to in the end: the system's own folder may be a small one in memory.
     let mut pack = tempfile::tempfile_in(to.path()).map_err(to_git)?;
-    write_pack(from, commit, &mut pack)?;
-    let bytes = pack.stream_position().map_err(to_git)?;
+    write_pack(from, commit, &mut pack, |_| true)?;
     pack.seek(SeekFrom::Start(0)).map_err(to_git)?;
-    read_pack(to, &mut pack)?;
-    Ok(bytes)
+    read_pack(to, &mut pack)
 }
 
-fn write_pack(repository: &Repository, commit: Oid, out: &mut File) -> Result<(), git2::Error> {
+/// Writes a commit and its files as a pack. `step` is told often how many bytes more there are, and whether to go on.
+pub(super) fn write_pack(
+    repository: &Repository,
+    commit: Oid,
+    out: &mut File,
+    step: impl Fn(u64) -> bool,
+) -> Result<(), git2::Error> {
     let mut builder = repository.packbuilder()?;
     builder.set_threads(1);
+    builder.set_progress_callback(|_, _, _| step(0))?;
     builder.insert_commit(commit)?;
     let mut failed = None;
     builder.foreach(|bytes| match out.write_all(bytes) {
-        Ok(()) => true,
+        Ok(()) => step(bytes.len() as u64),
         Err(error) => {
             failed = Some(error);
             false
@@ -139,7 +144,7 @@ fn write_pack(repository: &Repository, commit: Oid, out: &mut File) -> Result<()
     failed.map_or(Ok(()), |error| Err(to_git(error)))
 }
 
-fn read_pack(repository: &Repository, pack: &mut impl Read) -> Result<(), git2::Error> {
+pub(super) fn read_pack(repository: &Repository, pack: &mut impl Read) -> Result<(), git2::Error> {
     let odb = repository.odb()?;
     let mut writer = odb.packwriter()?;
     io::copy(pack, &mut writer).map_err(to_git)?;

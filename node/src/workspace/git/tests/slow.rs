@@ -97,3 +97,43 @@ fn cancel_reaches_a_fetch_that_waits_for_a_byte() {
     });
     assert!(matches!(fetched, Err(GitError::Canceled)), "{fetched:?}");
 }
+
+#[test]
+fn folder_whose_disk_does_not_answer_is_given_up_and_asked_again_once_it_does() {
+    let upstream = Upstream::new();
+    let pin = upstream.commit(&[("main.py", 0o100644, "text\n")]);
+    let (start, rest) = pin.commit.as_str().split_at(2);
+    let object = upstream.folder.path().join("objects").join(start).join(rest);
+    let kept = fs::read(&object).expect("it is there");
+    // Whoever opens it waits until somebody writes into it.
+    fs::remove_file(&object).expect("removed");
+    assert!(Command::new("mkfifo").arg(&object).status().expect("mkfifo is here").success());
+
+    let mut stores = Stores::new();
+    let fetched = std::thread::scope(|scope| {
+        let fetching = scope.spawn(|| stores.fetch(&pin));
+        stores.cancel.cancel();
+        fetching.join().expect("no panic")
+    });
+    assert!(matches!(fetched, Err(GitError::Canceled)), "{fetched:?}");
+    stores.cancel = CancellationToken::new();
+    stores.store.patience.silence = Duration::from_millis(200);
+    let error = stores.fetch(&pin).expect_err("it hangs");
+    assert!(matches!(error, GitError::Silent { .. }), "{error:?}");
+    stores.store.patience.silence = Duration::from_secs(3600);
+    let error = stores.fetch(&pin).expect_err("nobody waits beside the one that hangs");
+    assert!(matches!(error, GitError::Silent { .. }), "{error:?}");
+
+    let waiting = File::options().write(true).open(&object).expect("somebody waits for it");
+    fs::remove_file(&object).expect("removed");
+    fs::write(&object, kept).expect("written");
+    drop(waiting);
+    loop {
+        match stores.fetch(&pin) {
+            Ok(()) => break,
+            Err(GitError::Silent { .. }) => std::thread::yield_now(),
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    assert_eq!(stores.checkout(&pin).expect("laid out")["main.py"], "text\n");
+}

@@ -39,6 +39,7 @@ use crate::finder::{Question, SessionFinder};
 use crate::join::{BelongError, Belonging};
 use crate::provide::provide_task;
 use crate::run::Tools;
+use crate::workspace::Registry;
 use crate::workspace::assemble::Assembler;
 use crate::workspace::care::{Caretaker, clear_drafts};
 use crate::workspace::prepare::prepare_task;
@@ -202,9 +203,11 @@ impl Agent {
         let builder =
             config.rebuilding.map(|Rebuilding { policy, registry, uv, accelerator, quota, engine }| {
                 let (data, root, reach) = (data.clone(), workspaces, reach.clone());
+                let registry = Registry::new(&registry, &policy)?;
                 let assembler = Assembler { data, root, policy, reach, registry, uv, accelerator };
-                Arc::new(Rebuilder { assembler, engine, caretaker: caretaker.clone(), quota })
+                Ok(Arc::new(Rebuilder { assembler, engine, caretaker: caretaker.clone(), quota }))
             });
+        let builder = builder.transpose().map_err(StartError::Origins)?;
         let control = ControlServer::bind(&data, blobs.clone());
         let control = control.map(|server| server.with_reach(reach).with_role(Arc::new(caretaker)));
         let control = control.inspect_err(|error| warn!(error = error_chain(error), "no commands")).ok();

@@ -22,7 +22,7 @@ pub mod shelf;
 pub mod record;
 pub mod care;
 
-pub use registry::COMFY_REGISTRY;
+pub use registry::{COMFY_REGISTRY, Registry};
 
 /// A workspace that is whole and on disk. Nothing of it was started yet.
 ///

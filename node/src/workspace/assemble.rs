@@ -17,8 +17,7 @@ use std::sync::Arc;
 use mesh::control::Reach;
 use mesh::store::BlobHold;
 use protocol::{
-    Accelerator, Lockfile, MAX_LOCKFILE, PrepareStep, PublisherKey, Resolution, WantedWorkspace, WebUrl,
-    error_chain,
+    Accelerator, Lockfile, MAX_LOCKFILE, PrepareStep, PublisherKey, Resolution, WantedWorkspace, error_chain,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -34,6 +33,7 @@ use super::prepare::BuildError;
 use super::progress::Steps;
 use super::python::UvConfig;
 use super::record::WorkspaceRecord;
+use super::registry::Registry;
 use super::shelf::Whole;
 use crate::os::file::tells_full_disk;
 use crate::policy::{Policy, PolicyRefusal, TrustedPublishers};
@@ -48,8 +48,8 @@ pub struct Assembler {
     pub policy: Policy,
     /// The way to the farm's blobs and to the internet.
     pub reach: Reach,
-    /// Where the Comfy registry is.
-    pub registry: WebUrl,
+    /// Where custom nodes are that a lockfile names by their version in the Comfy registry.
+    pub registry: Registry,
     /// How uv is had.
     pub uv: UvConfig,
     /// What torch computes on here.

@@ -27,8 +27,10 @@ const WITHIN: Duration = Duration::from_secs(30 * 60);
 const TAKEN_BACK: [&str; 2] = ["NodeVersionStatusBanned", "NodeVersionStatusDeleted"];
 
 /// The registry, as a node's owner lets it be asked.
-pub(super) struct Registry {
+#[derive(Clone)]
+pub struct Registry {
     base: String,
+    host: String,
     reader: OriginReader,
 }
 
@@ -108,7 +110,7 @@ pub(super) fn version_url(base: &str, id: &Token, version: &Token) -> String {
 
 impl Registry {
     /// The one at this address. One that is not public was named by the owner, and may lead to private ones.
-    pub(super) fn new(base: &WebUrl, policy: &Policy) -> Result<Self, OriginSetupError> {
+    pub fn new(base: &WebUrl, policy: &Policy) -> Result<Self, OriginSetupError> {
         let is_public = base.as_str().parse::<HttpsUrl>().is_ok();
         let reader = OriginReader::new(OriginConfig {
             allow_http: base.as_str().starts_with("http://"),
@@ -116,7 +118,12 @@ impl Registry {
             hosts: policy.hosts.clone(),
             ..OriginConfig::default()
         })?;
-        Ok(Self { base: base.as_str().trim_end_matches('/').to_owned(), reader })
+        Ok(Self { base: base.as_str().trim_end_matches('/').to_owned(), host: base.host(), reader })
+    }
+
+    /// Where it is.
+    pub(super) fn host(&self) -> &str {
+        &self.host
     }
 
     /// Asks for a version; its archive is made in this folder.

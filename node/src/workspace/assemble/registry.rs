@@ -17,7 +17,7 @@ use super::{Assembler, failed};
 use crate::workspace::log::PrepareLog;
 use crate::workspace::prepare::BuildError;
 use crate::workspace::record::WorkspaceRecord;
-use crate::workspace::registry::{Given, Registry, RegistryError};
+use crate::workspace::registry::{Given, RegistryError};
 
 impl Assembler {
     /// What each version of the Comfy registry comes to, in the order of the lockfile.
@@ -38,8 +38,8 @@ impl Assembler {
             }
             // Also where peers give it: it is code of that host.
             let host = self.registry.host();
-            if !self.policy.allows_host(&host) {
-                return Err(refused(RegistryError::Host { node: pin.to_string(), host }));
+            if !self.policy.allows_host(host) {
+                return Err(refused(RegistryError::Host { node: pin.to_string(), host: host.to_owned() }));
             }
             // Whoever reported it may have made the size up.
             let is_taken = |node: &&RegistryNode| node.files.is_none_or(|files| files.size <= MAX_CARRIED);
@@ -97,10 +97,9 @@ impl Assembler {
         files: &Files<'_>,
         log: &PrepareLog,
     ) -> Result<Option<BlobRef>, BuildError> {
-        let registry = Registry::new(&self.registry, &self.policy).map_err(failed)?;
         let drafts = self.root.join("registry");
         std::fs::create_dir_all(&drafts).map_err(failed)?;
-        let given = files.cancel.run_until_cancelled(registry.get(pin, &drafts)).await;
+        let given = files.cancel.run_until_cancelled(self.registry.get(pin, &drafts)).await;
         let given = given.ok_or(BuildError::Canceled)?;
         match given.map_err(|error| if error.is_refusal() { refused(error) } else { failed(error) })? {
             Given::Archive(archive) => {

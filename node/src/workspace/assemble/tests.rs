@@ -76,12 +76,14 @@ impl Node {
         uv.program = Some(program.into());
         uv.indexes = Indexes { packages: index.url(), torch: Some(format!("{}/torch", index.url())) };
         uv.download_python = false;
+        let policy = Policy { private_origins: true, ..Policy::default() };
+        let nowhere = "http://127.0.0.1:9".parse().expect("an address");
         let assembler = Assembler {
             data: folder.path().to_owned(),
             root: folder.path().join("workspaces"),
-            policy: Policy { private_origins: true, ..Policy::default() },
             reach: Reach { exchange: exchange.clone(), finder },
-            registry: "http://127.0.0.1:9".parse().expect("an address"),
+            registry: Registry::new(&nowhere, &policy).expect("a reader"),
+            policy,
             uv,
             accelerator: Accelerator::Cpu,
         };

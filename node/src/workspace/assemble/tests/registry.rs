@@ -43,7 +43,8 @@ async fn registry(versions: Versions<'_>) -> Index {
 
 impl Node {
     fn ask_registry(&mut self, url: &str) {
-        self.assembler.registry = url.parse().expect("an address");
+        let url = url.parse().expect("an address");
+        self.assembler.registry = Registry::new(&url, &self.assembler.policy).expect("a reader");
     }
 
     /// The lockfile of a bundle that comfy-pack wrote, with these versions of the registry, signed and in the store.

@@ -49,6 +49,8 @@ pub(crate) enum Failure {
         job: String,
         /// Why, in words.
         detail: String,
+        /// What to do about it, where that is known.
+        hint: Option<&'static str>,
     },
     /// A job ended without being done.
     #[error("job {job} was {state}")]
@@ -93,7 +95,7 @@ fn classify(error: &anyhow::Error) -> (u8, Option<&'static str>) {
                 Failure::Usage(_) => (2, None),
                 Failure::NotFound(_) => (6, None),
                 Failure::Input(_) => (7, None),
-                Failure::JobFailed { .. } => (8, None),
+                Failure::JobFailed { hint, .. } => (8, *hint),
                 Failure::JobNotDone { .. } => (9, None),
                 Failure::Ticket(_) => (10, None),
                 Failure::NotAgreed(_) => (12, Some("`--yes` agrees without asking")),

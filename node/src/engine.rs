@@ -149,7 +149,7 @@ impl ProgressSink {
 /// An error that one op of the workflow is to blame for.
 fn op_error(kind: RunErrorKind, id: &str, class: &str, what: impl std::fmt::Display) -> RunError {
     let op = FailedOp { id: id.to_owned(), class: class.to_owned(), traceback: None };
-    RunError { kind, detail: format!("op `{id}` ({class}): {what}"), op: Some(op) }
+    RunError::of_op(kind, format!("op `{id}` ({class}): {what}"), op)
 }
 
 /// The error of a run that was cancelled as asked.

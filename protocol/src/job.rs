@@ -121,12 +121,20 @@ pub struct RunError {
     pub detail: String,
     /// The op of the graph that failed, where one did.
     pub op: Option<FailedOp>,
+    /// The address of the file that was wanted and is not declared, as far as it was to be seen.
+    #[serde(default)]
+    pub url: Option<Box<str>>,
 }
 
 impl RunError {
     /// An error that no op of the graph is to blame for.
     pub fn new(kind: RunErrorKind, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into(), op: None }
+        Self { kind, detail: detail.into(), op: None, url: None }
+    }
+
+    /// An error of an op of the graph.
+    pub fn of_op(kind: RunErrorKind, detail: impl Into<String>, op: FailedOp) -> Self {
+        Self { op: Some(op), ..Self::new(kind, detail) }
     }
 }
 

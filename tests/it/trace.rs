@@ -119,5 +119,7 @@ async fn what_a_custom_node_fetches_is_there_without_a_network_once_it_was_trace
     assert_eq!(failed["error"]["kind"], "undeclared_file", "{failed}");
     let detail = failed["error"]["detail"].as_str().unwrap_or_default();
     assert!(detail.contains("`comfy-farm pack --trace`"), "{failed}");
+    assert!(failed["error"]["url"].as_str().is_some_and(|url| detail.contains(url)), "{failed}");
+    assert_eq!(failed["error"]["node"], failed["error"]["op"]["id"], "{failed}");
     Ok(())
 }

@@ -70,12 +70,20 @@ pub(super) async fn follow(client: &Client, id: &str) -> anyhow::Result<Value> {
     let job = job?;
     match text(&job, "state") {
         "succeeded" => Ok(job),
-        "failed" => {
-            let detail = text(&job["error"], "detail").to_owned();
-            Err(Failure::JobFailed { job: id.to_owned(), detail }.into())
-        }
+        "failed" => Err(failed(id, &job["error"]).into()),
         state => Err(Failure::JobNotDone { job: id.to_owned(), state: state.to_owned() }.into()),
     }
+}
+
+/// The failure of a job, with the file that it wanted where that is the reason.
+fn failed(id: &str, error: &Value) -> Failure {
+    let mut detail = text(error, "detail").to_owned();
+    let hint = error["url"].as_str().map(|url| {
+        let node = error["node"].as_str().map_or_else(String::new, |node| format!(", which node {node} wants"));
+        detail.push_str(&format!("\n  the bundle lacks {url}{node}"));
+        "`comfy-farm pack --comfyui DIR --workflow FILE --trace` makes a bundle that has it; `comfy-farm deploy` that"
+    });
+    Failure::JobFailed { job: id.to_owned(), detail, hint }
 }
 
 /// Saves every output of a job as `JOB-OUTPUT-INDEX.ext`, which no other job overwrites.
@@ -104,6 +112,21 @@ pub(super) async fn save_outputs(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn file_that_a_bundle_lacks_is_told_with_who_wants_it_and_the_command_that_adds_it() {
+        let error =
+            json!({ "detail": "it wants a file", "url": "https://models.example.org/a.pth", "node": "7" });
+        let Failure::JobFailed { detail, hint, .. } = failed("1", &error) else { panic!("it failed") };
+        assert_eq!(
+            detail,
+            "it wants a file\n  the bundle lacks https://models.example.org/a.pth, which node 7 wants"
+        );
+        assert!(hint.is_some_and(|hint| hint.contains("--trace")), "{hint:?}");
+        let error = json!({ "detail": "it broke", "url": null, "node": null });
+        let Failure::JobFailed { detail, hint, .. } = failed("1", &error) else { panic!("it failed") };
+        assert_eq!((detail.as_str(), hint), ("it broke", None));
+    }
 
     #[test]
     fn parameters_are_texts_and_files() {

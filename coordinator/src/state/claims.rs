@@ -23,6 +23,8 @@ const MAX_SLOTS: usize = 64;
 const MAX_FETCHED: usize = 1024;
 /// The longest account of an error, in bytes.
 const MAX_DETAIL: usize = 4 << 10;
+/// The longest address of a file that a failed run wanted.
+const MAX_URL: usize = 2 << 10;
 /// The longest traceback of an error, in bytes.
 const MAX_TRACEBACK: usize = 16 << 10;
 
@@ -91,6 +93,9 @@ pub(super) fn bounded(mut ended: RunEnded) -> RunEnded {
     ended.fetched.truncate(MAX_FETCHED);
     if let Outcome::Failed(error) = &mut ended.outcome {
         shorten(&mut error.detail, MAX_DETAIL);
+        if let Some(url) = &mut error.url {
+            *url = shortened(url, MAX_URL).into();
+        }
         if let Some(op) = &mut error.op {
             shorten(&mut op.id, MAX_NAME);
             shorten(&mut op.class, MAX_NAME);
@@ -260,7 +265,8 @@ mod tests {
         let fetched = Fetched { blob: output().blob, from: node(2), bytes: 1 };
         let traceback = Some("ä".repeat(100_000));
         let op = Some(FailedOp { id: "x".repeat(999), class: "y".repeat(999), traceback });
-        let error = RunError { op, ..RunError::new(RunErrorKind::OpFailed, "z".repeat(100_000)) };
+        let url = Some("u".repeat(100_000).into());
+        let error = RunError { op, url, ..RunError::new(RunErrorKind::OpFailed, "z".repeat(100_000)) };
         let outcome = Outcome::Failed(error);
         let told = RunEnded { lease, outcome, fetched: vec![fetched; 9000], executed: Duration::ZERO };
         let kept = bounded(told);
@@ -268,6 +274,7 @@ mod tests {
         let Outcome::Failed(error) = kept.outcome else { panic!("it failed") };
         let op = error.op.expect("named");
         assert_eq!((error.detail.len(), op.id.len(), op.class.len()), (MAX_DETAIL, MAX_NAME, MAX_NAME));
+        assert_eq!(error.url.map(|url| url.len()), Some(MAX_URL));
         assert_eq!(op.traceback.map(|text| text.len()), Some(MAX_TRACEBACK));
         is_untouched(&farm, lease);
     }

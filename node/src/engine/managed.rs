@@ -311,9 +311,10 @@ impl Slot {
             })?;
             self.start(place, served, cancel).await.map_err(|error| match error {
                 StartError::Canceled => canceled(),
-                error @ StartError::Undeclared { .. } => {
-                    RunError::new(RunErrorKind::UndeclaredFile, error.to_string())
-                }
+                StartError::Undeclared { ref wanted, .. } => RunError {
+                    url: wanted.url(),
+                    ..RunError::new(RunErrorKind::UndeclaredFile, error.to_string())
+                },
                 error => {
                     let detail = protocol::error_chain(&error);
                     with_memory(RunError::new(RunErrorKind::EngineUnavailable, detail), place.not_back)

@@ -40,11 +40,8 @@ pub(super) fn rejected(rejection: &Rejection, workflow: &Workflow) -> RunError {
         false => RunErrorKind::InvalidInput,
     };
     let sentences: Vec<String> = errors.iter().map(|(id, node, error)| sentence(id, node, error)).collect();
-    RunError {
-        kind,
-        detail: cut(&sentences.join("; "), MAX_DETAIL),
-        op: Some(FailedOp { id: id.clone(), class: text(node, "class_type"), traceback: None }),
-    }
+    let op = FailedOp { id: id.clone(), class: text(node, "class_type"), traceback: None };
+    RunError::of_op(kind, cut(&sentences.join("; "), MAX_DETAIL), op)
 }
 
 /// The error of an exception that an op raised.
@@ -57,15 +54,9 @@ pub(super) fn raised(exception: &Exception) -> RunError {
         message => format!("op `{op}` ({class}) raised {exception_type}: {message}"),
     };
     let traceback = format!("{exception_type}: {}\n{}", cut(message, MAX_DETAIL), traceback.concat());
-    RunError {
-        kind,
-        detail: cut(&detail, MAX_DETAIL),
-        op: Some(FailedOp {
-            id: op.clone(),
-            class: class.clone(),
-            traceback: Some(cut(&traceback, MAX_TRACEBACK)),
-        }),
-    }
+    let traceback = Some(cut(&traceback, MAX_TRACEBACK));
+    let op = FailedOp { id: op.clone(), class: class.clone(), traceback };
+    RunError::of_op(kind, cut(&detail, MAX_DETAIL), op)
 }
 
 /// The error of a run that somebody other than us interrupted: the owner wants the machine back.
@@ -102,13 +93,9 @@ fn missing_op(rejection: &Rejection, workflow: &Workflow) -> RunError {
     let in_details = || Some(error.details.split_once("'#")?.1.trim_end_matches('\'').to_owned());
     let id = info["node_id"].as_str().map(str::to_owned).or_else(in_details).unwrap_or_default();
     let class = workflow.get(&id).map(|op| op.class_type.clone()).unwrap_or_default();
-    RunError {
-        kind: RunErrorKind::MissingOp,
-        detail: format!(
-            "op `{id}`: this ComfyUI has no class `{class}`; install the custom node that has it"
-        ),
-        op: Some(FailedOp { id, class, traceback: None }),
-    }
+    let detail =
+        format!("op `{id}`: this ComfyUI has no class `{class}`; install the custom node that has it");
+    RunError::of_op(RunErrorKind::MissingOp, detail, FailedOp { id, class, traceback: None })
 }
 
 fn sentence(id: &str, node: &Value, error: &Value) -> String {

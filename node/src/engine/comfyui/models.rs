@@ -47,13 +47,11 @@ impl NamedModel<'_> {
             return Ok(());
         }
         let Self { op, class, input, model } = self;
-        Err(RunError {
-            kind: RunErrorKind::MissingModel,
-            detail: format!(
-                "op `{op}` ({class}): this ComfyUI lists no `{model}` for `{input}`; put it into its models folder"
-            ),
-            op: Some(FailedOp { id: (*op).to_owned(), class: (*class).to_owned(), traceback: None }),
-        })
+        let detail = format!(
+            "op `{op}` ({class}): this ComfyUI lists no `{model}` for `{input}`; put it into its models folder"
+        );
+        let op = FailedOp { id: (*op).to_owned(), class: (*class).to_owned(), traceback: None };
+        Err(RunError::of_op(RunErrorKind::MissingModel, detail, op))
     }
 }
 

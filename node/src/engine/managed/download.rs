@@ -47,6 +47,14 @@ impl fmt::Display for Blocked {
 }
 
 impl Blocked {
+    /// The address of the file, if that was to be seen.
+    pub(super) fn url(&self) -> Option<Box<str>> {
+        match self {
+            Self::File(url) => url.as_deref().map(Box::from),
+            Self::Package(_) => None,
+        }
+    }
+
     /// What to do about it.
     pub(super) fn hint(&self) -> &'static str {
         match self {
@@ -113,7 +121,7 @@ pub(super) fn undeclared(error: &RunError, said: &[String], has_network: bool) -
     let wanted = blocked(&[&error.detail, traceback], said, has_network)?;
     let (id, class, hint) = (&op.id, &op.class, wanted.hint());
     let detail = format!("op `{id}` ({class}) wants to {wanted}, which the lockfile does not name: {hint}");
-    Some(RunError { kind: RunErrorKind::UndeclaredFile, detail, op: error.op.clone() })
+    Some(RunError { kind: RunErrorKind::UndeclaredFile, detail, url: wanted.url(), op: error.op.clone() })
 }
 
 /// The first address in a text.
@@ -139,13 +147,15 @@ mod tests {
 
     fn check(detail: &str, traceback: &str, said: &[&str], expected: Option<&str>) {
         let op = FailedOp { id: "2".into(), class: "Remote".into(), traceback: Some(traceback.into()) };
-        let error = RunError { kind: RunErrorKind::OpFailed, detail: detail.into(), op: Some(op) };
+        let error = RunError::of_op(RunErrorKind::OpFailed, detail, op);
         let said: Vec<String> = said.iter().map(|line| (*line).to_owned()).collect();
         let found = undeclared(&error, &said, false);
         assert_eq!(found.is_some(), expected.is_some(), "{detail}");
         if let (Some(found), Some(expected)) = (found, expected) {
             assert_eq!(found.kind, RunErrorKind::UndeclaredFile);
             assert!(found.detail.contains(&format!("wants to {expected},")), "{}", found.detail);
+            let url = expected.strip_prefix("download `").map(|url| url.trim_end_matches('`'));
+            assert_eq!(found.url.as_deref(), url, "{expected}");
         }
     }
 

@@ -262,6 +262,7 @@ async fn download_at_run_time_is_stopped_and_told_with_its_address() {
     let failed = failed.expect_err("it has no network");
     assert_eq!(failed.kind, RunErrorKind::UndeclaredFile, "{}", failed.detail);
     assert!(failed.detail.contains("`https://models.example.org/face.pth`"), "{}", failed.detail);
+    assert_eq!(failed.url.as_deref(), Some("https://models.example.org/face.pth"));
     assert_eq!(failed.op.expect("the op is named").class, "Remote");
 }
 

@@ -3,7 +3,7 @@
 //! Not here: what it was given; parameters stay in the store.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use protocol::{Fetched, JobState, OutputFile, PeerId, RunError};
+use protocol::{Fetched, JobState, OutputFile, PeerId, RunError, RunErrorKind};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
@@ -183,6 +183,13 @@ pub(crate) struct JobError {
     /// The op of the graph at which it failed.
     #[schema(required)]
     op: Option<ErrorOp>,
+    /// The address of the file that was wanted and is not in the bundle, where `kind` is `undeclared_file` and it was to be
+    /// seen. `comfy-farm pack --trace` makes a bundle that has it.
+    #[schema(required)]
+    url: Option<String>,
+    /// The id of the node of the graph that wanted it, where one did.
+    #[schema(required)]
+    node: Option<String>,
 }
 
 /// The op of a workflow at which a run failed.
@@ -341,9 +348,12 @@ impl From<FailedRun> for Failure {
 
 impl From<RunError> for JobError {
     fn from(error: RunError) -> Self {
+        let is_undeclared = error.kind == RunErrorKind::UndeclaredFile;
         Self {
             kind: error.kind.as_str(),
             detail: error.detail,
+            url: error.url.filter(|_| is_undeclared).map(String::from),
+            node: error.op.as_ref().filter(|_| is_undeclared).map(|op| op.id.clone()),
             op: error.op.map(|op| ErrorOp { id: op.id, class: op.class, traceback: op.traceback }),
         }
     }
@@ -357,5 +367,27 @@ impl From<Fetched> for FetchedBlob {
             from: fetched.from.to_string(),
             bytes: fetched.bytes,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::FailedOp;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn undeclared_file_is_told_with_its_address_and_the_node_of_the_graph_and_no_other_error_is() {
+        let told = |kind| -> Value {
+            let op = FailedOp { id: "7".to_owned(), class: "Remote".to_owned(), traceback: None };
+            let url = Some("https://models.example.org/a.pth".into());
+            let error = RunError { url, ..RunError::of_op(kind, "it wants a file", op) };
+            let told = serde_json::to_value(JobError::from(error)).expect("only text keys");
+            json!([told["url"], told["node"], told["op"]["id"]])
+        };
+        let undeclared = json!(["https://models.example.org/a.pth", "7", "7"]);
+        assert_eq!(told(RunErrorKind::UndeclaredFile), undeclared);
+        assert_eq!(told(RunErrorKind::OpFailed), json!([null, null, "7"]));
     }
 }

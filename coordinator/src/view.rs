@@ -9,8 +9,8 @@ use std::sync::Arc;
 use protocol::membership::Role;
 use protocol::{
     BlobName, BlobRef, BundleHash, FarmId, Fetched, Interface, JobId, JobState, LockedModel, LockfileHash,
-    Offer, OutputFile, PeerId, Phase, PreviewFrame, Progress, RunError, RunId, Sha256, SlotId, Transfers,
-    WorkflowVersion, WorkspaceState,
+    Notes, Offer, OutputFile, PeerId, Phase, PreviewFrame, Progress, RunError, RunId, Sha256, SlotId,
+    Transfers, WorkflowVersion, WorkspaceState,
 };
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -191,6 +191,8 @@ pub struct WorkspaceView {
     pub state: WorkspaceState,
     /// Whether its torch is another build than the author's.
     pub equivalent: bool,
+    /// What people should know of it.
+    pub notes: Notes,
 }
 
 /// A blob, as the farm knows it.

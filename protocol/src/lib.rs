@@ -65,8 +65,8 @@ pub use offer::{Device, Engine, Offer, SlotOffer, lacking};
 pub use origin::{Alias, BlobName, FileRef, ParseBlobNameError, PieceRange};
 pub use parameters::{Argument, MAX_FILE_NAME, Parameters, ParametersError};
 pub use preparation::{
-    MAX_PROVEN, MAX_REASON, MAX_WORKSPACES, PrepareStep, Preparing, WantWorkspaces, WantedWorkspace,
-    WarmSlots, WorkspaceReport, WorkspaceResolved, WorkspaceState,
+    MAX_NOTE, MAX_NOTES, MAX_PROVEN, MAX_REASON, MAX_WORKSPACES, Notes, PrepareStep, Preparing,
+    WantWorkspaces, WantedWorkspace, WarmSlots, WorkspaceReport, WorkspaceResolved, WorkspaceState,
 };
 pub use preview::{MAX_PREVIEW, PreviewFrame};
 pub use resolution::{GitPack, MAX_PACK, MAX_RESOLUTION, RegistryNode, Resolution, ResolutionError};

@@ -4,6 +4,8 @@
 //! which only the latest counts, and tells in which of them its processes could work at once. Not here: how a workspace is built, which is the node's, and what is
 //! granted on the strength of a report, which is the planner's.
 
+mod notes;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -14,6 +16,8 @@ use crate::id::{SlotId, WorkflowVersion};
 use crate::lockfile::{LockfileHash, PublisherKey};
 use crate::message::Provider;
 use crate::transfer::shorten;
+
+pub use notes::{MAX_NOTE, MAX_NOTES, Notes};
 
 /// The most workspaces that a node is asked to have.
 pub const MAX_WORKSPACES: usize = 64;
@@ -59,6 +63,8 @@ pub struct WorkspaceReport {
     pub state: WorkspaceState,
     /// Whether it is equivalent to the author's and not identical: torch is another build of the recorded version.
     pub equivalent: bool,
+    /// What people should know of it, once it is loaded: the custom nodes that it is without, say.
+    pub notes: Notes,
 }
 
 /// What the parts of a lockfile came to on a node that has built it.

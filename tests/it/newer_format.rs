@@ -68,7 +68,11 @@ async fn node_of_the_registry_is_fetched_once_for_the_farm_and_what_no_op_needs_
     has_already(&farm.nodes[0].data, COMFYUI, &studio.comfyui("ComfyUI").await?)?;
     let flip = bundle(&studio, farm.folder.path(), "Flip").await?;
     farm.deploy(&flip, "flip", &[]).await?;
-    wait_for_workspace(&farm, "flip@1", "proven").await?;
+    let workspace = wait_for_workspace(&farm, "flip@1", "proven").await?;
+    let notes: Vec<&str> =
+        workspace["notes"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let is_told = |name: &str| notes.iter().any(|note| note.contains(name) && note.contains("is left out"));
+    ensure!(is_told("`comfyui-gone 0.0.1`") && is_told("`own.py`") && notes.len() == 3, "{workspace}");
 
     let picture = picture(farm.folder.path())?;
     let upside_down = image::imageops::flip_vertical(&image::open(&picture)?.to_rgb8());

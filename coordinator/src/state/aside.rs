@@ -203,7 +203,7 @@ pub(super) fn wants_proof(before: Option<&WorkspaceState>, now: &WorkspaceState)
 #[cfg(test)]
 mod tests {
     use protocol::message::NodeMessage;
-    use protocol::{BlobHash, Lease, WorkspaceReport};
+    use protocol::{BlobHash, Lease, Notes, WorkspaceReport};
 
     use super::super::made_farm::{Farm, failed, node, succeeded, workflow, workflow_id};
     use super::super::{Action, Event};
@@ -344,7 +344,12 @@ mod tests {
         farm.apply(Event::Deploy(Arc::new(lockable)));
         let report = |state| {
             let lockfile = LockfileHash(BlobHash([9; 32]));
-            NodeMessage::WorkspaceReport(WorkspaceReport { lockfile, state, equivalent: false })
+            NodeMessage::WorkspaceReport(WorkspaceReport {
+                lockfile,
+                state,
+                equivalent: false,
+                notes: Notes::default(),
+            })
         };
         for seed in [1, 2] {
             farm.register_managed(seed);

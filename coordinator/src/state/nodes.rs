@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use protocol::message::{Inventory, MAX_PROVIDERS, Provider};
 use protocol::{
-    BlobHash, BlobRef, Device, LeaseId, LockfileHash, Offer, PeerId, SlotId, Transfers, WorkflowVersion,
-    WorkspaceState,
+    BlobHash, BlobRef, Device, LeaseId, LockfileHash, Notes, Offer, PeerId, SlotId, Transfers,
+    WorkflowVersion, WorkspaceState,
 };
 use time::OffsetDateTime;
 
@@ -55,6 +55,8 @@ pub(crate) struct Node {
     pub(crate) workspaces: BTreeMap<LockfileHash, WorkspaceState>,
     /// Those of them whose torch is another build than the author's.
     pub(crate) equivalent: BTreeSet<LockfileHash>,
+    /// What people should know of some of these.
+    pub(crate) notes: BTreeMap<LockfileHash, Notes>,
     /// In which of them each slot can work with the ComfyUI that it has.
     pub(crate) warm: BTreeMap<SlotId, BTreeSet<LockfileHash>>,
     /// The workflows for which it is set aside.

@@ -40,6 +40,7 @@ impl State {
             pinned: BTreeSet::new(),
             workspaces: Default::default(),
             equivalent: Default::default(),
+            notes: Default::default(),
             warm: Default::default(),
             aside: Default::default(),
             transfers: Transfers::default(),

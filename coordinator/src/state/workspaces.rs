@@ -111,7 +111,7 @@ impl State {
 
     /// Takes in how far a node is.
     pub(super) fn workspace_told(&mut self, peer: PeerId, report: WorkspaceReport, turn: &mut Turn) {
-        let WorkspaceReport { lockfile, state, equivalent } = report;
+        let WorkspaceReport { lockfile, state, equivalent, notes } = report;
         let is_full = self.nodes.get(peer).is_some_and(|node| node.workspaces.len() >= MAX_WORKSPACES);
         let wanted = is_full.then(|| self.wanted_lockfiles());
         let Some(node) = self.nodes.get_mut(peer) else { return };
@@ -119,6 +119,7 @@ impl State {
             // What older versions left makes room.
             node.workspaces.retain(|lockfile, _| wanted.contains(lockfile));
             node.equivalent.retain(|lockfile| wanted.contains(lockfile));
+            node.notes.retain(|lockfile, _| wanted.contains(lockfile));
         }
         let has_room = node.workspaces.len() < MAX_WORKSPACES || node.workspaces.contains_key(&lockfile);
         if is_managed(node) && has_room {
@@ -128,6 +129,11 @@ impl State {
                 node.equivalent.insert(lockfile);
             } else {
                 node.equivalent.remove(&lockfile);
+            }
+            if notes.is_empty() {
+                node.notes.remove(&lockfile);
+            } else {
+                node.notes.insert(lockfile, notes);
             }
             self.plan_due = true;
             turn.notify(FarmEventKind::NodeChanged(peer));
@@ -182,6 +188,7 @@ impl State {
                 workflows: workflows.map(|workflow| workflow.id.clone()).collect(),
                 state: state.clone(),
                 equivalent: node.equivalent.contains(lockfile),
+                notes: node.notes.get(lockfile).cloned().unwrap_or_default(),
             }
         };
         node.workspaces.iter().map(view).collect()
@@ -196,7 +203,7 @@ pub(super) fn is_managed(node: &Node) -> bool {
 #[cfg(test)]
 mod tests {
     use protocol::message::NodeMessage;
-    use protocol::{BlobHash, SlotId};
+    use protocol::{BlobHash, Notes, SlotId};
 
     use super::super::Event;
     use super::super::made_farm::{Farm, node, workflow, workflow_id};
@@ -253,7 +260,12 @@ mod tests {
             let (lockfile, state) = (LOCKFILE, WorkspaceState::Proven);
             farm.say(
                 seed,
-                NodeMessage::WorkspaceReport(WorkspaceReport { lockfile, state, equivalent: false }),
+                NodeMessage::WorkspaceReport(WorkspaceReport {
+                    lockfile,
+                    state,
+                    equivalent: false,
+                    notes: Notes::default(),
+                }),
             );
         }
         let goes_to = |farm: &mut Farm, number: u64| {
@@ -274,7 +286,15 @@ mod tests {
         farm.disconnect(2);
         farm.register_managed(2);
         let (lockfile, state) = (LOCKFILE, WorkspaceState::Proven);
-        farm.say(2, NodeMessage::WorkspaceReport(WorkspaceReport { lockfile, state, equivalent: false }));
+        farm.say(
+            2,
+            NodeMessage::WorkspaceReport(WorkspaceReport {
+                lockfile,
+                state,
+                equivalent: false,
+                notes: Notes::default(),
+            }),
+        );
         assert_eq!(goes_to(&mut farm, 4), node(1), "a new session knows nothing of the old one");
     }
 
@@ -284,12 +304,14 @@ mod tests {
         farm.register_managed(1);
         for number in 0..3 * MAX_WORKSPACES as u64 {
             let lockfile = LockfileHash(BlobHash::of(&number.to_le_bytes()));
-            let report = WorkspaceReport { lockfile, state: WorkspaceState::Loaded, equivalent: true };
+            let notes = Notes::new(["custom node `x` is left out".to_owned()]);
+            let report = WorkspaceReport { lockfile, state: WorkspaceState::Loaded, equivalent: true, notes };
             farm.say(1, NodeMessage::WorkspaceReport(report));
         }
         let node = farm.state.nodes.get(node(1)).expect("registered");
         assert!(node.workspaces.len() <= MAX_WORKSPACES);
         assert!(node.equivalent.iter().eq(node.workspaces.keys()), "{}", node.equivalent.len());
+        assert!(node.notes.keys().eq(node.workspaces.keys()), "{}", node.notes.len());
     }
 
     #[test]
@@ -301,17 +323,25 @@ mod tests {
         assert_eq!(farm.grants(), []);
         let report = |state| {
             let lockfile = LOCKFILE;
-            NodeMessage::WorkspaceReport(WorkspaceReport { lockfile, state, equivalent: true })
+            NodeMessage::WorkspaceReport(WorkspaceReport {
+                lockfile,
+                state,
+                equivalent: true,
+                notes: Notes::default(),
+            })
         };
         farm.say(1, report(WorkspaceState::Refused { reason: "the publisher is not trusted".into() }));
         assert_eq!(farm.grants(), []);
         let waits = farm.view(1).waits;
         assert!(waits.iter().any(|wait| wait.reason.contains("the publisher is not trusted")), "{waits:?}");
-        farm.say(1, report(WorkspaceState::Loaded));
+        let NodeMessage::WorkspaceReport(loaded) = report(WorkspaceState::Loaded) else { unreachable!() };
+        let notes = Notes::new(["custom node `x` is left out".to_owned()]);
+        farm.say(1, NodeMessage::WorkspaceReport(WorkspaceReport { notes: notes.clone(), ..loaded }));
         let (on, lease) = farm.granted();
         assert_eq!(on, node(1));
         let view = farm.state.node_view(node(1)).expect("registered");
         assert!(view.workspaces[0].equivalent, "people see that torch is another build");
+        assert_eq!(view.workspaces[0].notes, notes, "and what it is without");
         farm.submit(2);
         assert_eq!(farm.grants(), [], "one run tries it");
         farm.say(1, report(WorkspaceState::Proven));

@@ -4,7 +4,7 @@ import type { NodeWorkspace } from "./api/types";
 import { inOrder, isQuiet, moved, part, reason, step, title } from "./workspace";
 
 function workspace(state: string, rest: Partial<NodeWorkspace> = {}): NodeWorkspace {
-  const none = { step: null, done: 0, total: 0, reason: null, equivalent: false };
+  const none = { step: null, done: 0, total: 0, reason: null, equivalent: false, notes: [] };
   return { lockfile: "ab".repeat(32), workflows: [`${state}@1`], state, ...none, ...rest };
 }
 

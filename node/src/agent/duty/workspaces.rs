@@ -2,13 +2,13 @@
 //!
 //! Not here: preparing them (`workspace::prepare`).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use protocol::message::NodeMessage;
 use protocol::{
-    LockfileHash, MAX_PROVEN, MAX_WORKSPACES, WantWorkspaces, WarmSlots, WorkspaceReport, WorkspaceResolved,
-    WorkspaceState,
+    LockfileHash, MAX_PROVEN, MAX_WORKSPACES, Notes, WantWorkspaces, WarmSlots, WorkspaceReport,
+    WorkspaceResolved, WorkspaceState,
 };
 use tokio::sync::watch;
 use tracing::debug;
@@ -76,16 +76,18 @@ impl Duty {
         let (states, usable) = (shelf.states(), shelf.all_usable());
         // First, so that nothing is granted for a workspace before it is known where it is warm.
         self.send_warm_slots(&usable).await;
-        let equivalent = usable.iter().filter(|workspace| workspace.equivalent);
-        let equivalent: BTreeSet<_> = equivalent.map(|workspace| workspace.lockfile).collect();
-        drop(usable);
+        let known = |workspace: Arc<Workspace>| {
+            let notes = Notes::new(workspace.left_out.iter().cloned());
+            (workspace.lockfile, (workspace.equivalent, notes))
+        };
+        let mut known: BTreeMap<_, _> = usable.into_iter().map(known).collect();
         self.wants.told.retain(|lockfile, _| states.contains_key(lockfile));
         for (lockfile, state) in states {
             let state = state.bounded();
             if self.wants.told.get(&lockfile) != Some(&state) {
                 self.wants.told.insert(lockfile, state.clone());
-                let equivalent = equivalent.contains(&lockfile);
-                let report = WorkspaceReport { lockfile, state, equivalent };
+                let (equivalent, notes) = known.remove(&lockfile).unwrap_or_default();
+                let report = WorkspaceReport { lockfile, state, equivalent, notes };
                 self.send(NodeMessage::WorkspaceReport(report)).await;
                 self.send_resolved(lockfile).await;
             }

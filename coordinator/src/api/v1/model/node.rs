@@ -115,6 +115,9 @@ pub(crate) struct NodeWorkspace {
     /// Whether it is equivalent to the author's and not identical: torch is another build of the recorded version, as
     /// this machine needs it. Known once the workspace is loaded.
     equivalent: bool,
+    /// What people should know of it though it works, such as a custom node that it is without because nobody can give
+    /// that and no op needs it. Known once the workspace is loaded.
+    notes: Vec<String>,
     /// The step that it is at, or at which it failed: `lockfile`, `code`, `python`, `models` or `proof`.
     #[schema(required)]
     step: Option<String>,
@@ -199,6 +202,7 @@ impl From<WorkspaceView> for NodeWorkspace {
             workflows: view.workflows.iter().map(ToString::to_string).collect(),
             state: view.state.as_str().to_owned(),
             equivalent: view.equivalent,
+            notes: view.notes.iter().map(str::to_owned).collect(),
             step: step.map(|step| step.to_string()),
             done,
             total,

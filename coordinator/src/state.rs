@@ -62,7 +62,7 @@ use protocol::message::{
     CoordinatorMessage, Grant, Located, NodeMessage, Provider, Register, RunEnded, SetDraining,
 };
 use protocol::{
-    BlobName, BlobRef, JobId, JobState, Lease, LeaseId, LockfileHash, PeerId, PublisherKey, RunId,
+    BlobHash, BlobName, BlobRef, JobId, JobState, Lease, LeaseId, LockfileHash, PeerId, PublisherKey, RunId,
     WorkflowName, WorkflowSelector, WorkflowVersion, WorkspaceResolved,
 };
 use time::OffsetDateTime;
@@ -260,6 +260,8 @@ pub struct State {
     jobs: Jobs,
     nodes: Nodes,
     aliases: Aliases,
+    /// The blobs that peers may not have, as far as it is known which these are.
+    private_blobs: BTreeSet<BlobHash>,
     origins: Origins,
     keeps: Keeps,
     /// Which nodes were told to drain, or to take runs again, by the coordinator.
@@ -384,6 +386,7 @@ impl State {
     fn deploy(&mut self, workflow: Arc<DeployedWorkflow>, turn: &mut Turn) {
         let id = workflow.id.clone();
         self.catalog.insert(workflow.clone());
+        self.note_private_blobs();
         let nodes: Vec<PeerId> =
             self.nodes.iter().filter(|(_, node)| node.session.is_some()).map(|(peer, _)| peer).collect();
         self.keep_private(&nodes, &workflow.private.iter().copied().collect(), turn);

@@ -8,7 +8,7 @@ use protocol::message::{
     CoordinatorMessage, KeepPrivate, Locate, Located, MAX_LIST, MAX_PROVIDERS, OriginLease, Provider,
     ReadOrigin,
 };
-use protocol::{BlobName, BlobRef, PeerId};
+use protocol::{Alias, BlobHash, BlobName, BlobRef, PeerId};
 
 use super::origins::{ORIGIN_LEASE, Share};
 use super::{Action, State, Turn};
@@ -44,13 +44,28 @@ impl State {
 
     /// Whether some deployed lockfile says that peers may not have it, by whatever name.
     pub fn is_private(&self, name: &BlobName) -> bool {
-        let hash = |name: &BlobName| match name {
+        let hash = self.hash_named(name);
+        self.catalog.private().contains(name) || hash.is_some_and(|hash| self.private_blobs.contains(&hash))
+    }
+
+    /// Takes in what a node says of the names of files.
+    pub(super) fn aliases_told(&mut self, peer: PeerId, told: &[Alias]) {
+        self.aliases.tell(peer, told);
+        if told.iter().any(|alias| self.catalog.private().contains(&alias.sha256.into())) {
+            self.note_private_blobs();
+        }
+    }
+
+    /// Notes which blobs are private, after that or whose names they are may have changed.
+    pub(super) fn note_private_blobs(&mut self) {
+        self.private_blobs = self.private().filter_map(|name| self.hash_named(&name)).collect();
+    }
+
+    fn hash_named(&self, name: &BlobName) -> Option<BlobHash> {
+        match name {
             BlobName::Blake3(hash) => Some(*hash),
             BlobName::Sha256(_) => self.blob_named(name).map(|blob| blob.hash),
-        };
-        let wanted = hash(name);
-        let is_it = |private: &BlobName| private == name || wanted.is_some() && hash(private) == wanted;
-        self.catalog.private().iter().any(is_it)
+        }
     }
 
     /// Tells these nodes what none of them may serve: they may hold it, or come to it by themselves.
@@ -89,7 +104,7 @@ mod tests {
     use std::sync::Arc;
 
     use protocol::message::{Aliases, Inventory, NodeMessage};
-    use protocol::{Alias, BlobHash, FileRef, PIECE_SIZE, PieceRange, Sha256};
+    use protocol::{FileRef, PIECE_SIZE, PieceRange, Sha256};
 
     use super::super::Event;
     use super::super::made_farm::{Farm, node, workflow};
@@ -184,6 +199,34 @@ mod tests {
         farm.restart();
         farm.register(4);
         assert_eq!(told(farm.done()), [(node(4), vec![by_sha256])]);
+    }
+
+    #[test]
+    fn blob_is_private_as_long_as_it_is_known_under_a_private_name() {
+        let mut farm = Farm::new();
+        (1..=3).for_each(|seed| farm.register(seed));
+        let private = DeployedWorkflow { private: vec![SHA256.into()], ..(*workflow(1)).clone() };
+        farm.apply(Event::Deploy(Arc::new(private.clone())));
+        let other = BlobRef { hash: BlobHash([6; 32]), ..model() };
+        let are_private = |farm: &Farm| [model(), other].map(|blob| farm.state.is_private(&blob.hash.into()));
+        let tell = |farm: &mut Farm, seed: u8, blob: BlobRef| {
+            farm.say(seed, NodeMessage::Aliases(Aliases { aliases: vec![Alias { sha256: SHA256, blob }] }));
+        };
+        assert_eq!(are_private(&farm), [false, false], "nobody knows whose name it is");
+        tell(&mut farm, 1, model());
+        assert_eq!(are_private(&farm), [true, false]);
+        tell(&mut farm, 2, other);
+        tell(&mut farm, 3, other);
+        assert_eq!(are_private(&farm), [false, true], "most say so");
+        [2, 3].into_iter().for_each(|seed| farm.disconnect(seed));
+        farm.now += std::time::Duration::from_secs(8 * 24 * 3600);
+        farm.pass(1);
+        assert_eq!(are_private(&farm), [true, false], "they are forgotten");
+        let named = DeployedWorkflow { private: vec![other.hash.into()], ..private };
+        farm.apply(Event::Deploy(Arc::new(named)));
+        assert_eq!(are_private(&farm), [true, true]);
+        farm.restart();
+        assert_eq!(are_private(&farm), [false, true], "nodes tell it again");
     }
 
     #[test]

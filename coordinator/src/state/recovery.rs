@@ -26,6 +26,7 @@ impl State {
             jobs: Jobs::default(),
             nodes: Nodes::default(),
             aliases: Aliases::default(),
+            private_blobs: Default::default(),
             origins: Origins::default(),
             keeps: Keeps::default(),
             draining: snapshot.draining.into_iter().collect(),
@@ -39,6 +40,7 @@ impl State {
         for workflow in workflows {
             state.catalog.insert(workflow);
         }
+        state.note_private_blobs();
         for (name, version) in snapshot.current {
             state.catalog.make_current(&protocol::WorkflowVersion { name, version });
         }

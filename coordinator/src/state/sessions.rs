@@ -144,7 +144,7 @@ impl State {
             NodeMessage::Inventory(inventory) => self.nodes.apply_inventory(peer, &inventory),
             NodeMessage::Locate(locate) => self.locate(peer, &locate, turn),
             NodeMessage::ReadOrigin(asked) => self.read_origin(peer, &asked, turn),
-            NodeMessage::Aliases(told) => self.aliases.tell(peer, &told.aliases),
+            NodeMessage::Aliases(told) => self.aliases_told(peer, &told.aliases),
             NodeMessage::Storage(_) | NodeMessage::Transfers(_) | NodeMessage::KeepRefused(_) => {
                 self.hear_of_stock(peer, message, turn);
             }

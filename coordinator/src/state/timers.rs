@@ -31,6 +31,7 @@ impl State {
         self.free_silent_slots(now);
         for gone in self.nodes.forget_silent(now, FORGET_NODE) {
             self.aliases.forget(gone);
+            self.note_private_blobs();
         }
         self.origins.forget_silent(now);
         self.keep_wished(turn);

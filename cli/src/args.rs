@@ -119,7 +119,7 @@ pub(crate) struct DemoArguments {
     #[arg(long, value_name = "URL")]
     pub(crate) comfyui: Option<String>,
     /// Where the pictures are saved. Defaults to a fresh temporary folder.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, short = 'o', value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
 }
 
@@ -390,7 +390,7 @@ pub(crate) struct RunArguments {
     #[arg(value_name = "KEY=VALUE")]
     pub(crate) parameters: Vec<String>,
     /// Where the outputs are saved.
-    #[arg(long, value_name = "DIR", default_value = ".")]
+    #[arg(long, short = 'o', value_name = "DIR", default_value = ".")]
     pub(crate) out: PathBuf,
     /// 0 to 100; a higher one goes first among jobs of the same key.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]

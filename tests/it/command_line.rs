@@ -32,8 +32,7 @@ async fn deploy_run_and_look_by_hand() -> anyhow::Result<()> {
     let out = tempfile::tempdir()?;
     let picture = format!("picture=@{}", example("pixelate/input/landscape.png").display());
     let out_text = out.path().to_str().expect("UTF-8");
-    let ran =
-        comfy_farm(Some(&farm), &["run", "pixelate", &picture, "columns=32", "--out", out_text]).await?;
+    let ran = comfy_farm(Some(&farm), &["run", "pixelate", &picture, "columns=32", "-o", out_text]).await?;
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     let saved = ran.stdout.trim();
     assert!(saved.starts_with(out_text) && std::path::Path::new(saved).exists(), "{saved}");

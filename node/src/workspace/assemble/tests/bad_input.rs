@@ -111,7 +111,8 @@ async fn each_fault_has_its_step_its_source_and_a_hint_and_the_node_goes_on() {
         );
     }
     node.assembler.policy.private_origins = false;
-    let local = json!({ "url": "file:///srv/elsewhere", "commit": main.commit });
+    // A commit that is here already needs nobody to be asked.
+    let local = json!({ "url": "file:///srv/elsewhere", "commit": "2".repeat(40) });
     let found = node.fault(with("comfyui", local), &publisher).await;
     let words =
         ["`file:///srv/elsewhere`", "only https addresses of public hosts", "--allow-private-origins"];

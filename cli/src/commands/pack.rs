@@ -128,7 +128,10 @@ pub(super) async fn pack(arguments: &PackArguments) -> anyhow::Result<()> {
         ),
     };
     let bundle = write(&path, &bytes, &exposure, &locked, travelling)?;
-    tell(arguments, &path, &bundle, &locked, &Found { answers, unresolved })
+    let folder = path.with_extension("files");
+    let kept = traced.as_ref().map(|traced| traced.keep(&locked.lockfile, &folder)).transpose();
+    let kept = kept.with_context(|| format!("`{}` cannot be written", folder.display()))?.unwrap_or_default();
+    tell(arguments, &path, &bundle, &locked, &Found { answers, unresolved, kept, folder })
 }
 
 /// Runs the workflow for what it fetches. That may be much, so it lies where the bundle goes.

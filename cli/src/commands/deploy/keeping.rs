@@ -13,6 +13,7 @@ use super::author::Author;
 use super::models::Model;
 use crate::args::DeployArguments;
 use crate::client::Client;
+use crate::commands::bundle::read;
 use crate::commands::{asked_to_stop, text};
 use crate::failure::Failure;
 use crate::show;
@@ -36,9 +37,12 @@ pub(super) async fn keep(
     client: &Client,
     deployed: &Value,
 ) -> anyhow::Result<()> {
-    let models = Model::all(deployed);
+    let mut models = Model::all(deployed);
+    models.extend(Model::nowhere(&read(&arguments.file)?, &models, &arguments.private));
     if models.is_empty() {
-        eprintln!("its lockfile names no models that its graph uses: there is nothing to serve");
+        eprintln!(
+            "its lockfile names no models that its graph uses or that are nowhere else: there is nothing to serve"
+        );
         return Ok(());
     }
     let author = Author::find(client, arguments.listen).await?;
@@ -109,6 +113,10 @@ async fn serve(
             None => 0,
         };
         match (held, model.has_url) {
+            (0, false) if !model.is_named => eprintln!(
+                "  {name}: not in these folders, held by no node, and without a URL: no node can rebuild the workflow until \
+                 one has it"
+            ),
             (0, false) => bail!(Failure::Input(format!(
                 "model `{name}` of {} is in none of the folders of `--models`, held by no node, and has no URL",
                 ByteSize(model.size)

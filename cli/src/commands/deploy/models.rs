@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use protocol::{Bundle, LockedModel};
 use serde_json::Value;
 
 use crate::commands::text;
@@ -20,12 +21,33 @@ pub(super) struct Model {
     pub(super) has_url: bool,
     /// Whether peers may have it.
     pub(super) share: bool,
+    /// Whether the graph names it. Else an op has it at a place of its own.
+    pub(super) is_named: bool,
 }
 
 impl Model {
     /// The models that a deployed workflow names.
     pub(super) fn all(deployed: &Value) -> Vec<Self> {
         deployed["models"].as_array().into_iter().flatten().map(Self::new).collect()
+    }
+
+    /// The models of a bundle that its graph does not name, and that are to be had nowhere: what a traced run fetched, say.
+    pub(super) fn nowhere(bundle: &Bundle, named: &[Self], private: &[String]) -> Vec<Self> {
+        let travels = |model: &LockedModel| model.blob.is_some_and(|blob| bundle.travelling.contains(&blob));
+        // Where nobody can rebuild it, nobody needs them.
+        let nowhere = bundle.lockfile.models.iter().filter(|_| bundle.lockfile.comfyui.is_some());
+        let nowhere = nowhere.filter(|model| !model.disabled && model.sources.is_empty() && !travels(model));
+        let model = |model: &LockedModel| Self {
+            name: model.path.as_str().strip_prefix("models/").unwrap_or(model.path.as_str()).to_owned(),
+            size: model.size,
+            sha256: model.sha256.map(|sha256| sha256.to_string()),
+            blob: model.blob.map(|blob| blob.to_string()),
+            has_url: false,
+            share: model.share && !private.iter().any(|name| model.is_called(name)),
+            is_named: false,
+        };
+        let is_new = |model: &Self| !named.iter().any(|named| named.name == model.name);
+        nowhere.map(model).filter(is_new).collect()
     }
 
     fn new(model: &Value) -> Self {
@@ -38,6 +60,7 @@ impl Model {
             blob: hash("blob"),
             has_url: model["sources"].as_array().is_some_and(|sources| !sources.is_empty()),
             share: model["share"] != false,
+            is_named: true,
             name,
         }
     }
@@ -63,9 +86,37 @@ impl Model {
 
 #[cfg(test)]
 mod tests {
+    use protocol::{BlobHash, BlobRef, Lockfile};
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn what_a_run_fetched_is_served_as_well_where_nobody_else_has_it() {
+        let model = |path: &str, sources: Value| {
+            let blob = BlobHash::of(path.as_bytes());
+            json!({ "path": path, "size": 3, "blob": blob, "sources": sources, "disabled": false })
+        };
+        let comfyui = json!({ "url": "https://example.org/ComfyUI", "commit": "1".repeat(40) });
+        let lockfile = json!({ "format": 1, "comfyui": comfyui, "models": [
+            model("models/loras/named.safetensors", json!([])),
+            model("models/faces/known.pth", json!([{ "url": "https://example.org/a" }])),
+            model("home/torch/travels.pth", json!([])),
+            model("home/torch/large.pth", json!([])),
+            model("models/faces/own.pth", json!([])),
+        ] });
+        let mut bundle =
+            Bundle::from_workflow(br#"{"1": {"class_type": "Load", "inputs": {}}}"#, &mut |_, _| {
+                Ok(BlobRef::of(b""))
+            })
+            .expect("a workflow");
+        bundle.lockfile = Lockfile::parse(lockfile.to_string().as_bytes()).expect("a lockfile");
+        bundle.travelling.insert(BlobHash::of(b"home/torch/travels.pth"));
+        let named = Model::all(&json!({ "models": [{ "path": "models/loras/named.safetensors" }] }));
+        let nowhere = Model::nowhere(&bundle, &named, &["faces/own.pth".to_owned()]);
+        let told: Vec<_> = nowhere.iter().map(|model| (model.name.as_str(), model.share)).collect();
+        assert_eq!(told, [("home/torch/large.pth", true), ("faces/own.pth", false)]);
+    }
 
     #[test]
     fn models_are_found_below_either_folder_by_their_size() {

@@ -3,13 +3,13 @@
 //! Not here: what is recorded, and why.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use mesh::store::ByteSize;
 use node::workspace::lock::Locked;
 use node::workspace::lock::lookup::Answer;
 use node::workspace::lock::lookup::indexes::Unresolved;
-use protocol::{Bundle, LockedModel};
+use protocol::{Bundle, LockedModel, ModelPath};
 use serde_json::json;
 
 use super::PackArguments;
@@ -23,6 +23,10 @@ pub(super) struct Found {
     pub(super) answers: Vec<Answer>,
     /// The packages whose files nobody knows; `None` where nobody was asked.
     pub(super) unresolved: Option<Vec<Unresolved>>,
+    /// What the workflow fetched that is too large to travel, and that nobody is known to have.
+    pub(super) kept: Vec<ModelPath>,
+    /// Where that is kept.
+    pub(super) folder: PathBuf,
 }
 
 impl Found {
@@ -67,6 +71,7 @@ pub(super) fn tell(
             "unresolved": found.unresolved.iter().flatten().map(|Unresolved { package, version, reason }| {
                 json!({ "package": package, "version": version, "reason": reason })
             }).collect::<Vec<_>>(),
+            "kept": found.kept.iter().map(|path| found.folder.join(path.as_str())).collect::<Vec<_>>(),
             "without_source": unsourced.iter().map(|model| &model.path).collect::<Vec<_>>(),
         }));
         return Ok(());
@@ -98,13 +103,26 @@ pub(super) fn tell(
     locked.notes.iter().for_each(|note| println!("note      {note}"));
     found.unproven().iter().for_each(|words| println!("unproven  {words}"));
     locked.lacking.iter().for_each(|lacking| println!("lacking   {lacking}"));
+    let (kept, unsourced): (Vec<_>, Vec<_>) =
+        unsourced.into_iter().partition(|model| found.kept.contains(&model.path));
+    if !kept.is_empty() {
+        let (file, folder) = (path.display(), found.folder.display());
+        println!(
+            "\ntoo large to travel and known to be nowhere else, so kept in `{folder}`; `comfy-farm deploy {file} --models \
+             {folder}` serves it from there until others have it, and `--source SHA256=URL` here makes nodes fetch it:"
+        );
+    }
+    kept.iter().for_each(|model| println!("  {}", unsourced_line(model)));
     if !unsourced.is_empty() {
         println!(
             "\ndeploys only if a peer holds it (`--source SHA256=URL` or `--hf-repo OWNER/NAME` names where else it is):"
         );
     }
-    for LockedModel { path, sha256, .. } in unsourced {
-        println!("  {path}  {}", sha256.map_or_else(String::new, |sha256| sha256.to_string()));
-    }
+    unsourced.iter().for_each(|model| println!("  {}", unsourced_line(model)));
     Ok(())
+}
+
+/// A model and the hash by which a source of it is named.
+fn unsourced_line(LockedModel { path, sha256, .. }: &LockedModel) -> String {
+    format!("{path}  {}", sha256.map_or_else(String::new, |sha256| sha256.to_string()))
 }

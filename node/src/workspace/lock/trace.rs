@@ -24,8 +24,8 @@ use mesh::folders::names::{KnownNames, names_of};
 use mesh::store::{ByteSize, StoreError};
 use percent_encoding::percent_decode_str;
 use protocol::{
-    BlobHash, BlobRef, Filled, FilledOutput, Filling, Interface, LockedModel, RunError, RunErrorKind, RunId,
-    SlotId, Workflow, error_chain, fill, link_of,
+    BlobHash, BlobRef, Filled, FilledOutput, Filling, Interface, LockedModel, Lockfile, ModelPath, RunError,
+    RunErrorKind, RunId, SlotId, Workflow, error_chain, fill, link_of,
 };
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -69,7 +69,32 @@ pub struct TraceOptions<'a> {
 pub struct Traced {
     /// The files that are to travel with the bundle.
     pub travelling: BTreeMap<BlobHash, PathBuf>,
+    /// The others, by their paths in the lockfile.
+    pub staying: BTreeMap<ModelPath, PathBuf>,
     _folder: TempDir,
+}
+
+impl Traced {
+    /// Keeps those in a folder, at their paths, that neither travel nor are to be had anywhere as far as the lockfile knows:
+    /// else their only copies might go with the run. Says which these are.
+    pub fn keep(&self, lockfile: &Lockfile, folder: &Path) -> io::Result<Vec<ModelPath>> {
+        let nowhere = lockfile.models.iter().filter(|model| model.sources.is_empty());
+        let mut kept = Vec::new();
+        for path in nowhere.map(|model| &model.path) {
+            let Some(file) = self.staying.get(path) else { continue };
+            let place = folder.join(path.as_str());
+            fs::create_dir_all(place.parent().unwrap_or(folder))?;
+            match fs::remove_file(&place) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            // What a cache of a hub has is a link to it.
+            let file = fs::canonicalize(file)?;
+            fs::hard_link(&file, &place).or_else(|_| fs::copy(&file, &place).map(drop))?;
+            kept.push(path.clone());
+        }
+        Ok(kept)
+    }
 }
 
 /// Why a workflow could not be traced.
@@ -134,8 +159,7 @@ pub async fn trace(
     run(request, locked, &tree, &slots, options.environment).await?;
     let found = Found::after(&slot, &tree, &secrets).map_err(TraceError::io(&slot))?;
     locked.lacking.extend(found.left_out);
-    let travelling = record(request, locked, found.files)?;
-    Ok(Traced { travelling, _folder: folder })
+    record(request, locked, found.files, MAX_TRAVELLING, folder)
 }
 
 /// Runs the workflow in a ComfyUI that ends with it.
@@ -262,16 +286,18 @@ fn wanted(filled: &Filled) -> Vec<String> {
     last.map(str::to_owned).collect()
 }
 
-/// Adds what appeared to the lockfile, and says which of it travels: what is small, and what nobody is known to have as
-/// far as there is room.
+/// Adds what appeared to the lockfile, and says which of it travels, and which does not: what is small travels, and what
+/// nobody is known to have as far as there is `room`.
 fn record(
     request: &LockRequest<'_>,
     locked: &mut Locked,
     appeared: Vec<Appeared>,
-) -> Result<BTreeMap<BlobHash, PathBuf>, TraceError> {
+    room: u64,
+    folder: TempDir,
+) -> Result<Traced, TraceError> {
     let paths: Vec<PathBuf> = appeared.iter().map(|file| file.file.clone()).collect();
     let names = names_of(&paths, request.known, &|_| {})?;
-    let (mut travelling, mut left) = (BTreeMap::new(), MAX_TRAVELLING);
+    let (mut travelling, mut staying, mut left) = (BTreeMap::new(), BTreeMap::new(), room);
     let mut named: Vec<_> = appeared.into_iter().zip(names).collect();
     // The small ones first, so that a large one does not take their room.
     named.sort_by(|(a, one), (b, other)| (one.blob.size, &a.path).cmp(&(other.blob.size, &b.path)));
@@ -279,7 +305,9 @@ fn record(
         let sources = super::sources_of(request, &names, sources);
         let BlobRef { hash, size } = names.blob;
         let travels = (size <= SMALL || sources.is_empty()) && size <= left;
-        if travels && travelling.insert(hash, file).is_none() {
+        if !travels {
+            staying.insert(path.clone(), file);
+        } else if travelling.insert(hash, file).is_none() {
             left -= size;
         }
         let how = if travels { ", and travels with the bundle" } else { "" };
@@ -297,7 +325,7 @@ fn record(
         });
     }
     locked.lockfile.models.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok(travelling)
+    Ok(Traced { travelling, staying, _folder: folder })
 }
 
 /// Links the models of a lockfile to where they lie.
@@ -339,9 +367,14 @@ mod tests {
         let names = ["large", "faces/large", r"faces\small", "other", "other/large", "arge"];
         let lacking = names.map(|name| format!("model `{name}`, which op `1` (X) names"));
         let mut locked = Locked { lacking: lacking.to_vec(), ..Locked::default() };
-        let travelling = record(&request, &mut locked, appeared).expect("hashed");
+        let run = tempfile::tempdir().expect("a temporary folder");
+        let traced = record(&request, &mut locked, appeared, MAX_TRAVELLING, run).expect("hashed");
+        assert_eq!(
+            traced.staying.keys().map(ModelPath::as_str).collect::<Vec<_>>(),
+            ["models/faces/large-known"]
+        );
         let told = locked.lockfile.models.iter().map(|model| {
-            let travels = model.blob.is_some_and(|blob| travelling.contains_key(&blob));
+            let travels = model.blob.is_some_and(|blob| traced.travelling.contains_key(&blob));
             (model.path.as_str(), travels, model.sources.len())
         });
         let expected = [
@@ -352,6 +385,36 @@ mod tests {
         ];
         assert_eq!(told.collect::<Vec<_>>(), expected);
         assert_eq!(locked.lacking, lacking[3..], "what was fetched is not lacking");
+    }
+
+    #[test]
+    fn file_that_neither_travels_nor_has_an_address_is_kept_at_its_path() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let cached = folder.path().join("cached");
+        fs::write(&cached, vec![b'x'; 2 << 20]).expect("own folder");
+        std::os::unix::fs::symlink(&cached, folder.path().join("large")).expect("own folder");
+        fs::write(folder.path().join("known"), vec![b'y'; 2 << 20]).expect("own folder");
+        let url: HttpsUrl = "https://example.org/a".parse().expect("a URL");
+        let appeared = [("large", vec![]), ("known", vec![url])].map(|(name, sources)| Appeared {
+            path: format!("home/torch/{name}.pth").parse().expect("a path"),
+            file: folder.path().join(name),
+            sources,
+        });
+        let workflow = Workflow::default();
+        let (hub, known) = (hub::HUGGING_FACE.parse().expect("a URL"), KnownNames::default());
+        let request = LockRequest::bare(folder.path(), &workflow, &hub, &known);
+        let (mut locked, kept) = (Locked::default(), folder.path().join("kept"));
+        let run = tempfile::tempdir().expect("a temporary folder");
+        let traced = record(&request, &mut locked, appeared.into(), 1 << 20, run).expect("hashed");
+        assert!(traced.travelling.is_empty());
+        // Packed again, it is there already.
+        for _ in 0..2 {
+            let told = traced.keep(&locked.lockfile, &kept).expect("own folder");
+            assert_eq!(told.iter().map(ModelPath::as_str).collect::<Vec<_>>(), ["home/torch/large.pth"]);
+        }
+        drop(traced);
+        assert_eq!(fs::read(kept.join("home/torch/large.pth")).expect("kept").len(), 2 << 20);
+        assert!(!kept.join("home/torch/known.pth").exists());
     }
 
     #[test]

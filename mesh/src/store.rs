@@ -27,6 +27,7 @@ mod error;
 mod index;
 mod draft;
 mod export;
+mod export_beside;
 mod files;
 mod followed;
 mod growing;

@@ -140,11 +140,13 @@ impl Reach {
             BlobName::Blake3(hash) => store.get(*hash),
             BlobName::Sha256(sha256) => store.proven(sha256).await?,
         };
-        let got = match here {
-            Some(blob) => Got { blob, fetched: Vec::new(), origin_bytes: 0 },
-            None => self.fetch(&request, tell).await?,
-        };
-        store.export(got.blob.hash, &request.output).await?;
+        if let Some(blob) = here {
+            store.export(blob.hash, &request.output).await?;
+            return Ok(Got { blob, fetched: Vec::new(), origin_bytes: 0 });
+        }
+        let export = store.export_beside(request.name, &request.output);
+        let got = self.fetch(&request, tell).await?;
+        export.finish(got.blob.hash).await?;
         Ok(got)
     }
 

@@ -14,49 +14,97 @@ use rustix::fs::ioctl_ficlone;
 use tempfile::{Builder, NamedTempFile};
 use tracing::debug;
 
+use super::cached::is_in_memory;
 use super::draft::sync_folder;
 use super::room::disk_failure;
 use super::{StoreError, free_bytes};
 use crate::folder::left::remove_left;
 
 /// How the names of files begin that are still being written.
-const UNFINISHED: &str = ".comfy-farm-export-";
+pub(super) const UNFINISHED: &str = ".comfy-farm-export-";
 /// One that is younger may just be about to be locked by whoever writes it.
 const FRESH: Duration = Duration::from_secs(60);
 
 /// Copies all `size` bytes of a file to this path.
-pub(super) fn copy_to(file: &fs::File, size: u64, destination: &Path) -> Result<(), StoreError> {
-    let folder = destination.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let folder = folder.unwrap_or(Path::new("."));
-    remove_left(folder, UNFINISHED, remove_if_left);
-    let full = |error| disk_failure(folder, size, destination, error);
-    let made =
-        Builder::new().prefix(UNFINISHED).permissions(PermissionsExt::from_mode(0o644)).tempfile_in(folder);
-    let mut temporary = made.map_err(full)?;
-    // Held as long as it is written: what a killed process left is not. Where a file system has no locks, what is
-    // younger than a minute is safe all the same.
-    if let Err(error) = temporary.as_file().lock() {
-        debug!(file = %temporary.path().display(), %error, "file cannot be locked");
-    }
-    if ioctl_ficlone(temporary.as_file(), file).is_err() {
-        copy(file, size, folder, &mut temporary).map_err(full)?;
-    }
-    temporary.as_file().sync_all().map_err(full)?;
-    temporary.persist(destination).map_err(|error| full(error.error))?;
-    sync_folder(&folder.join(destination.file_name().unwrap_or_default()))
+pub(super) fn copy_to(mut file: &fs::File, size: u64, destination: &Path) -> Result<(), StoreError> {
+    let full = |error| disk_failure(folder_of(destination), size, destination, error);
+    let mut draft = Draft::begin(destination).map_err(full)?;
+    let copied = match ioctl_ficlone(draft.file(), file) {
+        Ok(()) => Ok(()),
+        Err(_) => {
+            draft.reserve(size, size).and_then(|()| io::copy(&mut file, draft.0.as_file_mut()).map(drop))
+        }
+    };
+    draft.finish(copied, size, destination)
 }
 
-/// Takes the room for all of it before the first byte, where the file system can.
-fn copy(mut file: &fs::File, size: u64, folder: &Path, temporary: &mut NamedTempFile) -> io::Result<()> {
-    if free_bytes(folder).is_ok_and(|free| free < size) {
-        return Err(io::ErrorKind::StorageFull.into());
+/// A copy that has no name yet. Dropped, it is deleted.
+pub(super) struct Draft(NamedTempFile);
+
+impl Draft {
+    /// Nothing of it yet, beside where it is to be.
+    fn begin(destination: &Path) -> io::Result<Self> {
+        let folder = folder_of(destination);
+        remove_left(folder, UNFINISHED, remove_if_left);
+        let mut named = Builder::new();
+        let temporary =
+            named.prefix(UNFINISHED).permissions(PermissionsExt::from_mode(0o644)).tempfile_in(folder)?;
+        // Held as long as it is written: what a killed process left is not. Where a file system has no locks, what is
+        // younger than a minute is safe all the same.
+        if let Err(error) = temporary.as_file().lock() {
+            debug!(file = %temporary.path().display(), %error, "file cannot be locked");
+        }
+        Ok(Self(temporary))
     }
-    match fallocate(temporary.as_file(), FallocateFlags::empty(), 0, size as i64) {
-        // Nothing is nothing to take.
-        Ok(()) | Err(Errno::EOPNOTSUPP | Errno::EINVAL) => {}
-        Err(errno) => return Err(errno.into()),
+
+    /// One for a copy of a file that still comes; `None` where the file system would copy it without room or time
+    /// once it is whole, and where the room may not be enough for both.
+    pub(super) fn begin_early(file: &fs::File, size: u64, destination: &Path) -> io::Result<Option<Self>> {
+        let draft = Self::begin(destination)?;
+        let is_free_of_cost = ioctl_ficlone(draft.file(), file).is_ok();
+        if is_free_of_cost || draft.reserve(size, size.saturating_mul(2)).is_err() {
+            return Ok(None);
+        }
+        Ok(Some(draft))
     }
-    io::copy(&mut file, temporary.as_file_mut()).map(drop)
+
+    pub(super) fn file(&self) -> &fs::File {
+        self.0.as_file()
+    }
+
+    /// Takes the room for all of it before the first byte, where the file system can, and where `free` bytes are.
+    fn reserve(&self, size: u64, free: u64) -> io::Result<()> {
+        if free_bytes(folder_of(self.0.path())).is_ok_and(|found| found < free) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        // There every page would be touched now and again when it is written.
+        if is_in_memory(self.file()) {
+            return Ok(());
+        }
+        match fallocate(self.file(), FallocateFlags::empty(), 0, size as i64) {
+            // Nothing is nothing to take.
+            Ok(()) | Err(Errno::EOPNOTSUPP | Errno::EINVAL) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Gives it its name, once its `size` bytes are on the disk, if they could be `copied`.
+    pub(super) fn finish(
+        self,
+        copied: io::Result<()>,
+        size: u64,
+        destination: &Path,
+    ) -> Result<(), StoreError> {
+        let full = |error| disk_failure(folder_of(destination), size, destination, error);
+        copied.and_then(|()| self.file().sync_all()).map_err(full)?;
+        self.0.persist(destination).map_err(|error| full(error.error))?;
+        sync_folder(&folder_of(destination).join(destination.file_name().unwrap_or_default()))
+    }
+}
+
+fn folder_of(destination: &Path) -> &Path {
+    let folder = destination.parent().filter(|folder| !folder.as_os_str().is_empty());
+    folder.unwrap_or(Path::new("."))
 }
 
 /// Removes a file that nobody writes any more.

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use protocol::{Alias, BlobRef, FileRef, PIECE_SIZE, PeerId, Sha256};
@@ -57,6 +58,8 @@ pub struct UnprovenFile {
     marks: fs::File,
     state: Mutex<State>,
     follower: Follower,
+    /// How often pieces were taken back.
+    taken_back: Arc<AtomicU64>,
     /// Changes with every piece that comes.
     grown: watch::Sender<()>,
 }
@@ -140,6 +143,7 @@ impl UnprovenFile {
             marks: open("pieces")?,
             state: Mutex::new(state),
             follower: Follower::new(count),
+            taken_back: Arc::default(),
             grown: watch::Sender::new(()),
         };
         store.reserve(&unproven.data, &store.partial_path(file.sha256, "data"), file.size)?;
@@ -275,6 +279,7 @@ impl UnprovenFile {
             let mut state = file.lock();
             let given: Vec<_> = state.givers.iter().map(|(piece, giver)| (*piece, *giver)).collect();
             let mut count = 0;
+            file.taken_back.fetch_add(1, Ordering::SeqCst);
             for (piece, giver) in given.into_iter().filter(|(piece, giver)| !is_trusted(*piece, *giver)) {
                 let mut digest = [0; MARK];
                 let path = file.store.partial_path(file.file.sha256, "pieces");
@@ -339,6 +344,11 @@ impl UnprovenFile {
     /// Where its pieces lie.
     pub(super) fn data(&self) -> &fs::File {
         &self.data
+    }
+
+    /// Counts how often pieces were taken back: before they are, while nobody can look at them.
+    pub(super) fn taken_back(&self) -> &Arc<AtomicU64> {
+        &self.taken_back
     }
 
     fn count(&self) -> u64 {

@@ -1,0 +1,327 @@
+//! A copy of a file that is made piece by piece while the file still comes, so that little is left once it is whole.
+//!
+//! Pieces may be taken back meanwhile, or turn out to be another file's. So a copy knows which file it is of, and
+//! where that is not what became whole, all of it is copied again. Not here: how a copy gets its name.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::thread::sleep;
+use std::time::Duration;
+
+use protocol::{BlobHash, BlobName, PIECE_SIZE};
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::debug;
+
+use super::export::{Draft, copy_to};
+use super::{BlobStore, Pieces, StoreError, blocking};
+use crate::tree::piece_size;
+
+/// How often it is looked what came. Nobody waits for it.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// A copy on its way; dropped, it is made no more.
+pub(crate) struct ExportBeside {
+    store: BlobStore,
+    destination: PathBuf,
+    copying: JoinHandle<Option<Copy>>,
+    stop: CancellationToken,
+    _guard: DropGuard,
+}
+
+impl BlobStore {
+    /// Begins with a copy of what is about to be fetched.
+    pub(crate) fn export_beside(&self, name: BlobName, destination: &Path) -> ExportBeside {
+        let (store, destination, stop) = (self.clone(), destination.to_owned(), CancellationToken::new());
+        let maker =
+            Maker { store: store.clone(), name, destination: destination.clone(), stop: stop.clone() };
+        // It sleeps most of the time, on a thread that may.
+        let copying = spawn_blocking(move || {
+            maker.run().unwrap_or_else(|error| {
+                // It is tried again once all is here, and said then.
+                debug!(%error, "no copy is made while the file comes");
+                None
+            })
+        });
+        ExportBeside { store, destination, copying, _guard: stop.clone().drop_guard(), stop }
+    }
+}
+
+impl ExportBeside {
+    /// Makes it a copy of this blob, which is whole now.
+    pub(crate) async fn finish(self, hash: BlobHash) -> Result<(), StoreError> {
+        self.stop.cancel();
+        let copy = self.copying.await.map_err(|_| StoreError::Abandoned)?;
+        let (store, destination) = (self.store, self.destination);
+        blocking(move || {
+            let (file, blob) = store.use_whole(hash)?.ok_or(StoreError::Missing(hash))?;
+            match copy.filter(|copy| copy.is_of(&file)) {
+                Some(copy) => copy.complete(&file, &destination),
+                None => copy_to(&file, blob.size, &destination),
+            }
+        })
+        .await
+    }
+}
+
+struct Maker {
+    store: BlobStore,
+    name: BlobName,
+    destination: PathBuf,
+    stop: CancellationToken,
+}
+
+impl Maker {
+    /// Copies what comes until it is told to stop.
+    fn run(self) -> io::Result<Option<Copy>> {
+        let mut copy: Option<Copy> = None;
+        while !self.stop.is_cancelled() {
+            let Some(coming) = self.coming()? else {
+                sleep(LOOK);
+                continue;
+            };
+            if copy.as_ref().is_none_or(|copy| !copy.goes_on_with(&coming)) {
+                // The room of one that is given up is free first.
+                drop(copy.take());
+                let begun = Copy::begin(&coming, &self.destination)?;
+                let Some(begun) = begun else { return Ok(None) };
+                copy = Some(begun);
+            }
+            if let Some(copy) = &mut copy {
+                copy.go_on(&coming, &self.stop)?;
+            }
+            drop(coming);
+            sleep(LOOK);
+        }
+        Ok(copy)
+    }
+
+    /// What is here now of a file or blob that comes.
+    fn coming(&self) -> io::Result<Option<Coming>> {
+        let index = self.store.index();
+        let (file, blob) = match self.name {
+            BlobName::Blake3(hash) => (None, Some(hash)),
+            BlobName::Sha256(sha256) => {
+                let file = index.unproven.get(&sha256).and_then(Weak::upgrade);
+                (file, index.said.get(&sha256).map(|blob| blob.hash))
+            }
+        };
+        let partial = blob.and_then(|hash| index.partial.get(&hash)).and_then(Weak::upgrade);
+        drop(index);
+        let (data, size, pieces, taken_back) = match (file, partial) {
+            (Some(file), _) => {
+                let taken_back = TakenBack::now(file.taken_back());
+                (file.data().try_clone()?, file.file().size, file.pieces(), Some(taken_back))
+            }
+            // What is verified is not taken back.
+            (None, Some(partial)) => {
+                (partial.data().try_clone()?, partial.blob().size, partial.pieces(), None)
+            }
+            (None, None) => return Ok(None),
+        };
+        Ok(Some(Coming { inode: inode(&data)?, data, size, pieces, taken_back }))
+    }
+}
+
+/// What is here of a file that comes. Whoever fills it is not held up by this.
+struct Coming {
+    data: fs::File,
+    inode: (u64, u64),
+    size: u64,
+    pieces: Pieces,
+    taken_back: Option<TakenBack>,
+}
+
+/// How often pieces of a file were taken back, and how often they had been before its pieces were looked at.
+#[derive(Clone)]
+struct TakenBack {
+    count: Arc<AtomicU64>,
+    before: u64,
+}
+
+impl TakenBack {
+    fn now(count: &Arc<AtomicU64>) -> Self {
+        Self { count: Arc::clone(count), before: count.load(Ordering::SeqCst) }
+    }
+
+    fn none_since(&self) -> bool {
+        self.count.load(Ordering::SeqCst) == self.before
+    }
+}
+
+/// What is copied already, and of which file.
+struct Copy {
+    draft: Draft,
+    inode: (u64, u64),
+    size: u64,
+    pieces: Pieces,
+    taken_back: Option<TakenBack>,
+}
+
+impl Copy {
+    /// Nothing of it yet; `None` where it is better made at the end: it would take no room and no time there, or
+    /// room that what comes may need.
+    fn begin(coming: &Coming, destination: &Path) -> io::Result<Option<Self>> {
+        let Some(draft) = Draft::begin_early(&coming.data, coming.size, destination)? else {
+            return Ok(None);
+        };
+        let (inode, size, taken_back) = (coming.inode, coming.size, coming.taken_back.clone());
+        Ok(Some(Self { draft, inode, size, pieces: Pieces::none(coming.pieces.count()), taken_back }))
+    }
+
+    /// Whether what is copied is of this file, and nothing of that was taken back.
+    fn goes_on_with(&self, coming: &Coming) -> bool {
+        self.inode == coming.inode
+            && self.taken_back.is_some() == coming.taken_back.is_some()
+            && self.taken_back.as_ref().is_none_or(TakenBack::none_since)
+    }
+
+    /// The same for one that is whole now.
+    fn is_of(&self, whole: &fs::File) -> bool {
+        inode(whole).is_ok_and(|inode| inode == self.inode)
+            && self.taken_back.as_ref().is_none_or(TakenBack::none_since)
+    }
+
+    /// Copies what came since.
+    fn go_on(&mut self, coming: &Coming, stop: &CancellationToken) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        for piece in self.pieces.missing_from(&coming.pieces, u64::MAX).into_iter().flatten() {
+            if stop.is_cancelled() {
+                break;
+            }
+            self.copy(piece, &coming.data, &mut bytes)?;
+        }
+        Ok(())
+    }
+
+    fn complete(mut self, whole: &fs::File, destination: &Path) -> Result<(), StoreError> {
+        let mut bytes = Vec::new();
+        let lacking = self.pieces.missing_from(&Pieces::all(self.pieces.count()), u64::MAX);
+        let copied = lacking.into_iter().flatten().try_for_each(|piece| self.copy(piece, whole, &mut bytes));
+        self.draft.finish(copied, self.size, destination)
+    }
+
+    fn copy(&mut self, piece: u64, from: &fs::File, bytes: &mut Vec<u8>) -> io::Result<()> {
+        bytes.resize(piece_size(self.size, piece), 0);
+        from.read_exact_at(bytes, piece * PIECE_SIZE)?;
+        self.draft.file().write_all_at(bytes, piece * PIECE_SIZE)?;
+        self.pieces.insert(piece);
+        Ok(())
+    }
+}
+
+/// Which file it is, whatever its name.
+fn inode(file: &fs::File) -> io::Result<(u64, u64)> {
+    let metadata = file.metadata()?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::{FileRef, PeerId, Sha256};
+    use sha2::Digest;
+
+    use super::*;
+    use crate::store::Giver;
+
+    struct Made {
+        folder: tempfile::TempDir,
+        store: BlobStore,
+        bytes: Vec<u8>,
+        file: FileRef,
+    }
+
+    async fn made() -> Made {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = BlobStore::open(folder.path().join("store")).await.expect("a store");
+        let bytes: Vec<u8> = (0..3 * PIECE_SIZE + 5).map(|index| (index * 31 % 251) as u8).collect();
+        let sha256 = Sha256(sha2::Sha256::digest(&bytes).into());
+        let file = FileRef { sha256, size: bytes.len() as u64 };
+        Made { folder, store, bytes, file }
+    }
+
+    impl Made {
+        fn piece(&self, piece: u64) -> &[u8] {
+            let from = (piece * PIECE_SIZE) as usize;
+            &self.bytes[from..self.bytes.len().min(from + PIECE_SIZE as usize)]
+        }
+
+        fn destination(&self) -> PathBuf {
+            self.folder.path().join("copy")
+        }
+
+        /// Waits until so many bytes lie in what is being copied.
+        async fn copied(&self, end: u64) {
+            let is_copied = |entry: fs::DirEntry| {
+                let mut last = [0];
+                let name = entry.file_name().to_string_lossy().starts_with(super::super::export::UNFINISHED);
+                let read =
+                    fs::File::open(entry.path()).and_then(|file| file.read_exact_at(&mut last, end - 1));
+                name && read.is_ok() && last[0] == self.bytes[end as usize - 1]
+            };
+            while !fs::read_dir(self.folder.path()).expect("own folder").flatten().any(is_copied) {
+                tokio::time::sleep(LOOK / 10).await;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_comes_is_copied_before_it_is_whole_and_the_rest_then() {
+        let made = made().await;
+        let copy = made.store.export_beside(made.file.sha256.into(), &made.destination());
+        let unproven = made.store.unproven(made.file).await.expect("there is room");
+        unproven.hash_beside();
+        for piece in [2, 0] {
+            assert!(unproven.write_piece(piece, made.piece(piece), Giver::Origin).expect("there is room"));
+        }
+        made.copied(3 * PIECE_SIZE).await;
+        for piece in [1, 3] {
+            assert!(unproven.write_piece(piece, made.piece(piece), Giver::Origin).expect("there is room"));
+        }
+        let proof = unproven.prove().await.expect("all pieces are there");
+        let blob = unproven.keep(proof).await.expect("there is room");
+        assert!(!made.destination().exists(), "it was not asked for yet");
+        copy.finish(blob.hash).await.expect("there is room");
+        assert!(fs::read(made.destination()).expect("it is there") == made.bytes, "other bytes");
+    }
+
+    #[tokio::test]
+    async fn what_was_copied_and_taken_back_is_copied_again() {
+        let made = made().await;
+        let copy = made.store.export_beside(made.file.sha256.into(), &made.destination());
+        let unproven = made.store.unproven(made.file).await.expect("there is room");
+        unproven.hash_beside();
+        // The last byte is right, and the first is not.
+        let mut wrong = made.piece(0).to_vec();
+        wrong[0] ^= 1;
+        let liar = Giver::Peer(PeerId([9; 32]));
+        assert!(unproven.write_piece(0, &wrong, liar).expect("there is room"));
+        made.copied(PIECE_SIZE).await;
+        unproven.distrust(|_, _| false).await.expect("own folder");
+        for piece in 0..4 {
+            assert!(unproven.write_piece(piece, made.piece(piece), Giver::Origin).expect("there is room"));
+        }
+        let proof = unproven.prove().await.expect("all pieces are there");
+        let blob = unproven.keep(proof).await.expect("there is room");
+        copy.finish(blob.hash).await.expect("there is room");
+        assert!(fs::read(made.destination()).expect("it is there") == made.bytes, "other bytes");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_left_of_a_copy_that_nobody_waits_for() {
+        let made = made().await;
+        let copy = made.store.export_beside(made.file.sha256.into(), &made.destination());
+        let unproven = made.store.unproven(made.file).await.expect("there is room");
+        assert!(unproven.write_piece(0, made.piece(0), Giver::Origin).expect("there is room"));
+        made.copied(PIECE_SIZE).await;
+        drop(copy);
+        let only_the_store = || fs::read_dir(made.folder.path()).expect("own folder").count() == 1;
+        while !only_the_store() {
+            tokio::time::sleep(LOOK / 10).await;
+        }
+    }
+}

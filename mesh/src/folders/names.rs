@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use protocol::{BlobRef, PIECE_SIZE, Sha256, error_chain};
@@ -14,6 +14,9 @@ use tracing::warn;
 
 use super::IndexProgress;
 use crate::store::{InPlaceFile, InPlaceIndex, StoreError, hash_model};
+
+/// After how many bytes that were read the names are kept: so much is read again after a crash.
+const BATCH: u64 = 256 << 20;
 
 /// The two names of a file's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,8 +33,14 @@ pub struct KnownNames {
     files: HashMap<PathBuf, InPlaceFile>,
     /// Where the names of what is read are kept.
     kept_in: Option<PathBuf>,
-    /// Held by whoever writes there.
-    keeping: Mutex<()>,
+    /// What was read and is not kept yet.
+    fresh: Mutex<Fresh>,
+}
+
+#[derive(Debug, Default)]
+struct Fresh {
+    files: Vec<InPlaceFile>,
+    bytes: u64,
 }
 
 impl KnownNames {
@@ -51,17 +60,39 @@ impl KnownNames {
         self
     }
 
-    /// Keeps the names of a file, with those of all others that are still what they were. Nothing but time is lost
-    /// where that does not succeed.
+    /// Keeps the names of a file with the next batch, or with this one where much was read for it.
     fn keep(&self, file: &InPlaceFile) {
-        let Some(folder) = &self.kept_in else { return };
         let Ok(path) = std::fs::canonicalize(&file.path) else { return };
-        let _alone = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut fresh = self.fresh();
+        fresh.bytes += file.blob.size;
+        let mut file = file.clone();
+        file.path = path;
+        fresh.files.push(file);
+        if fresh.bytes >= BATCH {
+            self.write(&mut fresh);
+        }
+    }
+
+    /// Keeps what no batch has yet.
+    fn keep_rest(&self) {
+        let mut fresh = self.fresh();
+        if !fresh.files.is_empty() {
+            self.write(&mut fresh);
+        }
+    }
+
+    fn fresh(&self) -> MutexGuard<'_, Fresh> {
+        self.fresh.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes these names with those of all other files that are still what they were. Nothing but time is lost where
+    /// that does not succeed.
+    fn write(&self, fresh: &mut Fresh) {
+        let fresh = std::mem::take(fresh).files;
+        let Some(folder) = &self.kept_in else { return };
         let mut files = by_path(InPlaceIndex::read(folder).unwrap_or_default());
         files.retain(|_, file| file.is_unchanged());
-        let mut file = file.clone();
-        file.path.clone_from(&path);
-        files.insert(path, file);
+        files.extend(by_path(fresh));
         let mut files: Vec<&InPlaceFile> = files.values().collect();
         files.sort_by(|a, b| a.path.cmp(&b.path));
         if let Err(error) = InPlaceIndex::keep(folder, &files) {
@@ -120,12 +151,14 @@ fn read(
         }
     };
     let cores = thread::available_parallelism().map_or(1, NonZero::get).min(paths.len());
-    let mut named = thread::scope(|scope| {
+    let named = thread::scope(|scope| {
         let workers: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
         let joined = workers.into_iter().map(|worker| worker.join().expect("hashing does not panic"));
         joined.collect::<Result<Vec<_>, StoreError>>()
-    })?
-    .concat();
+    });
+    // Also where a file cannot be read: the others need not be read again.
+    known.keep_rest();
+    let mut named = named?.concat();
     named.sort_unstable_by_key(|(index, _)| *index);
     Ok(named.into_iter().map(|(_, names)| names).collect())
 }
@@ -205,5 +238,24 @@ mod tests {
         assert_eq!((names().0.blob, names().1), (BlobRef::of(b"another"), 0));
         std::fs::write(kept.join("in-place.json"), b"{").expect("own folder");
         assert_eq!((names().1, names().1), (1, 0), "what cannot be read there is written anew");
+    }
+
+    #[test]
+    fn names_of_many_small_files_are_kept_at_once_also_where_another_file_cannot_be_read() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let kept = folder.path().join("cache");
+        let mut paths: Vec<PathBuf> =
+            (0..20).map(|index| folder.path().join(format!("{index}.safetensors"))).collect();
+        paths
+            .iter()
+            .for_each(|path| std::fs::write(path, path.as_os_str().as_encoded_bytes()).expect("own folder"));
+        paths.push(folder.path().join("none.safetensors"));
+        let known = KnownNames::default().kept_in(kept.clone());
+        let refused = names_of(&paths, &known, &|_| assert!(!kept.exists(), "written for each file"));
+        assert!(refused.is_err());
+        let missing = paths.pop().expect("it was pushed");
+        assert!(!missing.exists());
+        let known = KnownNames::default().kept_in(kept);
+        names_of(&paths, &known, &|_| panic!("all of them are known")).expect("they are");
     }
 }

@@ -14,6 +14,7 @@ mod parameters;
 mod rewrite;
 mod lockfile;
 mod origin;
+mod url_part;
 mod transfer;
 mod bundle;
 mod workspace;
@@ -79,6 +80,7 @@ pub use self_test::{SelfTest, SelfTested, SmallFile};
 pub use transfer::{
     Fault, MAX_SOURCES, MAX_TRANSFERS, MAX_WORDS, SourceName, Transfer, TransferSource, Transfers,
 };
+pub use url_part::{URL_PART, URL_PATH};
 pub use workflow::{Link, MAX_OP_ID, MAX_OPS, MAX_WORKFLOW, Op, Workflow, WorkflowError, link_of};
 pub use workspace::{
     Accelerator, CodeHash, CodeSpec, EnvironmentHash, EnvironmentSpec, ParseAcceleratorError, TORCH_FAMILY,

@@ -7,8 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use protocol::{GitCommit, HttpsUrl, Sha256, WebUrl};
+use percent_encoding::{AsciiSet, utf8_percent_encode};
+use protocol::{GitCommit, HttpsUrl, Sha256, URL_PART, URL_PATH, WebUrl};
 
 /// The hub itself.
 pub const HUGGING_FACE: &str = "https://huggingface.co";
@@ -58,18 +58,14 @@ impl HubRepository {
     /// mirrors.
     pub(super) fn address(&self, hub: &WebUrl, commit: &GitCommit, path: &str) -> Option<HttpsUrl> {
         let is_down = path.split('/').all(|part| !["", ".", ".."].contains(&part));
-        let path = utf8_percent_encode(path, &PATH);
+        let path = utf8_percent_encode(path, &URL_PATH);
         let at = |hub: &str| format!("{hub}/{self}/resolve/{commit}/{path}").parse().ok();
         at(hub.as_str().trim_end_matches('/')).or_else(|| at(HUGGING_FACE)).filter(|_| is_down)
     }
 }
 
-/// What is escaped in one part of an address: all but unreserved letters (RFC 3986).
-pub(super) const PART: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-/// The same in a path.
-const PATH: AsciiSet = PART.remove(b'/');
-/// The same in a part that may be escaped already.
-pub(super) const ESCAPED_PART: AsciiSet = PART.remove(b'%');
+/// What is escaped in a part of an address that may be escaped already.
+pub(super) const ESCAPED_PART: AsciiSet = URL_PART.remove(b'%');
 
 /// A file of the hub.
 #[derive(Debug, PartialEq, Eq)]
@@ -203,7 +199,7 @@ mod tests {
     #[test]
     fn part_of_an_address_is_read_as_it_was_written() {
         for text in ["", "a b/c", "100%", "é@:"] {
-            let encoded = utf8_percent_encode(text, &PART).to_string();
+            let encoded = utf8_percent_encode(text, &URL_PART).to_string();
             assert_eq!(percent_decode_str(&encoded).collect::<Vec<u8>>(), text.as_bytes());
         }
         assert_eq!(percent_decode_str("%4a%4B%zz%").collect::<Vec<u8>>(), b"JK%zz%");

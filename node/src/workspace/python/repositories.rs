@@ -5,16 +5,15 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
-use protocol::{BlobHash, BuildSource, BuiltWheel, GitSource, LockedFile, PackagePin, Pin, normalized};
+use percent_encoding::percent_encode;
+use protocol::{
+    BlobHash, BuildSource, BuiltWheel, GitSource, LockedFile, PackagePin, Pin, URL_PATH, normalized,
+};
 
 use super::ask::{Origin, Requirement};
 use super::source::Building;
 use super::{PythonError, WheelSource};
 use crate::os::file::replace;
-
-/// What stands for itself in the path of a `file:` address.
-const PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// The packages of repositories, by name: those that are pinned, and those that are asked for where nothing is pinned.
 pub(super) fn sources(
@@ -52,7 +51,7 @@ pub(super) fn addresses(
     let address = |(name, (_, path)): (&String, &(BuiltWheel, PathBuf))| {
         let copied = folder.join(path.file_name().unwrap_or_default());
         std::fs::copy(path, &copied).map_err(|source| PythonError::io("reading", path, source))?;
-        let escaped = percent_encode(copied.as_os_str().as_encoded_bytes(), PATH).to_string();
+        let escaped = percent_encode(copied.as_os_str().as_encoded_bytes(), &URL_PATH).to_string();
         Ok((name.clone(), format!("file://{escaped}")))
     };
     built.iter().map(address).collect()

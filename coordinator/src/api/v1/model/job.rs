@@ -2,8 +2,8 @@
 //!
 //! Not here: what it was given; parameters stay in the store.
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use protocol::{Fetched, JobState, OutputFile, PeerId, RunError, RunErrorKind};
+use percent_encoding::utf8_percent_encode;
+use protocol::{Fetched, JobState, OutputFile, PeerId, RunError, RunErrorKind, URL_PART};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
@@ -263,7 +263,11 @@ pub(crate) fn job_path(job: Uuid) -> String {
 impl Output {
     fn new(file: OutputFile, job_path: &str) -> Self {
         Self {
-            url: format!("{job_path}/outputs/{}/{}", utf8_percent_encode(&file.output, &SEGMENT), file.index),
+            url: format!(
+                "{job_path}/outputs/{}/{}",
+                utf8_percent_encode(&file.output, &URL_PART),
+                file.index
+            ),
             output: file.output,
             index: file.index,
             file_name: file.file_name,
@@ -273,9 +277,6 @@ impl Output {
         }
     }
 }
-
-/// What is escaped in one segment of a path: all but unreserved letters (RFC 3986).
-const SEGMENT: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 impl From<JobState> for State {
     fn from(state: JobState) -> Self {

@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mesh::origin::OriginSetupError;
 use percent_encoding::utf8_percent_encode;
-use protocol::{GitCommit, HttpsUrl, Sha256, WebUrl};
+use protocol::{GitCommit, HttpsUrl, Sha256, URL_PART, WebUrl};
 use serde::Deserialize;
 
-use super::super::hub::{HUGGING_FACE, HubRepository, PART};
+use super::super::hub::{HUGGING_FACE, HubRepository};
 use super::{Answer, AskError, LookupRequest, Said, Service, Wanted};
 
 /// The largest answer that is read, in bytes: a page lists at most a thousand files.
@@ -171,7 +171,7 @@ impl HuggingFace {
         let url = format!(
             "{}/api/models?search={}&limit={MAX_FOUND}",
             self.service.base,
-            utf8_percent_encode(stem, &PART)
+            utf8_percent_encode(stem, &URL_PART)
         );
         match self.service.ask::<Vec<Found>>(&url, MAX_ANSWER).await {
             Ok((found, _)) => {

@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use percent_encoding::{percent_decode_str, utf8_percent_encode};
-use protocol::{HttpsUrl, ModelPath};
+use protocol::{HttpsUrl, ModelPath, URL_PART};
 
 use super::super::hub::{self, HUGGING_FACE};
 use super::super::sources::without_token;
@@ -186,7 +186,7 @@ impl Walk<'_> {
         {
             return vec![url];
         }
-        let name = utf8_percent_encode(place.rsplit('/').next().unwrap_or_default(), &hub::PART).to_string();
+        let name = utf8_percent_encode(place.rsplit('/').next().unwrap_or_default(), &URL_PART).to_string();
         let is_it = |url: &&String| {
             let (path, query) = url.split_once(['?', '#']).unwrap_or((url, ""));
             // A signed address is good for minutes.

@@ -156,12 +156,6 @@ impl BlobStore {
         self.index().complete().collect()
     }
 
-    /// Every whole blob that other peers may have, in no order.
-    pub fn shared(&self) -> Vec<BlobRef> {
-        let index = self.index();
-        index.complete().filter(|blob| index.is_shared(blob.hash)).collect()
-    }
-
     /// Changes whenever blobs went away, came in place, are new and have a MiB or more, or were pinned or unpinned.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changes.subscribe()

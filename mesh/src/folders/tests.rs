@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use protocol::{BlobRef, PIECE_SIZE};
+use protocol::{BlobHash, BlobRef, PIECE_SIZE};
 
 use super::*;
 
@@ -104,7 +104,8 @@ async fn private_files_are_held_and_never_served() {
     assert_eq!(models.index().await.files, 2);
     assert!(models.store.contains(private.hash));
     assert!(!models.serves(private).await);
-    assert_eq!(models.store.shared(), [BlobRef::of(b"an open one")]);
+    let shared = models.store.list().into_iter().filter(|entry| entry.shared).map(|entry| entry.hash);
+    assert_eq!(shared.collect::<Vec<_>>(), [BlobHash::of(b"an open one")]);
 
     models.write(".comfy-farm-private", b"");
     models.index().await;

@@ -92,11 +92,12 @@ impl BlobStore {
 
     /// What is put together of a file; else the blob that it is, or is said to be by those whom we fetch it from.
     fn unproven_or_blob(&self, file: FileRef) -> Option<Result<Arc<UnprovenFile>, BlobRef>> {
-        let index = self.index();
-        let unproven = index.unproven.get(&file.sha256).and_then(Weak::upgrade);
+        let unproven = self.index().unproven.get(&file.sha256).and_then(Weak::upgrade);
+        // The index is free again: whoever lets go of one last asks for it.
         if let Some(unproven) = unproven.filter(|unproven| unproven.file() == file) {
             return Some(Ok(unproven));
         }
+        let index = self.index();
         let named = index.named(&file.sha256).filter(|blob| index.get(blob.hash) == Some(*blob));
         let blob = named.or_else(|| index.said.get(&file.sha256).copied());
         blob.filter(|blob| blob.size == file.size).map(Err)

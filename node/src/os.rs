@@ -1,5 +1,6 @@
 //! Every call of the operating system or of a driver that the node makes.
 
+pub(crate) mod amd;
 pub(crate) mod beneath;
 pub(crate) mod file;
 pub(crate) mod machine;

@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use mesh::store::free_bytes;
 use protocol::Device;
 
-use crate::gpu::GpuProbe;
+use crate::gpu::{Found, Unused};
 use crate::policy::Policy;
 
 /// What the node found and would do.
 #[derive(Debug, Clone)]
 pub struct Terms {
-    gpus: Result<Vec<Device>, String>,
+    cards: Vec<Device>,
+    unused: Vec<Unused>,
     slots: usize,
     engine: EngineTerms,
     data: PathBuf,
@@ -41,14 +42,13 @@ pub enum EngineTerms {
 }
 
 impl Terms {
-    /// Looks at the machine, which would do so many runs at once.
-    pub fn of(probe: &impl GpuProbe, slots: usize, engine: EngineTerms, data: &Path) -> Self {
-        let gpus = probe.gpus().map_err(|error| error.to_string());
+    /// Those of a machine that has these cards, and would do so many runs at once.
+    pub fn of(found: Found, slots: usize, engine: EngineTerms, data: &Path) -> Self {
         // Before the first start the folder is not there yet; the one that it will be made in is.
         let data = std::path::absolute(data).unwrap_or_else(|_| data.to_owned());
         let existing = data.ancestors().find(|folder| folder.exists());
         let free = existing.and_then(|folder| free_bytes(folder).ok());
-        Self { gpus, slots, engine, data, free }
+        Self { cards: found.cards, unused: found.unused, slots, engine, data, free }
     }
 }
 
@@ -59,16 +59,18 @@ impl fmt::Display for Terms {
             1 => "one CPU slot".to_owned(),
             slots => format!("{slots} CPU slots"),
         };
-        match &self.gpus {
-            Ok(gpus) if gpus.is_empty() => writeln!(f, "  GPUs      none; {on_cpu}")?,
-            Ok(gpus) => {
-                for gpu in gpus {
-                    if let Device::Gpu { name, memory, .. } = gpu {
-                        writeln!(f, "  GPU       {name}, {} GiB", memory >> 30)?;
-                    }
-                }
+        for card in &self.cards {
+            if let Device::Gpu { name, memory, .. } = card {
+                writeln!(f, "  GPU       {name}, {} GiB", memory >> 30)?;
             }
-            Err(reason) => writeln!(f, "  GPUs      none: {reason}; {on_cpu}")?,
+        }
+        if self.cards.is_empty() {
+            let why =
+                if self.unused.is_empty() { "no driver of NVIDIA or AMD tells of one" } else { "see below" };
+            writeln!(f, "  GPUs      none: {why}; {on_cpu}")?;
+        }
+        for unused in &self.unused {
+            writeln!(f, "  Not used  {unused}")?;
         }
         match &self.engine {
             EngineTerms::Builtin => {
@@ -121,32 +123,25 @@ mod tests {
     use protocol::Accelerator;
 
     use super::*;
-    use crate::gpu::NoGpu;
-
-    #[derive(Debug)]
-    struct NoCards;
-
-    impl GpuProbe for NoCards {
-        fn gpus(&self) -> Result<Vec<Device>, NoGpu> {
-            Ok(vec![])
-        }
-
-        fn accelerator(&self) -> Accelerator {
-            Accelerator::Cpu
-        }
-
-        fn used(&self, _uuid: &str) -> Option<u64> {
-            None
-        }
+    fn gpu_lines(cards: Vec<Device>, unused: Vec<Unused>, slots: usize) -> Vec<String> {
+        let found = Found { cards, accelerator: Accelerator::Cpu, unused };
+        let terms = Terms::of(found, slots, EngineTerms::Builtin, Path::new("/")).to_string();
+        terms.lines().skip(1).take_while(|line| !line.contains("Engine")).map(str::to_owned).collect()
     }
 
     #[test]
     fn machine_without_a_card_is_told_how_many_runs_it_does_at_once() {
-        let check = |slots: usize, expected: &str| {
-            let terms = Terms::of(&NoCards, slots, EngineTerms::Builtin, Path::new("/")).to_string();
-            assert_eq!(terms.lines().nth(1), Some(expected));
-        };
-        check(1, "  GPUs      none; one CPU slot");
-        check(2, "  GPUs      none; 2 CPU slots");
+        let none = "  GPUs      none: no driver of NVIDIA or AMD tells of one; ";
+        assert_eq!(gpu_lines(vec![], vec![], 1), [format!("{none}one CPU slot")]);
+        assert_eq!(gpu_lines(vec![], vec![], 2), [format!("{none}2 CPU slots")]);
+    }
+
+    #[test]
+    fn card_that_is_not_used_is_told_with_the_reason() {
+        let card = Device::Gpu { name: "AMD gfx1100".to_owned(), uuid: String::new(), memory: 24 << 30 };
+        let unused = Unused { card: "AMD gfx1036".to_owned(), reason: "it is small".to_owned() };
+        let told = "  Not used  AMD gfx1036: it is small";
+        assert_eq!(gpu_lines(vec![card], vec![unused.clone()], 1), ["  GPU       AMD gfx1100, 24 GiB", told]);
+        assert_eq!(gpu_lines(vec![], vec![unused], 1), ["  GPUs      none: see below; one CPU slot", told]);
     }
 }

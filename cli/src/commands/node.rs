@@ -10,12 +10,12 @@ use node::engine::builtin::{Builtin, BuiltinOptions};
 use node::engine::comfyui::client::AddressError;
 use node::engine::comfyui::{ComfyUi, ComfyUiOptions};
 use node::engine::managed::{Managed, ManagedConfig};
-use node::gpu::{GpuProbe, cpu, cpu_slots, system_probe};
+use node::gpu::{self, cpu, cpu_slots};
 use node::sandbox::Sandbox;
 use node::terms::{EngineTerms, Terms};
 use node::workspace::COMFY_REGISTRY;
 use node::workspace::python::UvConfig;
-use protocol::Device;
+use protocol::{Accelerator, Device};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::NodeArguments;
@@ -27,8 +27,8 @@ use crate::settings::{EngineSettings, ManagedSettings, NodeSettings, SettingsErr
 pub(super) async fn node(arguments: NodeArguments, file: SettingsFile) -> anyhow::Result<()> {
     let settings = NodeSettings::resolve(arguments, file)?;
     let ticket = settings.join.as_deref().map(read_ticket).transpose()?;
-    let probe = system_probe();
-    let gpus = probe.gpus().unwrap_or_default();
+    let found = gpu::find();
+    let gpus = found.cards.clone();
     let choice = settings.engine.clone().unwrap_or(match gpus.is_empty() {
         true => EngineSettings::Builtin,
         false => EngineSettings::Managed,
@@ -36,10 +36,10 @@ pub(super) async fn node(arguments: NodeArguments, file: SettingsFile) -> anyhow
     let made = match choice {
         EngineSettings::Builtin => builtin(&settings),
         EngineSettings::Attached(url) => attached(url, gpus)?,
-        EngineSettings::Managed => managed(&settings, &probe, slots(settings.slots, gpus)?).await,
+        EngineSettings::Managed => managed(&settings, found.accelerator, slots(settings.slots, gpus)?).await,
     };
     let Made { engine, devices, rebuilding, terms } = made;
-    agree(&settings, &Terms::of(&probe, devices.len(), terms, &settings.data))?;
+    agree(&settings, &Terms::of(found, devices.len(), terms, &settings.data))?;
 
     let agent = Agent::start(AgentConfig {
         data: settings.data,
@@ -102,7 +102,7 @@ fn slots(wished: Option<u16>, gpus: Vec<Device>) -> Result<Vec<Device>, Settings
     }
 }
 
-async fn managed(settings: &NodeSettings, probe: &impl GpuProbe, devices: Vec<Device>) -> Made {
+async fn managed(settings: &NodeSettings, accelerator: Accelerator, devices: Vec<Device>) -> Made {
     let ManagedSettings { policy, comfyui_args, comfyui_idle, .. } = &settings.managed;
     let folder = settings.data.join("workspaces");
     let (sandbox, no_walls) = match settings.managed.sandbox {
@@ -127,7 +127,6 @@ async fn managed(settings: &NodeSettings, probe: &impl GpuProbe, devices: Vec<De
     }
     let everybodys = || COMFY_REGISTRY.parse().expect("the constant is an https URL");
     let registry = settings.managed.comfy_registry.clone().unwrap_or_else(everybodys);
-    let accelerator = probe.accelerator();
     let quota = settings.managed.workspace_quota.map(|quota| quota.0);
     let rebuilding =
         Rebuilding { policy: policy.clone(), registry, uv, accelerator, quota, engine: Arc::clone(&engine) };

@@ -5,31 +5,18 @@ use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{cuda_driver_version_major, cuda_driver_version_minor};
 use protocol::{Accelerator, Device};
 
-use crate::gpu::{GpuProbe, NoGpu};
+use crate::gpu::NoNvidia;
 
-/// Asks NVML.
-#[derive(Debug)]
-pub(crate) struct NvmlProbe;
+/// The cards, in the driver's order, and what torch can compute on with this driver.
+pub(crate) fn cards() -> Result<(Vec<Device>, Accelerator), NoNvidia> {
+    let nvml = Nvml::init().map_err(NoNvidia::NoDriver)?;
+    Ok((list(&nvml).map_err(NoNvidia::Driver)?, accelerator(&nvml)))
+}
 
-impl GpuProbe for NvmlProbe {
-    fn gpus(&self) -> Result<Vec<Device>, NoGpu> {
-        let nvml = Nvml::init().map_err(NoGpu::NoDriver)?;
-        list(&nvml).map_err(NoGpu::Driver)
-    }
-
-    fn accelerator(&self) -> Accelerator {
-        let version = Nvml::init().and_then(|nvml| nvml.sys_cuda_driver_version());
-        let part = |number: i32| u16::try_from(number).unwrap_or_default();
-        version.map_or(Accelerator::Cpu, |version| Accelerator::Cuda {
-            major: part(cuda_driver_version_major(version)),
-            minor: part(cuda_driver_version_minor(version)),
-        })
-    }
-
-    fn used(&self, uuid: &str) -> Option<u64> {
-        let nvml = Nvml::init().ok()?;
-        Some(nvml.device_by_uuid(uuid).ok()?.memory_info().ok()?.used)
-    }
+/// How many bytes of a card's memory are in use.
+pub(crate) fn used(uuid: &str) -> Option<u64> {
+    let nvml = Nvml::init().ok()?;
+    Some(nvml.device_by_uuid(uuid).ok()?.memory_info().ok()?.used)
 }
 
 fn list(nvml: &Nvml) -> Result<Vec<Device>, NvmlError> {
@@ -38,4 +25,12 @@ fn list(nvml: &Nvml) -> Result<Vec<Device>, NvmlError> {
         Ok(Device::Gpu { name: device.name()?, uuid: device.uuid()?, memory: device.memory_info()?.total })
     };
     (0..nvml.device_count()?).map(device).collect()
+}
+
+fn accelerator(nvml: &Nvml) -> Accelerator {
+    let part = |number: i32| u16::try_from(number).unwrap_or_default();
+    nvml.sys_cuda_driver_version().map_or(Accelerator::Cpu, |version| Accelerator::Cuda {
+        major: part(cuda_driver_version_major(version)),
+        minor: part(cuda_driver_version_minor(version)),
+    })
 }

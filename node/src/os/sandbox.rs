@@ -16,7 +16,7 @@ use super::program::leashed;
 
 /// What a program can read of every system, as far as it is there: programs, libraries, their settings, and
 /// drivers. Nobody's files, and no settings that hold secrets.
-const SYSTEM: [&str; 28] = [
+const SYSTEM: [&str; 29] = [
     "/usr",
     "/bin",
     "/sbin",
@@ -24,6 +24,7 @@ const SYSTEM: [&str; 28] = [
     "/lib32",
     "/lib64",
     "/libx32",
+    "/opt/amdgpu",
     "/opt/cuda",
     "/opt/rocm",
     "/nix/store",
@@ -77,6 +78,8 @@ pub(crate) struct Walls {
     pub(crate) read: Vec<PathBuf>,
     /// Where it can write.
     pub(crate) write: Vec<PathBuf>,
+    /// The devices of graphics cards that it has.
+    pub(crate) cards: Vec<PathBuf>,
     /// Whether it reaches the network.
     pub(crate) network: bool,
 }
@@ -119,17 +122,15 @@ fn flags(walls: &Walls) -> Vec<OsString> {
     say(&["--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp"]);
     let system = SYSTEM.iter().chain(NETWORK.iter().filter(|_| walls.network));
     system.for_each(|path| say(&["--ro-bind-try", path, path]));
-    let mut bind = |how: &str, from: &Path, at: &Path| flags.extend([how.into(), from.into(), at.into()]);
-    for card in cards() {
-        bind("--dev-bind-try", &card, &card);
-    }
-    walls.read.iter().for_each(|path| bind("--ro-bind", path, path));
-    walls.write.iter().for_each(|path| bind("--bind", path, path));
+    let mut bind = |how: &str, path: &Path| flags.extend([how.into(), path.into(), path.into()]);
+    walls.cards.iter().for_each(|card| bind("--dev-bind-try", card));
+    walls.read.iter().for_each(|path| bind("--ro-bind", path));
+    walls.write.iter().for_each(|path| bind("--bind", path));
     flags
 }
 
-/// The devices of this machine's graphics cards.
-fn cards() -> Vec<PathBuf> {
+/// The devices of all graphics cards of this machine.
+pub(crate) fn every_card() -> Vec<PathBuf> {
     let Ok(devices) = std::fs::read_dir("/dev") else { return Vec::new() };
     let is_card = |name: &OsString| CARDS.iter().any(|card| name.to_string_lossy().starts_with(card));
     devices.flatten().filter(|device| is_card(&device.file_name())).map(|device| device.path()).collect()
@@ -191,7 +192,11 @@ mod tests {
             std::fs::create_dir(at(name)).expect("made");
             std::fs::write(at(name).join("file"), name).expect("written");
         }
-        let walls = Walls { read: vec![at("given")], write: vec![at("own")], network: false };
+        for name in ["card", "other-card"] {
+            std::fs::write(at(name), "").expect("written");
+        }
+        let (read, write) = (vec![at("given")], vec![at("own")]);
+        let walls = Walls { read, write, cards: vec![at("card"), at("gone-card")], network: false };
         let root = folder.path().display();
         let check = async |script: &str, expected: bool| {
             let Some((succeeds, said)) = within(&walls, script).await else { return };
@@ -201,6 +206,8 @@ mod tests {
         check(&format!("echo x > {root}/given/file"), false).await;
         check(&format!("echo x > {root}/own/new"), true).await;
         check(&format!("cat {root}/secret/file"), false).await;
+        check(&format!("echo x > {root}/card"), true).await;
+        check(&format!("test -e {root}/other-card || test -e {root}/gone-card"), false).await;
         check("cat /etc/shadow", false).await;
         check("echo x > /usr/x", false).await;
         check("ls /root/. /home/.", false).await;

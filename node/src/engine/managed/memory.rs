@@ -11,7 +11,7 @@ use protocol::Device;
 use tokio::time::{Instant, sleep};
 
 use super::process::blocking;
-use crate::gpu::{GpuProbe, system_probe};
+use crate::gpu::{MemoryProbe, system_probe};
 
 /// How long the memory may take to come back.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -24,7 +24,7 @@ const SLACK: u64 = 256 << 20;
 #[derive(Clone, Debug)]
 pub(super) struct Card {
     uuid: String,
-    probe: Arc<dyn GpuProbe>,
+    probe: Arc<dyn MemoryProbe>,
 }
 
 /// Memory that did not come back.
@@ -50,7 +50,8 @@ impl fmt::Display for NotBack {
         write!(
             f,
             "{used} MiB of the card's memory are in use with no ComfyUI of this slot on it, {before} MiB before that \
-             started: another program holds them, or the driver does not give them back (`nvidia-smi` tells)"
+             started: another program holds them, or the driver does not give them back (`nvidia-smi` or \
+             `amd-smi` tells)"
         )
     }
 }
@@ -89,24 +90,13 @@ impl Card {
 mod tests {
     use std::sync::Mutex;
 
-    use protocol::Accelerator;
-
     use super::*;
-    use crate::gpu::NoGpu;
 
     /// A card that tells these, one after another, and the last one for ever.
     #[derive(Debug)]
     struct Told(Mutex<Vec<u64>>);
 
-    impl GpuProbe for Told {
-        fn gpus(&self) -> Result<Vec<Device>, NoGpu> {
-            Ok(vec![])
-        }
-
-        fn accelerator(&self) -> Accelerator {
-            Accelerator::Cpu
-        }
-
+    impl MemoryProbe for Told {
         fn used(&self, uuid: &str) -> Option<u64> {
             assert_eq!(uuid, "GPU-1");
             let mut told = self.0.lock().expect("no panic");

@@ -26,6 +26,7 @@ use super::log::ProcessLog;
 use super::served::{Files, Served};
 use crate::engine::comfyui::{ComfyUi, ComfyUiOptions};
 use crate::engine::{Engine, Execution, ProducedFile, ProgressSink};
+use crate::gpu::access;
 use crate::os::program::{Program, leashed, lend};
 use crate::os::sandbox::{Sandbox, Walls, folders_of_python};
 use crate::workspace::Workspace;
@@ -35,7 +36,7 @@ const POLL: Duration = Duration::from_millis(100);
 /// How many bytes the runs of one process may leave in its folders before it starts anew.
 const FULL: u64 = 8 << 30;
 /// What a process has of this machine's environment.
-const PASSED: [&str; 3] = ["LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR"];
+const PASSED: [&str; 4] = ["HSA_OVERRIDE_GFX_VERSION", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR"];
 /// Starts ComfyUI beside the relay, which alone gets the socket that is lent: PYTHON RELAY PORT ARGUMENTS…
 const BEHIND_RELAY: &str =
     r#"python=$1; "$python" -I -S "$2" "$3" <&5 5<&- & shift 3; exec "$python" "$@" 5<&-"#;
@@ -210,10 +211,11 @@ impl Launch {
         let known = std::fs::read_to_string(code.join("comfy/cli_args.py")).unwrap_or_default();
         let byte_code = self.byte_code.join(workspace.program());
         std::fs::create_dir_all(&byte_code)?;
+        let access = access(self.device.as_ref(), self.sandbox.is_some());
         let (door, mut command) = match &self.sandbox {
             Some(sandbox) => {
                 let (door, listener) = Door::socket(self.folders.socket())?;
-                let walls = self.walls(served, &byte_code)?;
+                let walls = self.walls(served, &byte_code, access.devices)?;
                 let mut command = sandbox.command(&walls, Path::new("/bin/sh"));
                 lend(&mut command, listener.into())?;
                 command.args(["-c", BEHIND_RELAY, "sh"]).arg(&workspace.python).arg(self.folders.relay());
@@ -244,22 +246,18 @@ impl Launch {
         // What calls pip to see that it has all that it needs is told so at once; nothing is installed at run time.
         command.env("PIP_NO_INDEX", "1").env("PIP_DISABLE_PIP_VERSION_CHECK", "1").env("UV_OFFLINE", "1");
         command.env("PYTHONUNBUFFERED", "1").env("PYTHONNOUSERSITE", "1");
-        let card = match &self.device {
-            Some(Device::Gpu { uuid, .. }) => uuid,
-            _ => "",
-        };
-        command.env("CUDA_VISIBLE_DEVICES", card);
+        command.envs(access.variables);
         Ok((door, command))
     }
 
     /// What the process sees of this machine.
-    fn walls(&self, served: &Served, byte_code: &Path) -> io::Result<Walls> {
+    fn walls(&self, served: &Served, byte_code: &Path, cards: Vec<PathBuf>) -> io::Result<Walls> {
         let mut read = folders_of_python(&served.any().python)?;
         // Of all: who comes back may have files that can come by no other way.
         read.extend(served.sources().collect::<BTreeSet<_>>().into_iter().map(Path::to_owned));
         read.push(self.folders.further());
         let write = vec![self.folders.root.clone(), byte_code.to_owned()];
-        Ok(Walls { read, write, network: false })
+        Ok(Walls { read, write, cards, network: false })
     }
 }
 

@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 use super::{LockRequest, Locked, named, packages};
 use crate::engine::managed::{Managed, ManagedConfig};
 use crate::engine::{Engine, Execution, InputFile, ProgressSink};
-use crate::gpu::{GpuProbe, cpu, system_probe};
+use crate::gpu::{self, cpu};
 use crate::os::file::link;
 use crate::workspace::Workspace;
 use crate::workspace::git::GitError;
@@ -170,7 +170,7 @@ async fn run(
     slots: &Path,
     environment: Vec<(String, OsString)>,
 ) -> Result<(), TraceError> {
-    let device = system_probe().gpus().ok().and_then(|gpus| gpus.into_iter().next()).unwrap_or_else(cpu);
+    let device = gpu::find().cards.into_iter().next().unwrap_or_else(cpu);
     let mut config = ManagedConfig { environment, ..ManagedConfig::new(slots.to_owned(), vec![device]) };
     // A download tells ComfyUI of no progress.
     (config.start_within, config.comfyui.stall_after) = (PATIENCE, PATIENCE);

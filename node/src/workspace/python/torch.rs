@@ -12,8 +12,19 @@ pub const TORCH_INDEX: &str = "https://download.pytorch.org/whl";
 const CUDA_BUILDS: [(u16, u16); 9] =
     [(11, 7), (11, 8), (12, 1), (12, 4), (12, 6), (12, 8), (12, 9), (13, 0), (13, 2)];
 /// The same for ROCm.
-const ROCM_BUILDS: [&str; 9] =
-    ["rocm5.6", "rocm5.7", "rocm6.0", "rocm6.1", "rocm6.2", "rocm6.2.4", "rocm6.3", "rocm6.4", "rocm7.0"];
+const ROCM_BUILDS: [&str; 11] = [
+    "rocm5.6",
+    "rocm5.7",
+    "rocm6.0",
+    "rocm6.1",
+    "rocm6.2",
+    "rocm6.2.4",
+    "rocm6.3",
+    "rocm6.4",
+    "rocm7.0",
+    "rocm7.1",
+    "rocm7.2",
+];
 
 /// The package indexes that a node asks.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 
 use super::{PythonError, Uv};
-use crate::os::sandbox::{Walls, folders_of_python};
+use crate::os::sandbox::{Walls, every_card, folders_of_python};
 
 /// A workshop, which is gone once this is dropped.
 #[derive(Debug)]
@@ -59,7 +59,8 @@ impl Workshop {
                 read.extend([uv.program.clone(), uv.folder("python")]);
                 let mut write = vec![self.path().to_owned()];
                 write.extend(folders.iter().map(|folder| folder.to_path_buf()));
-                let mut command = sandbox.command(&Walls { read, write, network: true }, program);
+                let walls = Walls { read, write, cards: every_card(), network: true };
+                let mut command = sandbox.command(&walls, program);
                 uv.scrub(&mut command);
                 command
             }

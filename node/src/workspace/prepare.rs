@@ -1,9 +1,10 @@
 //! Preparing the workspaces that are wanted, in the order in which they are wanted.
 //!
-//! They are built one after another, and so are they proven; who waits for the proof, for which the node may have no slot
-//! before a long run is over, keeps no other from being built. A failed one is tried again later, a refused one when it is wanted otherwise or the owner trusts others, and all
-//! are where the owner trusts somebody no more. What is no longer wanted is broken off; what was built of it
-//! stays, and is found by whoever needs it next. Not here: the steps themselves, which a [`Builder`] does.
+//! They are built one after another, and so are they proven; who waits for the proof, for which the node may have no
+//! slot before a long run is over, keeps no other from being built. A failed one is tried again later, a refused one
+//! when it is wanted otherwise or the owner trusts others, and all are where the owner trusts somebody no more. What is
+//! no longer wanted is broken off; what was built of it stays, and is found by whoever needs it next. Not here: the
+//! steps themselves, which a [`Builder`] does.
 
 mod at_work;
 mod attempts;
@@ -93,7 +94,10 @@ pub async fn prepare_task(
             shelf.doubt_all();
         }
         let mut pause = Instant::now() + LOOK;
-        if let (Some(want), Some(free)) = (want, turn.take()) {
+        // One that nothing is wanted for stays: it would be free again at once, and so on without a pause.
+        if let Some(want) = want
+            && let Some(free) = turn.take()
+        {
             let open = want.wanted.iter().filter(|wanted| !at_work.has(wanted.lockfile));
             match attempts.next(&shelf, open) {
                 Next::Now(next) => at_work.begin(next.clone(), want.publisher, free),

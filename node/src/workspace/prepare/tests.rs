@@ -19,6 +19,7 @@ struct Made {
     /// Of which a log of a failure is kept.
     kept: Mutex<Vec<u8>>,
     trusted: Mutex<TrustedPublishers>,
+    tidied: Mutex<usize>,
 }
 
 #[async_trait]
@@ -73,7 +74,9 @@ impl Builder for Made {
         self.trusted.lock().expect("no panic").clone()
     }
 
-    async fn tidy(&self) {}
+    async fn tidy(&self) {
+        *self.tidied.lock().expect("no panic") += 1;
+    }
 }
 
 fn hash(number: u8) -> LockfileHash {
@@ -176,6 +179,18 @@ async fn wanted_workspaces_are_built_in_order_and_proven_by_a_run_for_good() {
     assert!(farm.shelf.usable(hash(1)).is_none(), "it is not wanted any more");
     farm.wanted.send_replace(want(&[2, 1]));
     farm.until(1, |state| *state == WorkspaceState::Proven).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_goes_round_while_nothing_is_wanted() {
+    let farm = Preparing::start(Made::default());
+    // No sleep, which would not end while something goes round.
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(*farm.builder.tidied.lock().expect("no panic"), 1);
+    farm.wanted.send_replace(want(&[1]));
+    farm.until(1, is_loaded).await;
 }
 
 #[tokio::test(start_paused = true)]

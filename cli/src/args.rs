@@ -282,8 +282,8 @@ pub(crate) struct ManagedArguments {
     /// Do not rebuild what is deployed in the farm, only what publishers signed that you trusted.
     #[arg(long)]
     pub(crate) no_trust_farm: bool,
-    /// Take code from this host alone, such as github.com, besides packages of the package indexes. Repeatable. Defaults
-    /// to any public host.
+    /// Take code from this host alone, such as github.com, besides packages of the package indexes. Commits are then
+    /// fetched from it by this node itself, and never taken from other nodes. Repeatable. Defaults to any public host.
     #[arg(long = "allow-code-host", value_name = "HOST")]
     pub(crate) code_host: Vec<String>,
     /// Take models that are pickles too, which run code as they are loaded.

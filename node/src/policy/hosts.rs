@@ -1,7 +1,8 @@
 //! From which hosts code may come: ComfyUI, custom nodes, and Python packages, wherever these are named.
 //!
 //! What the package indexes have is allowed in any case: whoever names hosts means those that are not everybody's. Not
-//! here: who follows an address; a repository's is judged once more as it is asked, with those of its submodules.
+//! here: who follows an address; a repository's is judged once more as it is asked, with those of its submodules, and
+//! where hosts are named no commit counts that this node did not fetch from one of them (`workspace/git/fetch.rs`).
 
 use protocol::{
     BuildSource, CustomNode, EnvironmentLock, GitPin, LockedFile, Lockfile, PackagePin, Pin, WebUrl,

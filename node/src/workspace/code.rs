@@ -90,7 +90,8 @@ impl CodeTrees {
         spec.custom_nodes.iter().filter_map(files).collect()
     }
 
-    /// The tree of a spec; fetched and laid out unless it is here. `archives` are the files of those that it needs.
+    /// The tree of a spec; fetched and laid out unless it is here. `archives` are the files of those that it needs. One that
+    /// is here says nothing of where its commits came from: where the owner names hosts, that is seen to all the same.
     pub fn build(
         &self,
         spec: &CodeSpec,
@@ -101,11 +102,15 @@ impl CodeTrees {
         let hash = spec.hash();
         let folder = self.root.join(hash.to_string());
         let tree = to_tree(hash, &folder, &nodes);
-        if tree.comfyui.is_dir() {
+        let is_here = tree.comfyui.is_dir();
+        if is_here && fetching.policy.hosts.is_empty() {
             return Ok(tree);
         }
         for pin in [&comfyui].into_iter().chain(nodes.iter().filter_map(Part::pin)) {
             self.git.fetch(pin, fetching)?;
+        }
+        if is_here {
+            return Ok(tree);
         }
         make_folder(&folder, |draft| {
             let kept = draft.join(ARCHIVES);
@@ -266,6 +271,14 @@ mod tests {
         assert_eq!(trees.differences(&spec).expect("compared"), Vec::<String>::new());
         fs::remove_file(&init).expect("removed");
         assert_eq!(trees.differences(&spec).expect("compared").len(), 1);
+        // Wherever a tree that is here came from, its commits are to come from the hosts that the owner names.
+        let by = |host: &str| {
+            let policy = Policy { hosts: [host.to_owned()].into(), ..policy.clone() };
+            trees.build(&spec, &BTreeMap::new(), &Fetching { policy: &policy, ..fetching })
+        };
+        by("localhost").expect("they were fetched from there");
+        let error = by("example.org").expect_err("from another host");
+        assert!(matches!(&error, CodeError::Git(GitError::Refused { .. })), "{error}");
         let left: Vec<_> = fs::read_dir(folder.path().join("code")).expect("there").flatten().collect();
         assert_eq!(left.len(), 1, "nothing half-made stays: {left:?}");
     }

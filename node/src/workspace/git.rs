@@ -1,7 +1,7 @@
 //! Repositories at exactly one commit: fetched, laid out, and carried from node to node.
 //!
 //! ```text
-//! GitStore    one bare object store per upstream; each commit is in it with all its files, without its past
+//! GitStore    bare object stores of each upstream; each commit is in one with all its files, without its past
 //! fetch       from its upstream, or else from a mirror, submodules included
 //! way         the connection to it
 //! folder      the same for one that is a folder of this machine
@@ -25,6 +25,7 @@ mod local;
 #[cfg(test)]
 pub(super) mod tests;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -83,6 +84,15 @@ struct Part {
     commit: Oid,
 }
 
+/// How the commits of a store came, by which an upstream has one or two of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Came {
+    /// This node asked the upstream itself, so it has them.
+    Fetched,
+    /// In packs, of which others say what the upstream is.
+    Packed,
+}
+
 /// A repository that is here at its commit, and what the commit has in it.
 struct Held {
     part: Part,
@@ -101,19 +111,43 @@ impl GitStore {
 
     /// Whether a commit is here with all its files and submodules.
     pub fn holds(&self, pin: &GitPin) -> bool {
-        self.whole(pin).is_ok()
+        self.whole(pin, &BTreeSet::new()).is_ok()
     }
 
-    /// The store of an upstream.
-    fn repository(&self, url: &GitUrl) -> Result<Repository, GitError> {
-        let name = BlobHash::of(url.bare().as_bytes()).to_string();
-        let path = self.root.join(format!("{}.git", &name[..32]));
-        let make = || {
-            let made = Repository::init_bare(&path)?;
-            made.config()?.set_str(UPSTREAM, url.as_str())?;
-            Ok(made)
+    /// A store of an upstream, which is made if need be.
+    fn repository(&self, url: &GitUrl, came: Came) -> Result<Repository, GitError> {
+        let path = self.path(url, came);
+        let open = || {
+            let repository = Repository::open_bare(&path).or_else(|_| Repository::init_bare(&path))?;
+            let mut config = repository.config()?;
+            // Whoever made it may have been killed before it was set.
+            if config.get_string(UPSTREAM).is_err() {
+                config.set_str(UPSTREAM, url.as_str())?;
+            }
+            Ok(repository)
         };
-        Repository::open_bare(&path).or_else(|_| make()).map_err(|source| GitError::git("open", url, source))
+        open().map_err(|source| GitError::git("open", url, source))
+    }
+
+    fn path(&self, url: &GitUrl, came: Came) -> PathBuf {
+        let name = BlobHash::of(url.bare().as_bytes()).to_string();
+        let ending = match came {
+            Came::Fetched => "fetched.git",
+            Came::Packed => "git",
+        };
+        self.root.join(format!("{}.{ending}", &name[..32]))
+    }
+
+    /// A store of an upstream that has a commit by itself. Where hosts are named, that is one that this node itself filled
+    /// from one of them.
+    fn find(&self, url: &GitUrl, commit: Oid, hosts: &BTreeSet<String>) -> Option<Repository> {
+        let counting: &[Came] = match hosts.is_empty() {
+            true => &[Came::Fetched, Came::Packed],
+            false if hosts.contains(&url.host()) => &[Came::Fetched],
+            false => &[],
+        };
+        let stores = counting.iter().flat_map(|came| Repository::open_bare(self.path(url, *came)));
+        stores.into_iter().find(|store| has(store, commit))
     }
 
     /// Whose stores have a commit by itself: another lockfile may have named it by another address.
@@ -126,16 +160,21 @@ impl GitStore {
         fs::read_dir(&self.root).into_iter().flatten().flatten().filter_map(upstream).collect()
     }
 
-    /// The repositories that a commit of this upstream needs, as far as they are here, and the first that is not.
-    fn parts(&self, url: &GitUrl, commit: &GitCommit) -> Result<(Vec<Held>, Option<Part>), GitError> {
+    /// The repositories that a commit of this upstream needs, as far as they are here (from these hosts, if any are
+    /// named), and the first that is not.
+    fn parts(
+        &self,
+        url: &GitUrl,
+        commit: &GitCommit,
+        hosts: &BTreeSet<String>,
+    ) -> Result<(Vec<Held>, Option<Part>), GitError> {
         let whole = Part { path: String::new(), url: url.clone(), commit: oid(commit) };
         let (mut parts, mut open) = (Vec::new(), vec![(whole, 0)]);
         let mut entries_left = self.bounds.entries;
         while let Some((part, depth)) = open.pop() {
-            let repository = self.repository(&part.url)?;
-            if !has(&repository, part.commit) {
+            let Some(repository) = self.find(&part.url, part.commit, hosts) else {
                 return Ok((parts, Some(part)));
-            }
+            };
             if parts.len() >= MAX_REPOSITORIES || depth > MAX_DEPTH {
                 return Err(GitError::TooManySubmodules { url: url.to_string() });
             }
@@ -148,18 +187,21 @@ impl GitStore {
         Ok((parts, None))
     }
 
-    /// All repositories of a commit, from whichever upstream it came, each before its submodules.
-    fn whole(&self, pin: &GitPin) -> Result<Vec<Held>, GitError> {
-        let mut not_here = None;
+    /// All repositories of a commit, from whichever upstream it came (of these hosts, if any are named), each before its
+    /// submodules.
+    fn whole(&self, pin: &GitPin, hosts: &BTreeSet<String>) -> Result<Vec<Held>, GitError> {
+        let mut broken = None;
         let others = || self.upstreams_with(&pin.commit).into_iter();
         for url in pin.urls().cloned().chain(std::iter::once_with(others).flatten()) {
-            match self.parts(&url, &pin.commit)? {
-                (parts, None) => return Ok(parts),
-                (_, Some(missing)) => not_here = not_here.or(Some(missing)),
+            match self.parts(&url, &pin.commit, hosts) {
+                Ok((parts, None)) => return Ok(parts),
+                Ok(_) => {}
+                // Another store may be a good one.
+                Err(error) => broken = broken.or(Some(error)),
             }
         }
-        let Part { url, commit, .. } = not_here.expect("a pin has an address");
-        Err(GitError::NotHere { url: url.to_string(), commit: commit.to_string() })
+        let (url, commit) = (pin.url.to_string(), pin.commit.to_string());
+        Err(broken.unwrap_or(GitError::NotHere { url, commit }))
     }
 
     /// Sees whether every file of a commit is in a store, and marks it if so. What has too much in it is refused.

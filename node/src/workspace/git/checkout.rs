@@ -30,7 +30,7 @@ impl GitStore {
     /// Lays a commit out in a folder that does not exist yet: byte for byte, read-only, without `.git`.
     pub fn checkout(&self, pin: &GitPin, into: &Path) -> Result<Checkout, GitError> {
         make_folder(into, |folder| {
-            let parts = self.whole(pin)?;
+            let parts = self.whole(pin, &BTreeSet::new())?;
             let mut bytes = 0_u64;
             for Held { part, repository, entries } in &parts {
                 bytes = bytes.saturating_add(self.weigh(repository, part, entries)?);
@@ -52,7 +52,7 @@ impl GitStore {
     /// The files of a commit that are not in a folder as they are in the commit.
     pub fn differences(&self, pin: &GitPin, folder: &Path) -> Result<Vec<String>, GitError> {
         let mut differing = Vec::new();
-        for Held { part, entries, .. } in self.whole(pin)? {
+        for Held { part, entries, .. } in self.whole(pin, &BTreeSet::new())? {
             for entry in entries.iter().filter(|entry| entry.kind != Kind::Submodule) {
                 let path = place(&part, entry);
                 if !is_as(entry, &folder.join(&path)) {

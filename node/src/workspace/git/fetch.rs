@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 
 use super::pack::read_pack;
 use super::way::{Terms, Way};
-use super::{GitError, GitStore, MAX_REPOSITORIES, Part};
+use super::{Came, GitError, GitStore, MAX_REPOSITORIES, Part};
 use crate::policy::Policy;
 
 /// What a fetch keeps to, and whom it tells.
@@ -26,8 +26,9 @@ pub struct Fetching<'a> {
 
 impl GitStore {
     /// Fetches a commit and its submodules, unless they are here: from each of its addresses until one gives it whole.
+    /// Where the owner names hosts, only what this node itself once fetched from these counts as here.
     pub fn fetch(&self, pin: &GitPin, fetching: &Fetching<'_>) -> Result<(), GitError> {
-        if self.holds(pin) {
+        if self.whole(pin, &fetching.policy.hosts).is_ok() {
             return Ok(());
         }
         let mut tried = Vec::new();
@@ -56,7 +57,7 @@ impl GitStore {
     ) -> Result<(), GitError> {
         let mut before = 0;
         for _ in 0..=MAX_REPOSITORIES {
-            let (_, missing) = self.parts(upstream, commit)?;
+            let (_, missing) = self.parts(upstream, commit, &fetching.policy.hosts)?;
             let Some(missing) = missing else { return Ok(()) };
             check(fetching.policy, upstream, &missing.url)?;
             before += self.fetch_one(upstream, &missing, fetching, before).inspect_err(|error| {
@@ -70,7 +71,7 @@ impl GitStore {
 
     /// Removes the store of an upstream of which nothing was ever taken: what was refused is there for nothing.
     fn forget(&self, url: &GitUrl) {
-        let Ok(repository) = self.repository(url) else { return };
+        let Ok(repository) = Repository::open_bare(self.path(url, Came::Fetched)) else { return };
         let has_whole =
             repository.references_glob("refs/whole/*").is_ok_and(|mut whole| whole.next().is_some());
         if !has_whole && let Err(error) = std::fs::remove_dir_all(repository.path()) {
@@ -88,7 +89,7 @@ impl GitStore {
     ) -> Result<u64, GitError> {
         let Part { url, commit, .. } = part;
         let commit = *commit;
-        let repository = self.repository(url)?;
+        let repository = self.repository(url, Came::Fetched)?;
         if url.as_str().starts_with("file://") {
             let progress = |bytes| (fetching.progress)(before + bytes);
             let mut pack = self.read_folder(part, progress, fetching.cancel)?;

@@ -7,6 +7,7 @@
 //! Whoever reads one proves it by git's own hashes: a pack is indexed by what its objects hash to, and every
 //! object of the commit must be among them.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
@@ -15,7 +16,7 @@ use git2::{Oid, Repository};
 use protocol::{GitPin, GitUrl, MAX_PACK};
 use serde::{Deserialize, Serialize};
 
-use super::{GitError, GitStore, Held, MAX_REPOSITORIES, Part};
+use super::{Came, GitError, GitStore, Held, MAX_REPOSITORIES, Part};
 use crate::os::file::tells_full_disk;
 
 const MAGIC: &[u8] = b"farm-git/1\n";
@@ -38,7 +39,7 @@ impl GitStore {
         let io = |source| GitError::io(Path::new("pack"), source);
         let mut list = Vec::new();
         let mut packs = tempfile::tempfile_in(&self.root).map_err(io)?;
-        for Held { part, repository, .. } in self.whole(pin)? {
+        for Held { part, repository, .. } in self.whole(pin, &BTreeSet::new())? {
             let begun = packs.stream_position().map_err(io)?;
             write_pack(&repository, part.commit, &mut packs, |_| true)
                 .map_err(|source| GitError::git("pack", &part.url, source))?;
@@ -83,7 +84,7 @@ impl GitStore {
         let proving = GitStore { bounds: self.bounds, ..GitStore::open(scratch.path())? };
         for Listed { url, commit, size } in list {
             let commit = Oid::from_str(&commit).map_err(|_| fault("names a commit that is none"))?;
-            let repository = proving.repository(&url)?;
+            let repository = proving.repository(&url, Came::Packed)?;
             read_pack(&repository, &mut (&mut reader).take(size)).map_err(|source| {
                 // libgit2 tells it in the system's words alone.
                 match tells_full_disk(source.message()) {
@@ -96,7 +97,7 @@ impl GitStore {
                 return Err(fault("lacks files of a commit"));
             }
         }
-        let parts = match proving.whole(pin) {
+        let parts = match proving.whole(pin, &BTreeSet::new()) {
             Ok(parts) => parts,
             Err(GitError::NotHere { .. }) => {
                 return Err(fault("lacks the commit, or one of its submodules"));
@@ -104,7 +105,7 @@ impl GitStore {
             Err(error) => return Err(error),
         };
         for Held { part, repository, .. } in parts {
-            let to = self.repository(&part.url)?;
+            let to = self.repository(&part.url, Came::Packed)?;
             let copied = copy_commit(&repository, &to, part.commit);
             copied.map_err(|source| GitError::git("take in", &part.url, source))?;
             self.mark_whole(&to, &part)?;

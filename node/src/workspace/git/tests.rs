@@ -2,6 +2,7 @@
 
 mod served;
 mod hostile;
+mod hosts;
 mod slow;
 
 use std::collections::BTreeMap;
@@ -339,10 +340,13 @@ fn only_what_the_owner_allows_is_asked() {
     }
     let policy = Policy { hosts: ["git.example.org".to_owned()].into(), ..Policy::default() };
     check("https://github.com/x/y", &policy, "--allow-code-host");
+    let made = fs::read_dir(stores.folder.path().join("git")).expect("a folder").count();
+    assert_eq!(made, 0, "nothing is made for what is not asked");
 }
 
 #[test]
-fn commit_comes_from_the_first_of_its_repositories_that_gives_it_and_is_one_under_all_names() {
+fn commit_comes_from_the_first_of_its_repositories_that_gives_it_and_is_one_under_all_names_where_no_host_is_named()
+ {
     let (upstream, rewritten, lib) = (Upstream::new(), Upstream::new(), Upstream::new());
     let pinned = lib.commit(&[("lib.py", 0o100644, "lib\n")]);
     let modules = format!("[submodule \"lib\"]\n\tpath = lib\n\turl = {}\n", lib.url());
@@ -363,6 +367,9 @@ fn commit_comes_from_the_first_of_its_repositories_that_gives_it_and_is_one_unde
     // Nobody is asked for what is here under another name.
     let renamed = GitPin::new(other.clone(), known.commit.clone());
     stores.fetch_by(&renamed, &Policy::default()).expect("is here");
+    let elsewhere = Policy { hosts: [refused.host()].into(), ..Policy::default() };
+    let error = stores.fetch_by(&renamed, &elsewhere).expect_err("what came from another host is not here");
+    assert!(matches!(&error, GitError::Refused { .. }), "{error}");
 
     let by_pack = Stores::new();
     file.seek(SeekFrom::Start(0)).expect("own file");
@@ -387,10 +394,31 @@ fn commit_comes_from_the_first_of_its_repositories_that_gives_it_and_is_one_unde
 fn store_that_a_killed_process_left_half_made_goes_on() {
     let (upstream, stores) = (Upstream::new(), Stores::new());
     let pin = upstream.commit(&[("a", 0o100644, "a")]);
-    let half = stores.store.repository(&pin.url).expect("made");
+    let half = stores.store.repository(&pin.url, Came::Fetched).expect("made");
     fs::write(half.path().join("objects/pack/pack_abc.tmp"), "half").expect("written");
+    half.config().expect("a config").remove(UPSTREAM).expect("removed");
     stores.fetch(&pin).expect("fetched");
     assert!(stores.store.holds(&pin));
+    let renamed = GitPin { url: "https://example.org/x".parse().expect("an address"), ..pin };
+    assert!(stores.store.holds(&renamed), "whose store it is was not known");
+}
+
+#[test]
+fn broken_store_does_not_hide_a_good_one() {
+    let (upstream, mirror, stores) = (Upstream::new(), Upstream::new(), Stores::new());
+    let pin = upstream.commit(&[("a", 0o100644, "a")]);
+    let same = mirror.commit(&[("a", 0o100644, "a")]);
+    stores.fetch(&pin).expect("fetched");
+    let broken = stores.store.repository(&pin.url, Came::Fetched).expect("is there");
+    let move_pack = |from: &str, to: &str| {
+        fs::rename(broken.path().join(from), broken.path().join(to)).expect("own folder");
+    };
+    move_pack("objects/pack", "objects/elsewhere");
+    let error = stores.store.differences(&pin, stores.folder.path()).expect_err("it cannot be read");
+    assert!(matches!(error, GitError::Git { .. }), "{error:?}");
+    let pin = GitPin { mirrors: vec![same.url], ..pin };
+    stores.fetch(&pin).expect("the mirror gives it");
+    assert_eq!(stores.checkout(&pin).expect("laid out")["a"], "a");
 }
 
 #[test]

@@ -50,7 +50,7 @@ fn address_that_was_judged_is_asked_whatever_the_settings_of_git_put_in_its_plac
     for (place, replaced) in [(elsewhere, beginning), (elsewhere, "http://"), (&other.url, pin.url.as_str())]
     {
         let stores = Stores::new();
-        let store = stores.store.repository(&pin.url).expect("made");
+        let store = stores.store.repository(&pin.url, Came::Fetched).expect("made");
         let mut config = store.config().expect("a config");
         config.set_str(&format!("url.{place}.insteadOf"), replaced).expect("set");
         let fetched = stores.fetch(&pin);
@@ -114,7 +114,7 @@ fn submodule_of_a_public_repository_leads_to_no_private_one() {
     let public = GitPin { url: "https://example.org/outer".parse().expect("an address"), ..private.clone() };
     // As if it had been fetched from there.
     let part = Part { path: String::new(), url: public.url.clone(), commit: oid(&public.commit) };
-    let store = stores.store.repository(&public.url).expect("made");
+    let store = stores.store.repository(&public.url, Came::Fetched).expect("made");
     pack::copy_commit(&outer.repository, &store, part.commit).expect("copied");
     assert!(stores.store.mark_whole(&store, &part).expect("read"));
     let check = |pin: &GitPin, private_origins: bool, expected: Option<&str>| {
@@ -165,7 +165,7 @@ fn public_name_may_lead_to_a_private_address_by_the_owners_word_alone() {
     check(office, "https://git.example.org/lib", &brave, true);
     check(office, other, &brave, false);
     check("http://nas.local/a", other, &brave, true);
-    let hosts: std::collections::BTreeSet<String> = ["other.example.org".to_owned()].into();
+    let hosts: BTreeSet<String> = ["other.example.org".to_owned()].into();
     check(office, other, &Policy { hosts: hosts.clone(), ..brave }, true);
     check(office, other, &Policy { hosts, ..Policy::default() }, false);
 }

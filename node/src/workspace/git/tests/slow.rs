@@ -16,7 +16,7 @@ fn impatient() -> Stores {
 
 /// The files in the store of an upstream that are not as git leaves them for good.
 fn unfinished(stores: &Stores, pin: &GitPin) -> Vec<String> {
-    let store = stores.store.repository(&pin.url).expect("made");
+    let store = stores.store.repository(&pin.url, Came::Fetched).expect("made");
     let names = walk(store.path());
     names.into_iter().filter(|name| name.contains("_git2_") || name.ends_with(".lock")).collect()
 }

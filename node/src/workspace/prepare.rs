@@ -89,10 +89,14 @@ pub async fn prepare_task(
         shelf.keep_only(&hashes);
         attempts.keep_only(&hashes);
         at_work.keep_only(&hashes);
-        if attempts.distrust_any(builder.trusted()) {
-            at_work.stop().await;
+        let trusted = builder.trusted();
+        if attempts.is_any_distrusted(&trusted) {
+            for (wanted, state) in at_work.stop().await {
+                attempts.note(&wanted, &state);
+            }
             shelf.doubt_all();
         }
+        attempts.trust(trusted);
         let mut pause = Instant::now() + LOOK;
         // One that nothing is wanted for stays: it would be free again at once, and so on without a pause.
         if let Some(want) = want

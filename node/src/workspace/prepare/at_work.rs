@@ -81,10 +81,14 @@ impl AtWork {
         Some((wanted, state))
     }
 
-    /// Breaks all off, and waits until they have ended.
-    pub(super) async fn stop(&mut self) {
+    /// Breaks all off, and waits until they have ended; not all of them by that, so how they did is for the caller.
+    pub(super) async fn stop(&mut self) -> Vec<(WantedWorkspace, WorkspaceState)> {
         self.keep_only(&BTreeSet::new());
-        while self.next().await.is_some() {}
+        let mut ended = Vec::new();
+        while let Some(next) = self.next().await {
+            ended.push(next);
+        }
+        ended
     }
 }
 

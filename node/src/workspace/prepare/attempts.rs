@@ -45,14 +45,17 @@ impl Attempts {
         self.refused.retain(|lockfile, _| wanted.contains(lockfile));
     }
 
-    /// Notes whom the owner trusts now; says whether anybody is trusted no more.
-    pub(super) fn distrust_any(&mut self, trusted: TrustedPublishers) -> bool {
-        if self.trusted == trusted {
-            return false;
+    /// Whether anybody is trusted no more where these are trusted now.
+    pub(super) fn is_any_distrusted(&self, trusted: &TrustedPublishers) -> bool {
+        self.trusted.iter().any(|key| !trusted.contains(key))
+    }
+
+    /// Notes whom the owner trusts now; what was refused before, while it was others, is judged again.
+    pub(super) fn trust(&mut self, trusted: TrustedPublishers) {
+        if self.trusted != trusted {
+            self.refused.clear();
+            self.trusted = trusted;
         }
-        self.refused.clear();
-        let earlier = std::mem::replace(&mut self.trusted, trusted);
-        earlier.iter().any(|key| !self.trusted.contains(key))
     }
 
     pub(super) fn next<'a>(

@@ -14,6 +14,8 @@ struct Made {
     answers: Mutex<BTreeMap<u8, Vec<Result<(), BuildError>>>>,
     built: Mutex<Vec<u8>>,
     missing: Mutex<BTreeSet<u8>>,
+    /// Which fail as they are broken off, the first time.
+    failing: Mutex<BTreeSet<u8>>,
     /// Whose proof waits until it is broken off.
     unproven: Mutex<BTreeSet<u8>>,
     /// Of which a log of a failure is kept.
@@ -42,7 +44,10 @@ impl Builder for Made {
             }
             Some(Ok(())) => {
                 cancel.cancelled().await;
-                Err(BuildError::Canceled)
+                match self.failing.lock().expect("no panic").remove(&number) {
+                    true => Err(BuildError::Failed("the origin does not answer".to_owned())),
+                    false => Err(BuildError::Canceled),
+                }
             }
             Some(Err(error)) => Err(error),
         }
@@ -314,4 +319,20 @@ async fn what_is_being_built_is_judged_again_where_a_publisher_is_trusted_no_mor
     farm.until(2, |state| matches!(state, WorkspaceState::Refused { .. })).await;
     farm.until(1, is_loaded).await;
     assert_eq!(*farm.builder.built.lock().expect("no panic"), [1, 2, 1, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_fails_as_a_publisher_is_trusted_no_more_is_not_tried_again_at_once() {
+    let builder = Made::default();
+    builder.trusted.lock().expect("no panic").insert(PublisherKey([1; 32]));
+    builder.answers.lock().expect("no panic").insert(1, vec![Ok(())]);
+    builder.failing.lock().expect("no panic").insert(1);
+    let farm = Preparing::start(builder);
+    farm.wanted.send_replace(want(&[1]));
+    farm.until(1, |state| matches!(state, WorkspaceState::Preparing(_))).await;
+    farm.builder.trusted.lock().expect("no panic").remove(&PublisherKey([1; 32]));
+    farm.until(1, |state| matches!(state, WorkspaceState::Failed { .. })).await;
+    let failed = Instant::now();
+    farm.until(1, is_loaded).await;
+    assert!(failed.elapsed() >= FIRST_RETRY, "{:?}", failed.elapsed());
 }

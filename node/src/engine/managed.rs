@@ -3,7 +3,8 @@
 //! A slot has at most one process, so at most one holds its device's memory: it is started for the first run of a
 //! workspace, or for its proof, stays for the next ones, also for those of other workspaces with the same environment
 //! and code, of which each sees its own models alone, makes way for all others, and ends after a while without work. One
-//! that died or hangs is started anew and its run is tried once more. Not here: the requests that a run consists of (`comfyui`), and how a workspace is made (`workspace`).
+//! that died or hangs is started anew and its run is tried once more. Not here: the requests that a run consists of
+//! (`comfyui`), and how a workspace is made (`workspace`).
 
 mod door;
 mod download;
@@ -110,9 +111,9 @@ struct Place {
 }
 
 impl Place {
-    /// The process, unless it ended by itself.
+    /// The process, unless it ended by itself or can only be ended.
     fn up(&mut self) -> Option<&mut Process> {
-        self.process.as_mut().and_then(|process| process.is_up().then_some(process))
+        self.process.as_mut().and_then(|process| process.is_sound().then_some(process))
     }
 }
 
@@ -137,7 +138,8 @@ impl Managed {
             }
         }
         let idle = slots.iter().filter_map(|slot| Some((slot, slot.process.try_lock().ok()?)));
-        let idle = idle.min_by_key(|(_, place)| place.process.is_some());
+        let idle = idle.map(|(slot, mut place)| (place.up().is_some(), slot, place));
+        let idle = idle.min_by_key(|(is_warm, ..)| *is_warm).map(|(_, slot, place)| (slot, place));
         let (slot, mut place) = match idle {
             Some(idle) => idle,
             None => first_free(&slots, cancel).await?,

@@ -7,9 +7,12 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, mkdirat, openat, statat, symlinkat, unlinkat};
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, mkdirat, openat, readlinkat, statat, symlinkat, unlinkat,
+};
 use rustix::io::Errno;
 
 /// How a folder is opened that may be swapped for a link.
@@ -37,6 +40,17 @@ pub(crate) fn unlink(root: &Path, place: &Path) -> io::Result<bool> {
     }
     remove(&folder, name)?;
     Ok(true)
+}
+
+/// Whether a symbolic link to this target is at a place below `root`.
+pub(crate) fn is_link(target: &Path, root: &Path, place: &Path) -> io::Result<bool> {
+    let Some((folder, name)) = way_to(root, place)? else { return Ok(false) };
+    match readlinkat(&folder, name, Vec::new()) {
+        Ok(there) => Ok(there.to_bytes() == target.as_os_str().as_bytes()),
+        // There is nothing, or no link.
+        Err(Errno::NOENT | Errno::INVAL) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// How many bytes the files of a folder and of those in it have. What goes meanwhile counts for nothing.
@@ -182,6 +196,25 @@ mod tests {
             check(other, false);
         }
         assert_eq!(fs::read_to_string(folder.path().join("a/file")).expect("there"), "a run's own");
+    }
+
+    #[test]
+    fn link_is_known_by_its_own_target_and_by_no_other_way() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let root = folder.path();
+        assert!(link(Path::new("/one"), root, Path::new("a/link")).expect("made"));
+        fs::write(root.join("a/file"), "a run's own").expect("written");
+        symlink(root.join("a"), root.join("b")).expect("linked");
+        for (place, target, expected) in [
+            ("a/link", "/one", true),
+            ("a/link", "/two", false),
+            ("a/file", "/one", false),
+            ("a/gone", "/one", false),
+            ("b/link", "/one", false),
+        ] {
+            let there = is_link(Path::new(target), root, Path::new(place)).expect(place);
+            assert_eq!(there, expected, "{place}: {target}");
+        }
     }
 
     #[test]

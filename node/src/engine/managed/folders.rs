@@ -104,12 +104,23 @@ impl Folders {
                 return Ok(false);
             }
         }
-        for (place, file) in these.iter().filter(|(place, _)| !those.contains_key(*place)) {
-            if !self.add(place, file, within.is_some_and(|within| !within.contains(file)))? {
+        for (place, file) in these {
+            let is_there = match those.contains_key(place) {
+                // A run may have removed it, or put another file in its place.
+                true => self.has(place, file)?,
+                false => self.add(place, file, within.is_some_and(|within| !within.contains(file)))?,
+            };
+            if !is_there {
                 return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    /// Whether this file is in front of the process, as it was put there.
+    fn has(&self, place: &Path, file: &Path) -> io::Result<bool> {
+        let is_link = |target: &Path| beneath::is_link(target, &self.root, &below_root(place));
+        Ok(is_link(file)? || is_link(&self.visible(file))?)
     }
 
     /// Puts another file in front of a process that is up. It can be a model that nothing else lies in the place of:
@@ -123,8 +134,7 @@ impl Folders {
             return beneath::link(file, &self.root, &below_root(place));
         }
         // Its walls were made around the files of its start, and around a folder for those that come.
-        let name = BlobHash::of(file.as_os_str().as_encoded_bytes()).to_string();
-        let visible = self.further().join(name);
+        let visible = self.visible(file);
         match std::fs::hard_link(file, &visible) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             // On another disk, or another user's.
@@ -132,6 +142,11 @@ impl Folders {
             Ok(()) => {}
         }
         beneath::link(&visible, &self.root, &below_root(place))
+    }
+
+    /// Where a process within walls reads a file that came after its start.
+    fn visible(&self, file: &Path) -> PathBuf {
+        self.further().join(BlobHash::of(file.as_os_str().as_encoded_bytes()).to_string())
     }
 
     /// Removes all but the log.
@@ -233,8 +248,13 @@ mod tests {
             );
             assert!(these.keys().all(|place| read(place.to_str().expect("UTF-8")) == "further"));
         }
+        let beside = files(&["b.safetensors", "c.safetensors"]);
+        assert!(folders.exchange(&first, &beside, Some(&within)).expect("exchanged"), "one stays");
+        assert!(folders.exchange(&beside, &first, Some(&within)).expect("exchanged"));
         fs::remove_file(folders.code().join("models/vae/a.safetensors")).expect("removed");
+        assert!(!folders.exchange(&first, &first, Some(&within)).expect("looked at"), "it is gone");
         fs::write(folders.code().join("models/vae/a.safetensors"), "a run's own").expect("written");
+        assert!(!folders.exchange(&first, &first, Some(&within)).expect("looked at"), "it is another");
         assert!(!folders.exchange(&first, &second, None).expect("looked at"), "that cannot go");
         fs::write(folders.code().join("main.py"), "changed").expect("it may write beside itself");
         assert_eq!(fs::read_to_string(at("tree/main.py")).expect("there"), "run");

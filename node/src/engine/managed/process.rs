@@ -11,7 +11,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::{Device, RunError, RunErrorKind, Workflow, lacking};
+use protocol::{Device, Op, RunError, RunErrorKind, Workflow, lacking};
 use serde_json::Value;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
@@ -262,9 +262,9 @@ impl Launch {
 }
 
 impl Process {
-    /// Whether it is up.
-    pub(super) fn is_up(&mut self) -> bool {
-        !self.program.has_ended()
+    /// Whether it is up and can go on: one that has the files of no workspace in place can serve none.
+    pub(super) fn is_sound(&mut self) -> bool {
+        self.in_place.is_some() && !self.program.has_ended()
     }
 
     /// What it serves.
@@ -302,9 +302,7 @@ impl Process {
         let op = failed.op.as_ref().and_then(|failed| workflow.get(&failed.id));
         let mut late =
             self.in_place.iter().flat_map(Files::keys).filter(|place| !self.first.contains_key(*place));
-        late.any(|place| {
-            op.is_none_or(|op| op.inputs.values().filter_map(Value::as_str).any(|name| place.ends_with(name)))
-        })
+        late.any(|place| op.is_none_or(|op| may_name(op, place)))
     }
 
     /// The system's id of it.
@@ -397,6 +395,13 @@ impl Process {
     }
 }
 
+/// Whether an input of an op may mean the file at this place.
+fn may_name(op: &Op, place: &Path) -> bool {
+    // Every path ends with the empty one.
+    let mut names = op.inputs.values().filter_map(Value::as_str).filter(|name| !name.is_empty());
+    names.any(|name| place.ends_with(name))
+}
+
 /// Does what blocks on a thread that may.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
@@ -460,6 +465,8 @@ fn search_path(programs: &Path, machine: Option<OsString>) -> io::Result<OsStrin
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -477,5 +484,20 @@ mod tests {
         let newest = "--listen 127.0.0.1 --port 8199 --front-end-root /f --disable-api-nodes \
                       --preview-method latent2rgb --cpu";
         check(&known, None, newest);
+    }
+
+    #[test]
+    fn op_names_a_file_by_the_end_of_its_path_and_by_no_empty_text() {
+        let check = |name: &str, expected: bool| {
+            let inputs = [("model_name", json!(name)), ("scale", json!(2)), ("image", json!(["1", 0]))];
+            let inputs = inputs.into_iter().map(|(input, value)| (input.to_owned(), value)).collect();
+            let op = Op { inputs, ..Op::default() };
+            assert_eq!(may_name(&op, Path::new("models/vae/a.safetensors")), expected, "{name}");
+        };
+        check("a.safetensors", true);
+        check("vae/a.safetensors", true);
+        check("b.safetensors", false);
+        check("safetensors", false);
+        check("", false);
     }
 }

@@ -141,6 +141,33 @@ async fn workflow_sees_no_model_of_another_one_in_a_process_that_both_have() {
 }
 
 #[tokio::test]
+async fn process_whose_models_a_run_changed_is_warm_for_nobody_and_gives_way_to_a_sound_one() {
+    let Some(machine) = Machine::walled(|_| {}).await else { return };
+    let blobs = [1, 2].map(|seed| machine.upscaler(seed));
+    let (first, second) =
+        (machine.beside(1, "a.safetensors", &blobs[0]), machine.beside(2, "b.safetensors", &blobs[1]));
+    let of_first = machine.enlarge(&first, "a.safetensors").await;
+    let process = machine.process().await.expect("it is warm");
+    let both = BTreeSet::from([first.lockfile, second.lockfile]);
+    let model = machine.folder.path().join("slots/slot-0/ComfyUI/models/upscale_models/a.safetensors");
+    let as_a_run_may = || std::fs::remove_file(&model).expect("removed");
+    as_a_run_may();
+    assert_eq!(machine.enlarge(&first, "a.safetensors").await, of_first);
+    let anew = machine.process().await.expect("it is warm");
+    assert_ne!(anew, process, "the model was gone from the earlier one");
+    as_a_run_may();
+    std::fs::write(&model, "its own").expect("written");
+    let all = [Arc::clone(&first), Arc::clone(&second)];
+    assert_eq!(machine.engine.warm(&all).await, BTreeMap::from([(SlotId(0), both)]));
+    let slot = machine.engine.slot(SlotId(0));
+    let joined = slot.process.lock().await.up().expect("it is up").join(&second).await;
+    assert!(!joined, "a file that is no link is not taken out");
+    assert_eq!(machine.engine.warm(&all).await, BTreeMap::new());
+    assert_eq!(machine.enlarge(&first, "a.safetensors").await, of_first);
+    assert!(machine.process().await.is_some_and(|last| last != anew));
+}
+
+#[tokio::test]
 async fn two_slots_work_side_by_side_each_in_a_process_and_folders_of_its_own() {
     let two = |config: &mut ManagedConfig| config.devices.push(Device::Cpu { threads: 1, memory: 8 << 30 });
     let Some(machine) = Machine::walled(two).await else { return };

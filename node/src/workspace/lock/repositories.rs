@@ -163,7 +163,7 @@ fn disabled(name: &str, path: &Path, findings: &mut Findings) -> Option<CustomNo
     } else {
         let repository = LocalRepository::open(path).ok().flatten();
         repository.and_then(|repository| {
-            let mut urls = upstreams(&repository).0;
+            let mut urls = Upstreams::of(&repository).urls;
             let mirrors = urls.split_off(urls.len().min(1));
             let commit = repository.commit().ok()??;
             Some(CustomNode::Git { url: urls.pop()?, commit, mirrors, disabled: true })
@@ -175,25 +175,42 @@ fn disabled(name: &str, path: &Path, findings: &mut Findings) -> Option<CustomNo
     recorded
 }
 
-/// The addresses of a repository, each once, and why further ones are none that a lockfile can have. First are those
-/// that are known to have its commit, and of these such as everybody reaches.
-pub(super) fn upstreams(repository: &LocalRepository) -> (Vec<GitUrl>, Vec<ParseTextError>) {
-    let (mut urls, mut faults): (Vec<(bool, GitUrl)>, _) = (Vec::new(), Vec::new());
-    for Remote { url, has_commit } in repository.remotes() {
-        match url.parse::<GitUrl>() {
-            Ok(url) if urls.iter().any(|(_, known)| known.is_same(&url)) => {}
-            Ok(url) => urls.push((has_commit, url)),
-            Err(fault) => faults.push(fault),
+/// The remotes of a repository, as a lockfile has them.
+pub(super) struct Upstreams {
+    /// Each address once: first those that are known to have its commit, and of these such as everybody reaches.
+    pub(super) urls: Vec<GitUrl>,
+    /// How many are left out, which only its user reaches and nobody needs.
+    left_out: usize,
+    /// Why others are none that a lockfile can have.
+    faults: Vec<ParseTextError>,
+}
+
+impl Upstreams {
+    /// Those of this repository.
+    pub(super) fn of(repository: &LocalRepository) -> Self {
+        let (mut urls, mut faults): (Vec<(bool, GitUrl)>, _) = (Vec::new(), Vec::new());
+        for Remote { url, has_commit } in repository.remotes() {
+            match url.parse::<GitUrl>() {
+                Ok(url) if urls.iter().any(|(_, known)| known.is_same(&url)) => {}
+                Ok(url) => urls.push((has_commit, url)),
+                Err(fault) => faults.push(fault),
+            }
         }
+        let all = urls.len();
+        // What lies where, on the user's machine and in the network, is nobody's business.
+        if urls.iter().any(|(has_commit, url)| *has_commit && url.is_public()) {
+            urls.retain(|(_, url)| url.is_public());
+        }
+        let left_out = all - urls.len();
+        urls.sort_by_key(|(has_commit, url)| (!has_commit, !url.is_public()));
+        urls.truncate(1 + MAX_MIRRORS);
+        Self { urls: urls.into_iter().map(|(_, url)| url).collect(), left_out, faults }
     }
-    urls.sort_by_key(|(has_commit, url)| (!has_commit, !url.is_public()));
-    urls.truncate(1 + MAX_MIRRORS);
-    (urls.into_iter().map(|(_, url)| url).collect(), faults)
 }
 
 /// The upstreams and commit of a repository.
 fn pin(what: What, repository: &LocalRepository, findings: &mut Findings) -> Option<GitPin> {
-    let (mut urls, faults) = upstreams(repository);
+    let Upstreams { mut urls, left_out, faults } = Upstreams::of(repository);
     let mirrors = urls.split_off(urls.len().min(1));
     let url = urls.pop();
     let not_recorded = |fault: &ParseTextError| format!("{what}: a remote is not recorded: {fault}");
@@ -204,6 +221,13 @@ fn pin(what: What, repository: &LocalRepository, findings: &mut Findings) -> Opt
             let fault = |fault| Fault::Text { what: what.clone(), fault };
             findings.faults.extend(faults.into_iter().map(fault));
         }
+    }
+    if let Some(url) = &url
+        && left_out > 0
+    {
+        findings.notes.push(format!(
+            "{what}: {left_out} of its remotes, which not everybody reaches, are left out: `{url}` has the commit"
+        ));
     }
     let commit = match repository.commit() {
         Ok(Some(commit)) => commit,

@@ -149,6 +149,22 @@ fn every_remote_is_recorded_and_that_which_is_known_to_have_the_commit_goes_firs
         .any(|note| note.contains("a remote is not recorded") && note.contains("forge.example"));
     assert!(told, "{:?}", locked.notes);
     assert!(locked.lacking.iter().all(|lacking| !lacking.starts_with("custom node")), "{:?}", locked.lacking);
+    let counted = |note: &String| note.contains("not everybody reaches");
+    assert!(!locked.notes.iter().any(counted), "a node may need them: {:?}", locked.notes);
+
+    // Where a public one has the commit, nobody is told of the others.
+    repository.reference("refs/remotes/own/main", head, false, "fetched").expect("set");
+    let locked = folder.lock(bare());
+    let [CustomNode::Git { url, mirrors, .. }] = locked.lockfile.custom_nodes.as_slice() else {
+        panic!("{:?}", locked.lockfile.custom_nodes)
+    };
+    assert_eq!(url.as_str(), "https://example.org/nodes.git");
+    assert_eq!(
+        mirrors.iter().map(|url| url.as_str()).collect::<Vec<_>>(),
+        ["https://github.com/a/nodes.git"]
+    );
+    let told = locked.notes.iter().find(|note| counted(note)).expect("told");
+    assert!(told.contains(&format!("`{name}`: 2 of its remotes")) && told.contains(url.as_str()), "{told}");
 }
 
 /// A workflow that names no file.

@@ -11,7 +11,7 @@ use protocol::CustomNode;
 use super::{LockRequest, Locked, TraceError, link_models};
 use crate::workspace::carried;
 use crate::workspace::git::LocalRepository;
-use crate::workspace::lock::repositories::upstreams;
+use crate::workspace::lock::repositories::Upstreams;
 
 /// What writes down which addresses the process asks for.
 const LISTENER: &str = include_str!("prestartup_script.py");
@@ -42,7 +42,7 @@ impl Tree {
             let is_on = !entry.file_name().to_string_lossy().ends_with(".disabled");
             let repository = is_on.then(|| LocalRepository::open(&entry.path())).transpose()?.flatten();
             let Some(repository) = repository else { continue };
-            let (urls, _) = upstreams(&repository);
+            let Upstreams { urls, .. } = Upstreams::of(&repository);
             let is_it = |node: &&CustomNode| node.git().is_some_and(|pin| urls.first() == Some(&pin.url));
             let travels = |name: &str| locked.carried.iter().any(|node| node.name.as_str() == name);
             let node = locked.lockfile.custom_nodes.iter().find(is_it);

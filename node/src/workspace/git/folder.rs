@@ -12,7 +12,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use git2::Repository;
+use git2::{Oid, Repository};
 use protocol::GitUrl;
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +30,11 @@ static LEFT: Mutex<BTreeMap<GitUrl, Weak<Reading>>> = Mutex::new(BTreeMap::new()
 
 fn left() -> MutexGuard<'static, BTreeMap<GitUrl, Weak<Reading>>> {
     LEFT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the thread of a reader is called, which may have 15 characters.
+pub(super) fn reader_name(commit: Oid) -> String {
+    format!("git {commit:.10}")
 }
 
 /// How far a reader is.
@@ -74,7 +79,7 @@ impl GitStore {
         let reading = Reading::begin();
         let (sender, receiver) = mpsc::sync_channel(1);
         let (store, wanted, telling) = (self.clone(), part.clone(), Arc::clone(&reading));
-        let reader = std::thread::Builder::new().name("git-folder".to_owned());
+        let reader = std::thread::Builder::new().name(reader_name(part.commit));
         let read = move || drop(sender.send(store.read_task(&wanted, &telling)));
         reader.spawn(read).map_err(setup)?;
         let (mut last, mut since) = (0, Instant::now());
@@ -94,13 +99,14 @@ impl GitStore {
             let waited = since.elapsed();
             let fault = match waited >= self.patience.silence {
                 _ if cancel.is_cancelled() => GitError::Canceled,
-                true => {
-                    left().insert(part.url.clone(), Arc::downgrade(&reading));
-                    reading.silent(part, waited)
-                }
+                true => reading.silent(part, waited),
                 false => continue,
             };
             reading.is_broken_off.store(true, Ordering::Relaxed);
+            // Also of one that was broken off as asked nobody knows whether the disk lets it end.
+            let mut left = left();
+            left.retain(|_, reading| reading.strong_count() > 0);
+            left.insert(part.url.clone(), Arc::downgrade(&reading));
             return Err(fault);
         }
     }

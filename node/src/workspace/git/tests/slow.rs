@@ -1,9 +1,13 @@
 //! Upstreams that send something now and then, or less than anybody would wait for.
 
+use std::sync::mpsc;
 use std::time::Duration;
 
 use super::served::answering;
 use super::*;
+
+/// Longer than anything here takes.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Gives up below a thousand bytes a second.
 fn impatient() -> Stores {
@@ -80,28 +84,50 @@ fn slow_uplink_that_keeps_to_the_lowest_speed_is_waited_for() {
     assert_eq!(stores.checkout(&pin).expect("laid out")["main.py"], "text\n");
 }
 
-#[test]
-fn cancel_reaches_a_fetch_that_waits_for_a_byte() {
-    let upstream = Upstream::new();
-    let made = upstream.commit(&[("main.py", 0o100644, "text\n")]);
-    let (stores, served) = (Stores::new(), Served::start(&upstream, true));
-    let pin = served.pin(&made);
-    served.drips.lock().expect("no panic").insert("GET", Duration::from_secs(3600));
-    let fetched = std::thread::scope(|scope| {
-        let fetching = scope.spawn(|| stores.fetch(&pin));
-        while served.requests.load(Ordering::Relaxed) == 0 && !fetching.is_finished() {
-            std::thread::yield_now();
-        }
-        stores.cancel.cancel();
-        fetching.join().expect("no panic")
+/// Does what hangs where something is wrong, and fails then.
+fn in_time(test: fn()) {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    let at_work = std::thread::spawn(move || {
+        test();
+        sender.send(())
     });
-    assert!(matches!(fetched, Err(GitError::Canceled)), "{fetched:?}");
+    let hangs = receiver.recv_timeout(DEADLINE) == Err(mpsc::RecvTimeoutError::Timeout);
+    assert!(!hangs, "it hangs");
+    at_work.join().expect("no panic").expect("somebody waits");
 }
 
 #[test]
-fn folder_whose_disk_does_not_answer_is_given_up_and_asked_again_once_it_does() {
+fn cancel_reaches_a_fetch_that_waits_for_a_byte() {
+    in_time(|| {
+        let upstream = Upstream::new();
+        let made = upstream.commit(&[("main.py", 0o100644, "text\n")]);
+        let (stores, served) = (Stores::new(), Served::start(&upstream, true));
+        let pin = served.pin(&made);
+        served.drips.lock().expect("no panic").insert("GET", Duration::from_secs(3600));
+        let fetched = std::thread::scope(|scope| {
+            let fetching = scope.spawn(|| stores.fetch(&pin));
+            while served.requests.load(Ordering::Relaxed) == 0 && !fetching.is_finished() {
+                std::thread::yield_now();
+            }
+            stores.cancel.cancel();
+            fetching.join().expect("no panic")
+        });
+        assert!(matches!(fetched, Err(GitError::Canceled)), "{fetched:?}");
+    });
+}
+
+#[test]
+fn folder_whose_disk_does_not_answer_has_one_reader_and_is_asked_again_once_that_ended() {
+    in_time(|| {
+        hang("cancelled", Duration::from_secs(3600), |stores| stores.cancel.cancel());
+        hang("silent", Duration::from_millis(200), |_| {});
+    });
+}
+
+/// A folder that hangs and is given up, by this silence or as the caller has it.
+fn hang(text: &str, silence: Duration, give_up: impl Fn(&Stores)) {
     let upstream = Upstream::new();
-    let pin = upstream.commit(&[("main.py", 0o100644, "text\n")]);
+    let pin = upstream.commit(&[("main.py", 0o100644, text)]);
     let (start, rest) = pin.commit.as_str().split_at(2);
     let object = upstream.folder.path().join("objects").join(start).join(rest);
     let kept = fs::read(&object).expect("it is there");
@@ -110,16 +136,15 @@ fn folder_whose_disk_does_not_answer_is_given_up_and_asked_again_once_it_does() 
     assert!(Command::new("mkfifo").arg(&object).status().expect("mkfifo is here").success());
 
     let mut stores = Stores::new();
-    let fetched = std::thread::scope(|scope| {
-        let fetching = scope.spawn(|| stores.fetch(&pin));
-        stores.cancel.cancel();
-        fetching.join().expect("no panic")
-    });
-    assert!(matches!(fetched, Err(GitError::Canceled)), "{fetched:?}");
-    stores.cancel = CancellationToken::new();
-    stores.store.patience.silence = Duration::from_millis(200);
+    stores.store.patience.silence = silence;
+    give_up(&stores);
     let error = stores.fetch(&pin).expect_err("it hangs");
-    assert!(matches!(error, GitError::Silent { .. }), "{error:?}");
+    assert!(matches!(error, GitError::Canceled | GitError::Silent { .. }), "{error:?}");
+    for _ in 0..3 {
+        stores.fetch(&pin).expect_err("it still does");
+    }
+    assert_eq!(readers(&pin), 1, "{text}: however often it is asked");
+    stores.cancel = CancellationToken::new();
     stores.store.patience.silence = Duration::from_secs(3600);
     let error = stores.fetch(&pin).expect_err("nobody waits beside the one that hangs");
     assert!(matches!(error, GitError::Silent { .. }), "{error:?}");
@@ -135,5 +160,13 @@ fn folder_whose_disk_does_not_answer_is_given_up_and_asked_again_once_it_does() 
             Err(error) => panic!("{error:?}"),
         }
     }
-    assert_eq!(stores.checkout(&pin).expect("laid out")["main.py"], "text\n");
+    assert_eq!(stores.checkout(&pin).expect("laid out")["main.py"], text);
+}
+
+/// How many threads of this process read this commit from a folder.
+fn readers(pin: &GitPin) -> usize {
+    let name = folder::reader_name(oid(&pin.commit));
+    let threads = fs::read_dir("/proc/self/task").expect("it is Linux").flatten();
+    let names = threads.flat_map(|thread| fs::read_to_string(thread.path().join("comm")));
+    names.filter(|comm| comm.trim_end() == name).count()
 }

@@ -202,7 +202,7 @@ fn parts(spec: &CodeSpec) -> Result<(GitPin, Vec<Part>), CodeError> {
     for node in &spec.custom_nodes {
         let part = match node {
             CustomNode::Git { url, commit, mirrors, .. } => {
-                let pin = GitPin { mirrors: mirrors.clone(), ..GitPin::new(url.clone(), commit.clone()) };
+                let pin = GitPin { url: url.clone(), commit: commit.clone(), mirrors: mirrors.clone() };
                 Part { name: url.folder().to_owned(), origin: Origin::Git(pin) }
             }
             CustomNode::Carried { name, files, .. } => {

@@ -138,7 +138,7 @@ impl Plan {
     fn add_node(&mut self, node: &CustomNode) {
         match node {
             CustomNode::Git { url, commit, mirrors, .. } => {
-                let pin = GitPin { mirrors: mirrors.clone(), ..GitPin::new(url.clone(), commit.clone()) };
+                let pin = GitPin { url: url.clone(), commit: commit.clone(), mirrors: mirrors.clone() };
                 self.steps.push(git(&pin, format!("ComfyUI/custom_nodes/{}", url.folder())));
             }
             CustomNode::Registry { id, version } => self.steps.push(Step::Registry {

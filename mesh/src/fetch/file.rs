@@ -256,8 +256,13 @@ impl Exchange {
         peers.extend(found.readers);
         let unproven = self.store().unproven(*file).await?;
         let fetched = self.put_together(wanted, &unproven, peers, tried, progress).await;
-        drop(taken_over);
         let holds = if fetched.is_ok() { held(&unproven.pieces()) } else { Vec::new() };
+        drop(unproven);
+        if taken_over.is_some() && fetched.is_err() {
+            // Whoever waits for the blob takes them back.
+            self.store().let_go(file.sha256).await;
+        }
+        drop(taken_over);
         if wanted.share {
             self.give_back(*file, holds).await;
         }
@@ -418,7 +423,10 @@ impl Exchange {
             return Ok(());
         }
         if wanted.is_trusted() {
-            self.store().vouch(Alias { sha256: file.sha256, blob }).await?;
+            // It lets others find the blob by this name as well; what was asked for is here without it.
+            if let Err(error) = self.store().vouch(Alias { sha256: file.sha256, blob }).await {
+                warn!(%error, "what a publisher signed of a file is not kept");
+            }
             return Ok(());
         }
         let found = match beside {

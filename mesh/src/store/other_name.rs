@@ -79,6 +79,16 @@ impl BlobStore {
         .await
     }
 
+    /// Waits a moment for those who let go of what came of a file, so that its bytes can go back to their blob.
+    pub(crate) async fn let_go(&self, sha256: Sha256) {
+        let free = async {
+            while self.index().is_filled(&sha256) {
+                sleep(LOOK).await;
+            }
+        };
+        let _ = timeout(LINGER, free).await;
+    }
+
     /// Takes the bytes of a blob back from the file that went on with them, unless somebody fills that. Nothing is
     /// believed: whoever opens the blob verifies them. It blocks on the disk.
     pub(super) fn take_back(&self, blob: BlobRef) -> Result<(), StoreError> {
@@ -89,7 +99,11 @@ impl BlobStore {
         let index = self.index();
         let Some(sha256) = self.who_goes_on_with(blob, &index)? else { return Ok(()) };
         let marks = self.partial_path(sha256, "pieces");
-        let marked = fs::read(&marks).map_err(failure("reading", &marks))?;
+        let marked = match fs::read(&marks) {
+            // None is there for certain, then.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            read => read.map_err(failure("reading", &marks))?,
+        };
         let mut pieces = Pieces::none(blob.pieces());
         let (marked, _) = marked.as_chunks::<MARK>();
         let is_there = (0..blob.pieces()).zip(marked).filter(|(_, mark)| **mark != [0; MARK]);

@@ -49,6 +49,7 @@ mod unproven;
 pub use byte_size::{ByteSize, ParseByteSizeError};
 pub use draft::BlobWriter;
 pub use error::StoreError;
+pub(crate) use export_beside::ExportBeside;
 pub(crate) use files::hash_model;
 pub use growing::GrowingFile;
 pub(crate) use growing::Sha256Beside;

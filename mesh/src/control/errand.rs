@@ -15,7 +15,7 @@ use crate::fetch::{
     Exchange, FetchError, FetchFileError, FetchedFile, OriginFile, OriginSizeError, Progress as FetchProgress,
 };
 use crate::finder::{FindError, Finder, Found};
-use crate::store::{BlobEntry, BlobStore, Sha256Beside, StoreError};
+use crate::store::{BlobEntry, BlobStore, ExportBeside, Sha256Beside, StoreError};
 
 /// The ways of a process into its farm.
 #[derive(Clone)]
@@ -137,7 +137,7 @@ impl Reach {
     ) -> Result<Got, ErrandError> {
         let store = self.exchange.store();
         let here = match &request.name {
-            BlobName::Blake3(hash) => store.get(*hash),
+            BlobName::Blake3(hash) => store.check(*hash).await?,
             BlobName::Sha256(sha256) => store.proven(sha256).await?,
         };
         if let Some(blob) = here {
@@ -145,7 +145,7 @@ impl Reach {
             return Ok(Got { blob, fetched: Vec::new(), origin_bytes: 0 });
         }
         let export = store.export_beside(request.name, &request.output);
-        let got = self.fetch(&request, tell).await?;
+        let got = self.fetch(&request, &export, tell).await?;
         export.finish(got.blob.hash).await?;
         Ok(got)
     }
@@ -153,6 +153,7 @@ impl Reach {
     async fn fetch(
         &self,
         request: &GetRequest,
+        export: &ExportBeside,
         tell: impl Fn(Progress) + Send + Sync,
     ) -> Result<Got, ErrandError> {
         let GetRequest { name, from, urls, size, .. } = request;
@@ -166,6 +167,7 @@ impl Reach {
             Err(error @ FindError::Timeout) => (Found::default(), format!("in vain: {error}")),
         };
         let Found { blob, providers, readers } = found;
+        blob.iter().for_each(|blob| export.comes_as(blob.hash));
         let (sender, news) = watch::channel(FetchProgress::default());
         let telling = self.tell_progress(*name, blob, news, tell);
         let fetching = async {

@@ -8,12 +8,13 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
-use std::thread::sleep;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use protocol::{BlobHash, BlobName, PIECE_SIZE};
+use tokio::runtime::Handle;
 use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::sleep;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::debug;
 
@@ -21,13 +22,14 @@ use super::export::{Draft, copy_to};
 use super::{BlobStore, Pieces, StoreError, blocking};
 use crate::tree::piece_size;
 
-/// How often it is looked what came. Nobody waits for it.
+/// How often it is looked what came.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// A copy on its way; dropped, it is made no more.
 pub(crate) struct ExportBeside {
     store: BlobStore,
     destination: PathBuf,
+    blob: Arc<OnceLock<BlobHash>>,
     copying: JoinHandle<Option<Copy>>,
     stop: CancellationToken,
     _guard: DropGuard,
@@ -37,21 +39,34 @@ impl BlobStore {
     /// Begins with a copy of what is about to be fetched.
     pub(crate) fn export_beside(&self, name: BlobName, destination: &Path) -> ExportBeside {
         let (store, destination, stop) = (self.clone(), destination.to_owned(), CancellationToken::new());
-        let maker =
-            Maker { store: store.clone(), name, destination: destination.clone(), stop: stop.clone() };
+        let blob = Arc::default();
+        let maker = Maker {
+            store: store.clone(),
+            name,
+            blob: Arc::clone(&blob),
+            destination: destination.clone(),
+            stop: stop.clone(),
+        };
+        let home = Handle::current();
         // It sleeps most of the time, on a thread that may.
         let copying = spawn_blocking(move || {
-            maker.run().unwrap_or_else(|error| {
+            maker.run(&home).unwrap_or_else(|error| {
                 // It is tried again once all is here, and said then.
                 debug!(%error, "no copy is made while the file comes");
                 None
             })
         });
-        ExportBeside { store, destination, copying, _guard: stop.clone().drop_guard(), stop }
+        ExportBeside { store, destination, blob, copying, _guard: stop.clone().drop_guard(), stop }
     }
 }
 
 impl ExportBeside {
+    /// Takes note of the blob that is said to be what was named. Where it is not, all is copied at the end.
+    pub(crate) fn comes_as(&self, blob: BlobHash) {
+        // Only the first one is looked for: others come where that is not it.
+        let _ = self.blob.set(blob);
+    }
+
     /// Makes it a copy of this blob, which is whole now.
     pub(crate) async fn finish(self, hash: BlobHash) -> Result<(), StoreError> {
         self.stop.cancel();
@@ -71,33 +86,38 @@ impl ExportBeside {
 struct Maker {
     store: BlobStore,
     name: BlobName,
+    blob: Arc<OnceLock<BlobHash>>,
     destination: PathBuf,
     stop: CancellationToken,
 }
 
 impl Maker {
     /// Copies what comes until it is told to stop.
-    fn run(self) -> io::Result<Option<Copy>> {
-        let mut copy: Option<Copy> = None;
+    fn run(self, home: &Handle) -> io::Result<Option<Copy>> {
+        let mut copy = None;
         while !self.stop.is_cancelled() {
-            let Some(coming) = self.coming()? else {
-                sleep(LOOK);
-                continue;
-            };
-            if copy.as_ref().is_none_or(|copy| !copy.goes_on_with(&coming)) {
-                // The room of one that is given up is free first.
-                drop(copy.take());
-                let begun = Copy::begin(&coming, &self.destination)?;
-                let Some(begun) = begun else { return Ok(None) };
-                copy = Some(begun);
+            if let Some(coming) = self.coming()?.filter(|coming| !coming.pieces.is_empty()) {
+                copy = self.go_on(copy.take(), &coming)?;
+                if copy.is_none() {
+                    break;
+                }
             }
-            if let Some(copy) = &mut copy {
-                copy.go_on(&coming, &self.stop)?;
-            }
-            drop(coming);
-            sleep(LOOK);
+            home.block_on(self.stop.run_until_cancelled(sleep(LOOK)));
         }
         Ok(copy)
+    }
+
+    /// Goes on with a copy, or begins one; `None` where it is better made at the end.
+    fn go_on(&self, copy: Option<Copy>, coming: &Coming) -> io::Result<Option<Copy>> {
+        // The room of one that is given up is free before another takes it.
+        let going_on = copy.filter(|copy| copy.goes_on_with(coming));
+        let begun = match going_on {
+            Some(copy) => Some(copy),
+            None => Copy::begin(coming, &self.destination)?,
+        };
+        let Some(mut copy) = begun else { return Ok(None) };
+        copy.go_on(coming, &self.stop)?;
+        Ok(Some(copy))
     }
 
     /// What is here now of a file or blob that comes.
@@ -107,7 +127,8 @@ impl Maker {
             BlobName::Blake3(hash) => (None, Some(hash)),
             BlobName::Sha256(sha256) => {
                 let file = index.unproven.get(&sha256).and_then(Weak::upgrade);
-                (file, index.said.get(&sha256).map(|blob| blob.hash))
+                let said = index.said.get(&sha256).map(|blob| blob.hash);
+                (file, said.or(self.blob.get().copied()))
             }
         };
         let partial = blob.and_then(|hash| index.partial.get(&hash)).and_then(Weak::upgrade);
@@ -224,6 +245,7 @@ fn inode(file: &fs::File) -> io::Result<(u64, u64)> {
 mod tests {
     use protocol::{FileRef, PeerId, Sha256};
     use sha2::Digest;
+    use tokio::time::timeout;
 
     use super::*;
     use crate::store::Giver;
@@ -236,7 +258,8 @@ mod tests {
     }
 
     async fn made() -> Made {
-        let folder = tempfile::tempdir().expect("a folder");
+        // A file system that copies at no cost makes nothing beside.
+        let folder = tempfile::tempdir_in("/dev/shm").expect("a folder");
         let store = BlobStore::open(folder.path().join("store")).await.expect("a store");
         let bytes: Vec<u8> = (0..3 * PIECE_SIZE + 5).map(|index| (index * 31 % 251) as u8).collect();
         let sha256 = Sha256(sha2::Sha256::digest(&bytes).into());
@@ -263,10 +286,17 @@ mod tests {
                     fs::File::open(entry.path()).and_then(|file| file.read_exact_at(&mut last, end - 1));
                 name && read.is_ok() && last[0] == self.bytes[end as usize - 1]
             };
-            while !fs::read_dir(self.folder.path()).expect("own folder").flatten().any(is_copied) {
-                tokio::time::sleep(LOOK / 10).await;
-            }
+            until(|| fs::read_dir(self.folder.path()).expect("own folder").flatten().any(is_copied)).await;
         }
+    }
+
+    async fn until(is_so: impl Fn() -> bool) {
+        let looking = async {
+            while !is_so() {
+                sleep(LOOK / 10).await;
+            }
+        };
+        timeout(Duration::from_secs(30), looking).await.expect("it comes about");
     }
 
     #[tokio::test]
@@ -319,9 +349,6 @@ mod tests {
         assert!(unproven.write_piece(0, made.piece(0), Giver::Origin).expect("there is room"));
         made.copied(PIECE_SIZE).await;
         drop(copy);
-        let only_the_store = || fs::read_dir(made.folder.path()).expect("own folder").count() == 1;
-        while !only_the_store() {
-            tokio::time::sleep(LOOK / 10).await;
-        }
+        until(|| fs::read_dir(made.folder.path()).expect("own folder").count() == 1).await;
     }
 }

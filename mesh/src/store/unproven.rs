@@ -279,8 +279,10 @@ impl UnprovenFile {
             let mut state = file.lock();
             let given: Vec<_> = state.givers.iter().map(|(piece, giver)| (*piece, *giver)).collect();
             let mut count = 0;
-            file.taken_back.fetch_add(1, Ordering::SeqCst);
             for (piece, giver) in given.into_iter().filter(|(piece, giver)| !is_trusted(*piece, *giver)) {
+                if count == 0 {
+                    file.taken_back.fetch_add(1, Ordering::SeqCst);
+                }
                 let mut digest = [0; MARK];
                 let path = file.store.partial_path(file.file.sha256, "pieces");
                 let read = file.marks.read_exact_at(&mut digest, piece * MARK as u64);

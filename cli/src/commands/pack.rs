@@ -127,10 +127,11 @@ pub(super) async fn pack(arguments: &PackArguments) -> anyhow::Result<()> {
             arguments.indexes.look_up(&mut locked, &arguments.comfyui, arguments.python.as_deref()).await?,
         ),
     };
-    let bundle = write(&path, &bytes, &exposure, &locked, travelling)?;
+    // First the only copies, then what says where they belong.
     let folder = path.with_extension("files");
     let kept = traced.as_ref().map(|traced| traced.keep(&locked.lockfile, &folder)).transpose();
     let kept = kept.with_context(|| format!("`{}` cannot be written", folder.display()))?.unwrap_or_default();
+    let bundle = write(&path, &bytes, &exposure, &locked, travelling)?;
     tell(arguments, &path, &bundle, &locked, &Found { answers, unresolved, kept, folder })
 }
 

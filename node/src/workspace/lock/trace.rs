@@ -304,7 +304,8 @@ fn record(
     for (Appeared { path, file, sources }, names) in named {
         let sources = super::sources_of(request, &names, sources);
         let BlobRef { hash, size } = names.blob;
-        let travels = (size <= SMALL || sources.is_empty()) && size <= left;
+        let is_packed = travelling.contains_key(&hash);
+        let travels = is_packed || (size <= SMALL || sources.is_empty()) && size <= left;
         if !travels {
             staying.insert(path.clone(), file);
         } else if travelling.insert(hash, file).is_none() {

@@ -2,6 +2,7 @@
 //!
 //! Not here: which nodes keep them; the coordinator chooses, and is asked again and again.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::bail;
@@ -45,13 +46,22 @@ pub(super) async fn keep(
         );
         return Ok(());
     }
+    let folders = folders(arguments);
     let author = Author::find(client, arguments.listen).await?;
     let kept = tokio::select! {
-        kept = serve_until_kept(arguments, client, &author, models) => kept,
+        kept = serve_until_kept(&folders, client, &author, models) => kept,
         () = asked_to_stop() => Err(anyhow::anyhow!("stopped before all models were kept elsewhere; the same command goes on")),
     };
     author.stop().await?;
-    let kept = kept?;
+    let (kept, nowhere) = kept?;
+    if !nowhere.is_empty() {
+        let names = nowhere.join("`, `");
+        bail!(Failure::Input(format!(
+            "`{names}` is nowhere but on the machine that packed the bundle: deploy again with `--models` and the folder \
+             that has it; all {} other models are kept",
+            kept.len()
+        )));
+    }
     if arguments.tool.json {
         let kept: Vec<_> =
             kept.iter().map(|served| json!({ "model": served.name, "blob": served.hash })).collect();
@@ -62,16 +72,25 @@ pub(super) async fn keep(
     Ok(())
 }
 
+/// Where models are looked for: what `pack --trace` laid beside the bundle is among them.
+fn folders(arguments: &DeployArguments) -> Vec<PathBuf> {
+    let beside = arguments.file.with_extension("files");
+    arguments.models.iter().cloned().chain(beside.is_dir().then_some(beside)).collect()
+}
+
+/// Which models others keep now, and the names of those that nobody has.
 async fn serve_until_kept(
-    arguments: &DeployArguments,
+    folders: &[PathBuf],
     client: &Client,
     author: &Author,
     models: Vec<Model>,
-) -> anyhow::Result<Vec<Served>> {
-    let mut served = Vec::new();
+) -> anyhow::Result<(Vec<Served>, Vec<String>)> {
+    let (mut served, mut nowhere) = (Vec::new(), Vec::new());
     for model in models {
-        if let Some(one) = serve(arguments, client, author, &model).await? {
-            served.push(one);
+        match serve(folders, client, author, &model).await? {
+            Found::Here(one) => served.push(one),
+            Found::Elsewhere => {}
+            Found::Nowhere => nowhere.push(model.name),
         }
     }
     if !served.is_empty() {
@@ -87,25 +106,33 @@ async fn serve_until_kept(
             is_kept &= one.look(client, author, copies).await?;
         }
         if is_kept {
-            return Ok(served);
+            return Ok((served, nowhere));
         }
         tokio::time::sleep(LOOK).await;
     }
 }
 
+/// Where a model is.
+enum Found {
+    Here(Served),
+    /// Or not to be shared.
+    Elsewhere,
+    Nowhere,
+}
+
 /// Serves one model, if it is here and may be.
 async fn serve(
-    arguments: &DeployArguments,
+    folders: &[PathBuf],
     client: &Client,
     author: &Author,
     model: &Model,
-) -> anyhow::Result<Option<Served>> {
+) -> anyhow::Result<Found> {
     let name = &model.name;
     if !model.share {
         eprintln!("  {name}: not shared");
-        return Ok(None);
+        return Ok(Found::Elsewhere);
     }
-    let Some(file) = model.find(&arguments.models) else {
+    let Some(file) = model.find(folders) else {
         let held = match model.blob_name() {
             Some(blob) => {
                 client.get(&format!("/v1/blobs/{blob}")).await?["holders"].as_array().map_or(0, Vec::len)
@@ -113,10 +140,10 @@ async fn serve(
             None => 0,
         };
         match (held, model.has_url) {
-            (0, false) if !model.is_named => eprintln!(
-                "  {name}: not in these folders, held by no node, and without a URL: no node can rebuild the workflow until \
-                 one has it"
-            ),
+            (0, false) if !model.is_named => {
+                eprintln!("  {name}: not in these folders, held by no node, and without a URL");
+                return Ok(Found::Nowhere);
+            }
             (0, false) => bail!(Failure::Input(format!(
                 "model `{name}` of {} is in none of the folders of `--models`, held by no node, and has no URL",
                 ByteSize(model.size)
@@ -124,7 +151,7 @@ async fn serve(
             (0, true) => eprintln!("  {name}: not in these folders; it comes from its URL"),
             (nodes, _) => eprintln!("  {name}: not in these folders; {nodes} nodes hold it"),
         }
-        return Ok(None);
+        return Ok(Found::Elsewhere);
     };
     let blob = author.serve(&file).await?;
     let found = blob.sha256.map(|sha256| sha256.to_string());
@@ -136,7 +163,8 @@ async fn serve(
             "`{file}` is not the model `{name}` of the lockfile: its SHA-256 is {found}, not {wanted}"
         )));
     }
-    Ok(Some(Served { name: name.clone(), hash: blob.hash.to_string(), size: blob.size, told: String::new() }))
+    let (hash, size) = (blob.hash.to_string(), blob.size);
+    Ok(Found::Here(Served { name: name.clone(), hash, size, told: String::new() }))
 }
 
 /// How many other nodes there are to keep something.

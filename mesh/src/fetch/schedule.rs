@@ -139,10 +139,10 @@ impl Source {
             || (self.open.len() < MAX_OPEN_GETS && self.most_more() > 0 && self.backlog(now) < lookahead)
     }
 
-    /// How many pieces more may be open: all together no more than came, for what the first of them say of a
-    /// source that many ask at once is soon too much.
+    /// How many pieces more may be open: all together twice what came, for what the first of them say of a source
+    /// that many ask at once is soon too much.
     fn most_more(&self) -> u64 {
-        self.gave.max(1).saturating_sub(self.open_pieces())
+        (2 * self.gave.max(1)).saturating_sub(self.open_pieces())
     }
 
     /// Whether it still fetches the blob itself.

@@ -8,15 +8,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
 use rustix::fs::ioctl_ficlone;
 use tempfile::{Builder, NamedTempFile};
 use tracing::debug;
 
-use super::cached::is_in_memory;
 use super::draft::sync_folder;
-use super::room::disk_failure;
+use super::room::{allocate, disk_failure};
 use super::{StoreError, free_bytes};
 use crate::folder::left::remove_left;
 
@@ -27,21 +24,24 @@ const FRESH: Duration = Duration::from_secs(60);
 
 /// Copies all `size` bytes of a file to this path.
 pub(super) fn copy_to(mut file: &fs::File, size: u64, destination: &Path) -> Result<(), StoreError> {
-    let full = |error| disk_failure(folder_of(destination), size, destination, error);
-    let mut draft = Draft::begin(destination).map_err(full)?;
-    let copied = match ioctl_ficlone(draft.file(), file) {
-        Ok(()) => Ok(()),
-        Err(_) => {
-            draft.reserve(size, size).and_then(|()| io::copy(&mut file, draft.0.as_file_mut()).map(drop))
-        }
-    };
-    draft.finish(copied, size, destination)
+    let full = |error| copy_failure(size, destination, error);
+    let mut copy = UnnamedCopy::begin(destination).map_err(full)?;
+    if ioctl_ficlone(copy.file(), file).is_err() {
+        copy.reserve(size, size).map_err(full)?;
+        io::copy(&mut file, copy.0.as_file_mut()).map_err(full)?;
+    }
+    copy.finish(size, destination)
+}
+
+/// The error of a copy of `size` bytes to this path that failed.
+pub(super) fn copy_failure(size: u64, destination: &Path, error: io::Error) -> StoreError {
+    disk_failure(folder_of(destination), size, destination, error)
 }
 
 /// A copy that has no name yet. Dropped, it is deleted.
-pub(super) struct Draft(NamedTempFile);
+pub(super) struct UnnamedCopy(NamedTempFile);
 
-impl Draft {
+impl UnnamedCopy {
     /// Nothing of it yet, beside where it is to be.
     fn begin(destination: &Path) -> io::Result<Self> {
         let folder = folder_of(destination);
@@ -60,12 +60,12 @@ impl Draft {
     /// One for a copy of a file that still comes; `None` where the file system would copy it without room or time
     /// once it is whole, and where the room may not be enough for both.
     pub(super) fn begin_early(file: &fs::File, size: u64, destination: &Path) -> io::Result<Option<Self>> {
-        let draft = Self::begin(destination)?;
-        let is_free_of_cost = ioctl_ficlone(draft.file(), file).is_ok();
-        if is_free_of_cost || draft.reserve(size, size.saturating_mul(2)).is_err() {
+        let copy = Self::begin(destination)?;
+        let is_free_of_cost = ioctl_ficlone(copy.file(), file).is_ok();
+        if is_free_of_cost || copy.reserve(size, size.saturating_mul(2)).is_err() {
             return Ok(None);
         }
-        Ok(Some(draft))
+        Ok(Some(copy))
     }
 
     pub(super) fn file(&self) -> &fs::File {
@@ -77,26 +77,13 @@ impl Draft {
         if free_bytes(folder_of(self.0.path())).is_ok_and(|found| found < free) {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        // There every page would be touched now and again when it is written.
-        if is_in_memory(self.file()) {
-            return Ok(());
-        }
-        match fallocate(self.file(), FallocateFlags::empty(), 0, size as i64) {
-            // Nothing is nothing to take.
-            Ok(()) | Err(Errno::EOPNOTSUPP | Errno::EINVAL) => Ok(()),
-            Err(errno) => Err(errno.into()),
-        }
+        allocate(self.file(), size)
     }
 
-    /// Gives it its name, once its `size` bytes are on the disk, if they could be `copied`.
-    pub(super) fn finish(
-        self,
-        copied: io::Result<()>,
-        size: u64,
-        destination: &Path,
-    ) -> Result<(), StoreError> {
-        let full = |error| disk_failure(folder_of(destination), size, destination, error);
-        copied.and_then(|()| self.file().sync_all()).map_err(full)?;
+    /// Gives it its name, once its `size` bytes are on the disk.
+    pub(super) fn finish(self, size: u64, destination: &Path) -> Result<(), StoreError> {
+        let full = |error| copy_failure(size, destination, error);
+        self.file().sync_all().map_err(full)?;
         self.0.persist(destination).map_err(|error| full(error.error))?;
         sync_folder(&folder_of(destination).join(destination.file_name().unwrap_or_default()))
     }

@@ -18,7 +18,7 @@ use tokio::time::sleep;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::debug;
 
-use super::export::{Draft, copy_to};
+use super::export::{UnnamedCopy, copy_failure, copy_to};
 use super::{BlobStore, Pieces, StoreError, blocking};
 use crate::tree::piece_size;
 
@@ -176,7 +176,7 @@ impl TakenBack {
 
 /// What is copied already, and of which file.
 struct Copy {
-    draft: Draft,
+    draft: UnnamedCopy,
     inode: (u64, u64),
     size: u64,
     pieces: Pieces,
@@ -187,7 +187,7 @@ impl Copy {
     /// Nothing of it yet; `None` where it is better made at the end: it would take no room and no time there, or
     /// room that what comes may need.
     fn begin(coming: &Coming, destination: &Path) -> io::Result<Option<Self>> {
-        let Some(draft) = Draft::begin_early(&coming.data, coming.size, destination)? else {
+        let Some(draft) = UnnamedCopy::begin_early(&coming.data, coming.size, destination)? else {
             return Ok(None);
         };
         let (inode, size, taken_back) = (coming.inode, coming.size, coming.taken_back.clone());
@@ -223,7 +223,8 @@ impl Copy {
         let mut bytes = Vec::new();
         let lacking = self.pieces.missing_from(&Pieces::all(self.pieces.count()), u64::MAX);
         let copied = lacking.into_iter().flatten().try_for_each(|piece| self.copy(piece, whole, &mut bytes));
-        self.draft.finish(copied, self.size, destination)
+        copied.map_err(|error| copy_failure(self.size, destination, error))?;
+        self.draft.finish(self.size, destination)
     }
 
     fn copy(&mut self, piece: u64, from: &fs::File, bytes: &mut Vec<u8>) -> io::Result<()> {
@@ -248,7 +249,7 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::store::Giver;
+    use crate::store::{Giver, UnprovenFile};
 
     struct Made {
         folder: tempfile::TempDir,
@@ -275,6 +276,19 @@ mod tests {
 
         fn destination(&self) -> PathBuf {
             self.folder.path().join("copy")
+        }
+
+        /// The rest comes, and then the copy is there as a whole, and not before it is asked for.
+        async fn finishes(&self, unproven: &Arc<UnprovenFile>, rest: &[u64], copy: ExportBeside) {
+            for piece in rest {
+                let written = unproven.write_piece(*piece, self.piece(*piece), Giver::Origin);
+                assert!(written.expect("there is room"));
+            }
+            let proof = unproven.prove().await.expect("all pieces are there");
+            let blob = unproven.keep(proof).await.expect("there is room");
+            assert!(!self.destination().exists(), "it was not asked for yet");
+            copy.finish(blob.hash).await.expect("there is room");
+            assert!(fs::read(self.destination()).expect("it is there") == self.bytes, "other bytes");
         }
 
         /// Waits until so many bytes lie in what is being copied.
@@ -309,14 +323,7 @@ mod tests {
             assert!(unproven.write_piece(piece, made.piece(piece), Giver::Origin).expect("there is room"));
         }
         made.copied(3 * PIECE_SIZE).await;
-        for piece in [1, 3] {
-            assert!(unproven.write_piece(piece, made.piece(piece), Giver::Origin).expect("there is room"));
-        }
-        let proof = unproven.prove().await.expect("all pieces are there");
-        let blob = unproven.keep(proof).await.expect("there is room");
-        assert!(!made.destination().exists(), "it was not asked for yet");
-        copy.finish(blob.hash).await.expect("there is room");
-        assert!(fs::read(made.destination()).expect("it is there") == made.bytes, "other bytes");
+        made.finishes(&unproven, &[1, 3], copy).await;
     }
 
     #[tokio::test]
@@ -332,13 +339,7 @@ mod tests {
         assert!(unproven.write_piece(0, &wrong, liar).expect("there is room"));
         made.copied(PIECE_SIZE).await;
         unproven.distrust(|_, _| false).await.expect("own folder");
-        for piece in 0..4 {
-            assert!(unproven.write_piece(piece, made.piece(piece), Giver::Origin).expect("there is room"));
-        }
-        let proof = unproven.prove().await.expect("all pieces are there");
-        let blob = unproven.keep(proof).await.expect("there is room");
-        copy.finish(blob.hash).await.expect("there is room");
-        assert!(fs::read(made.destination()).expect("it is there") == made.bytes, "other bytes");
+        made.finishes(&unproven, &[0, 1, 2, 3], copy).await;
     }
 
     #[tokio::test]

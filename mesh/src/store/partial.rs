@@ -10,12 +10,9 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
-use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
 use protocol::{BlobRef, PIECE_SIZE};
 use tokio::sync::watch;
 
-use super::cached::is_in_memory;
 use super::draft::sync_folder;
 use super::piece_buffer::PieceBuffer;
 use super::{BlobHold, BlobStore, Pieces, StoreError, blocking, failure, remove_file};
@@ -196,24 +193,7 @@ impl PartialBlob {
 
     /// Takes the room for the whole blob before its first byte, where the file system can.
     fn reserve(&self) -> Result<(), StoreError> {
-        let wanted = self.bytes_to_reserve()?;
-        if wanted == 0 {
-            return Ok(());
-        }
-        let _room = self.store.make_room(wanted)?;
-        let reserved = match self.allocate() {
-            Ok(()) | Err(Errno::EOPNOTSUPP | Errno::EINVAL) => self.data.set_len(self.blob.size),
-            Err(errno) => Err(errno.into()),
-        };
-        reserved.map_err(|error| self.store.write_failure(wanted, &self.data_path(), error))
-    }
-
-    fn allocate(&self) -> Result<(), Errno> {
-        // There every page would be touched now and again when it is written: half a second for a GiB.
-        if is_in_memory(&self.data) {
-            return Ok(());
-        }
-        fallocate(&self.data, FallocateFlags::empty(), 0, self.blob.size as i64)
+        self.store.reserve(&self.data, &self.data_path(), self.blob.size)
     }
 
     /// Writes a part of a piece, whole groups of it, if it verifies, and says whether it does. The first

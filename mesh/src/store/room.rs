@@ -16,6 +16,7 @@ use protocol::{BlobHash, BlobName, BlobRef, Sha256};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
+use super::cached::is_in_memory;
 use super::index::{Candidate, Deletable};
 use super::{BlobStore, SHA256_STEM, StoreError, blocking, failure, remove_file};
 
@@ -190,10 +191,7 @@ impl BlobStore {
             return Ok(());
         }
         let _room = self.make_room(wanted)?;
-        let reserved = match fallocate(file, FallocateFlags::empty(), 0, size as i64) {
-            Ok(()) | Err(Errno::EOPNOTSUPP | Errno::EINVAL) => file.set_len(size),
-            Err(errno) => Err(errno.into()),
-        };
+        let reserved = allocate(file, size).and_then(|()| file.set_len(size));
         reserved.map_err(|error| self.write_failure(wanted, path, error))
     }
 
@@ -294,6 +292,20 @@ pub(super) fn partial_name(stem: &str) -> Option<BlobName> {
     match stem.strip_prefix(SHA256_STEM) {
         Some(sha256) => sha256.parse().ok().map(BlobName::Sha256),
         None => stem.parse().ok().map(BlobName::Blake3),
+    }
+}
+
+/// Takes the room for so many bytes of a file from the disk, where the file system can. Its length stays as it is
+/// where it cannot.
+pub(super) fn allocate(file: &fs::File, size: u64) -> io::Result<()> {
+    // There every page would be touched now and again when it is written: half a second for a GiB.
+    if is_in_memory(file) {
+        return Ok(());
+    }
+    match fallocate(file, FallocateFlags::empty(), 0, size as i64) {
+        // Nothing is nothing to take.
+        Ok(()) | Err(Errno::EOPNOTSUPP | Errno::EINVAL) => Ok(()),
+        Err(errno) => Err(errno.into()),
     }
 }
 

@@ -77,6 +77,16 @@ async fn begun(store: &BlobStore, bytes: &[u8]) -> (BlobRef, Arc<PartialBlob>, V
     (blob, partial, pairs.collect())
 }
 
+/// The same, with these pieces of it, after whoever fetched it has gone.
+async fn left(store: &BlobStore, bytes: &[u8], pieces: &[u64]) -> (BlobRef, Vec<Vec<u8>>) {
+    let (blob, partial, pairs) = begun(store, bytes).await;
+    for index in pieces {
+        let piece = &bytes[(index * PIECE_SIZE) as usize..][..piece_size(blob.size, *index)];
+        assert!(partial.write_part(*index, 0, &pairs[*index as usize], piece).expect("there is room"));
+    }
+    (blob, pairs)
+}
+
 #[tokio::test]
 async fn outboard_is_served_to_who_asks_as_its_blob_becomes_whole() {
     let (_folder, store) = store().await;
@@ -258,12 +268,8 @@ async fn fetch_that_does_not_fit_is_refused_before_its_first_byte() {
 async fn what_came_of_a_blob_is_gone_on_with_as_a_file_without_coming_or_taking_room_again() {
     let (folder, store) = store().await;
     let bytes: Vec<u8> = (0..3 * PIECE_SIZE + 5).map(|index| (index * 31 % 251) as u8).collect();
-    let (blob, partial, pairs) = begun(&store, &bytes).await;
+    let (blob, _) = left(&store, &bytes, &[0, 3]).await;
     let piece = |index: u64| &bytes[(index * PIECE_SIZE) as usize..][..piece_size(blob.size, index)];
-    for index in [0, 3] {
-        assert!(partial.write_part(index, 0, &pairs[index as usize], piece(index)).expect("there is room"));
-    }
-    drop(partial);
     let file = FileRef { sha256: Sha256(sha2::Sha256::digest(&bytes).into()), size: blob.size };
     assert!(store.take_over(blob, file).await.expect("own folder"));
     let unproven = store.unproven(file).await.expect("its room is taken");
@@ -286,12 +292,8 @@ async fn what_came_of_a_blob_is_gone_on_with_as_a_file_without_coming_or_taking_
 async fn what_a_file_took_over_of_a_blob_and_gained_is_taken_back_as_far_as_it_is_the_blob() {
     let (folder, store) = store().await;
     let bytes: Vec<u8> = (0..3 * PIECE_SIZE + 5).map(|index| (index * 31 % 251) as u8).collect();
-    let (blob, partial, pairs) = begun(&store, &bytes).await;
+    let (blob, pairs) = left(&store, &bytes, &[0, 3]).await;
     let piece = |index: u64| &bytes[(index * PIECE_SIZE) as usize..][..piece_size(blob.size, index)];
-    for index in [0, 3] {
-        assert!(partial.write_part(index, 0, &pairs[index as usize], piece(index)).expect("there is room"));
-    }
-    drop(partial);
     let file = FileRef { sha256: Sha256([1; 32]), size: blob.size };
     assert!(store.take_over(blob, file).await.expect("own folder"));
     let unproven = store.unproven(file).await.expect("its room is taken");

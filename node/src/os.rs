@@ -3,6 +3,7 @@
 pub(crate) mod amd;
 pub(crate) mod beneath;
 pub(crate) mod file;
+pub(crate) mod installed;
 pub(crate) mod machine;
 pub(crate) mod nvml;
 pub(crate) mod program;

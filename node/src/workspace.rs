@@ -11,6 +11,7 @@ pub mod plan;
 pub mod lock;
 pub mod git;
 mod carried;
+mod system;
 mod registry;
 pub mod code;
 pub mod python;
@@ -47,7 +48,7 @@ pub struct Workspace {
     pub model_names: BTreeSet<String>,
     /// Whether its torch is another build of the recorded version: equivalent, and not identical.
     pub equivalent: bool,
-    /// The custom nodes of the lockfile that it is without, because nobody can give them; in words.
+    /// What of the lockfile it is without, because nobody can give it or this machine lacks it; in words.
     pub left_out: Vec<String>,
 }
 

@@ -59,7 +59,8 @@ pub use lease::{HEARTBEAT, LEASE_DURATION, Lease, LeaseClock, REATTACH_GRACE};
 pub use lockfile::{
     CustomNode, FileName, FolderPath, GitCommit, GitPin, GitSource, GitUrl, HttpsUrl, LockedModel, Lockfile,
     LockfileError, LockfileHash, MAX_LOCKFILE, MAX_MIRRORS, ModelPath, PackagePin, ParseTextError, Pin,
-    PublisherKey, PublisherSignature, RegistryPin, Sha256, SignatureError, Source, Token, WebUrl,
+    PublisherKey, PublisherSignature, RegistryPin, Sha256, SignatureError, Source, SystemNeed, SystemNeeds,
+    Token, WebUrl,
 };
 pub use nearest::nearest;
 pub use offer::{Device, Engine, Offer, SlotOffer, lacking};

@@ -7,6 +7,7 @@
 
 mod text;
 mod source;
+mod system;
 
 use std::fmt;
 
@@ -18,6 +19,7 @@ use crate::blob::{BlobHash, BlobRef};
 use crate::origin::BlobName;
 
 pub use source::GitSource;
+pub use system::{SystemNeed, SystemNeeds};
 pub(crate) use text::relative_path;
 pub use text::{
     FileName, FolderPath, GitCommit, GitUrl, HttpsUrl, ModelPath, ParseTextError, PublisherKey, Sha256,
@@ -54,6 +56,9 @@ pub struct Lockfile {
     /// The models, also those that the workflow does not use.
     #[serde(default)]
     pub models: Vec<LockedModel>,
+    /// What it needs of the system that it is on.
+    #[serde(default, skip_serializing_if = "SystemNeeds::is_empty")]
+    pub system: SystemNeeds,
     /// Who vouches for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<PublisherSignature>,
@@ -337,6 +342,7 @@ impl Default for Lockfile {
             custom_nodes: Vec::new(),
             packages: Vec::new(),
             models: Vec::new(),
+            system: SystemNeeds::default(),
             signature: None,
         }
     }
@@ -484,6 +490,19 @@ mod tests {
         for (from, to) in
             [("own-nodes", "../own"), ("\"version\"", "\"revision\""), ("\"files\"", "\"file\"")]
         {
+            assert!(Lockfile::parse(text.replace(from, to).as_bytes()).is_err(), "{from} -> {to}");
+        }
+    }
+
+    #[test]
+    fn needs_of_the_system_are_read_again_and_name_no_path_or_option() {
+        let need =
+            |name: &str| SystemNeed { name: name.parse().unwrap(), package: Some("libgl1".parse().unwrap()) };
+        let mut lockfile = lockfile();
+        lockfile.system = SystemNeeds { libraries: vec![need("libGL.so.1")], programs: vec![need("ffmpeg")] };
+        let text = String::from_utf8(lockfile.to_canonical_json()).unwrap();
+        assert_eq!(Lockfile::parse(text.as_bytes()).unwrap(), lockfile);
+        for (from, to) in [("libGL", "../libGL"), ("ffmpeg", "-ffmpeg"), ("\"libgl1\"", "\"--reinstall\"")] {
             assert!(Lockfile::parse(text.replace(from, to).as_bytes()).is_err(), "{from} -> {to}");
         }
     }

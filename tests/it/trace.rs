@@ -1,6 +1,8 @@
 //! A workflow whose custom node fetches files as it runs: it fails where they are not packed, and runs where they are.
 
+use std::fs::Permissions;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 
 use anyhow::{Context, ensure};
 use axum::Router;
@@ -59,6 +61,13 @@ async fn what_a_custom_node_fetches_is_there_without_a_network_once_it_was_trace
     });
     std::fs::write(folder.join("face_api.json"), workflow.to_string())?;
 
+    // The author has a program that the node will lack.
+    let own_programs = folder.join("programs");
+    std::fs::create_dir_all(&own_programs)?;
+    std::fs::write(own_programs.join("comfy-farm-greet"), "#!/bin/sh\necho hello\n")?;
+    std::fs::set_permissions(own_programs.join("comfy-farm-greet"), Permissions::from_mode(0o755))?;
+    let authors = format!("{}:{programs}", own_programs.display());
+
     let python = installed.join("venv/bin/python");
     let python = python.to_str().context("UTF-8")?;
     let pack = async |name: &str, flags: &[&str]| -> anyhow::Result<Value> {
@@ -66,12 +75,14 @@ async fn what_a_custom_node_fetches_is_there_without_a_network_once_it_was_trace
             ["pack", "--comfyui", "ComfyUI", "--workflow", "face_api.json", "--python", python, "--offline"];
         let arguments = [&all[..], &["-o", name, "--json"], flags].concat();
         let mut command = Process::comfy_farm(&folder, &arguments);
-        let output = command.current_dir(&folder).env("HF_ENDPOINT", &origin).output().await?;
+        let output =
+            command.current_dir(&folder).env("HF_ENDPOINT", &origin).env("PATH", &authors).output().await?;
         ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(serde_json::from_slice(&output.stdout)?)
     };
     let bare = pack("bare.cpack.zip", &[]).await?;
     assert_eq!(bare["lockfile"]["models"], json!([]));
+    assert_eq!(bare["lockfile"]["system"]["programs"], Value::Null);
     let traced = pack("traced.cpack.zip", &["--trace"]).await?;
     let models = traced["lockfile"]["models"].as_array().context("a list")?;
     let paths: Vec<&str> = models.iter().filter_map(|model| model["path"].as_str()).collect();
@@ -91,6 +102,8 @@ async fn what_a_custom_node_fetches_is_there_without_a_network_once_it_was_trace
         (&json!([]), &bare["lacking"]),
         "all of it travels"
     );
+    let called = &traced["lockfile"]["system"]["programs"];
+    assert_eq!(*called, json!([{ "name": "comfy-farm-greet" }]));
     for untouched in ["models/faces", "custom_nodes/fetching/weights"] {
         assert!(!comfyui.join(untouched).exists(), "{untouched}: the author's own folder stays as it is");
     }
@@ -105,7 +118,9 @@ async fn what_a_custom_node_fetches_is_there_without_a_network_once_it_was_trace
     farm.start_node_with(&flags, &[("PATH", &programs)]).await?;
     let run = async |name: &str| -> anyhow::Result<Value> {
         farm.deploy(&folder.join(format!("{name}.cpack.zip")), name, &[]).await?;
-        wait_for_workspace(&farm, &format!("{name}@1"), "loaded").await?;
+        let workspace = wait_for_workspace(&farm, &format!("{name}@1"), "loaded").await?;
+        let lacking = json!(["custom nodes call a program that this machine lacks: comfy-farm-greet"]);
+        assert_eq!(workspace["notes"], if name == "traced" { lacking } else { json!([]) });
         let job = farm.submit(name, &[("picture", &picture)], &[]).await?;
         let id = job["id"].as_str().unwrap_or_default();
         farm.wait_for_job(id, |job| !matches!(job["state"].as_str(), Some("queued" | "running"))).await

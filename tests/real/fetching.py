@@ -1,6 +1,9 @@
-"""A custom node whose op fetches files as it runs: from the hub, into torch's folder, among the models, beside itself."""
+"""A custom node whose op fetches files as it runs, from the hub, into torch's folder, among the models, beside itself, and
+calls a program where there is one."""
 
 import os
+import shutil
+import subprocess
 import urllib.request
 
 import folder_paths
@@ -32,6 +35,8 @@ class Fetching:
             with open(path) as file:
                 if file.read() != f"contents of {name}":
                     raise ValueError(f"{path} is another file")
+        if shutil.which("comfy-farm-greet"):
+            subprocess.run(["comfy-farm-greet"], check=True)
         return (image,)
 
 

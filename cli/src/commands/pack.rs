@@ -59,6 +59,10 @@ pub(crate) struct PackArguments {
     /// repository, or a repository that others cannot clone. Repeatable.
     #[arg(long, value_name = "NAME")]
     carry: Vec<String>,
+    /// A program of the system that a custom node calls, such as `ffmpeg`: a machine that lacks it says so. A traced run
+    /// finds by itself those that it calls. Repeatable.
+    #[arg(long, value_name = "NAME")]
+    program: Vec<String>,
     /// What becomes of a custom node that is not as its commit has it: it is refused, or the bundle takes its files
     /// along. ComfyUI itself is always refused then.
     #[arg(long, value_name = "CHOICE", value_enum, default_value_t = Dirty::Refuse)]
@@ -105,6 +109,7 @@ pub(super) async fn pack(arguments: &PackArguments) -> anyhow::Result<()> {
         hub_caches: &hub_caches,
         known: &known,
         carry: &arguments.carry,
+        programs: &arguments.program,
         carry_dirty: arguments.dirty == Dirty::Carry,
     };
     let locked = lock(&request, &|now| progress.show(now));

@@ -122,9 +122,10 @@ impl Assembler {
         steps.enter(PrepareStep::Code);
         record.registry = self.registry_nodes(&lockfile, &known, &record, &files, log, &mut holds).await?;
         record.save(&folder).map_err(failed)?;
-        let left_out = record.left_out();
+        let told = record.clone();
+        let left_out = blocking(move || Ok(told.left_out())).await?;
         for left_out in &left_out {
-            warn!(workflow = %wanted.workflow, left_out, "workspace is built without a custom node");
+            warn!(workflow = %wanted.workflow, left_out, "workspace is not all that its author had");
             log.line(left_out);
         }
         let (tree, environment) = {

@@ -4,6 +4,7 @@
 //! repositories   ComfyUI and each custom node -> upstream and commit; what differs is refused by name
 //! carried        a custom node that travels with the bundle -> the archive of its files
 //! packages       the Python that runs it -> its version and what is installed in it
+//! system         what is installed there, and custom nodes -> the libraries and programs of the system that they need
 //! named          the workflow -> the model and input files that it names
 //! sources        a model file -> where else it can be fetched from, by what lies beside it
 //! hub            a model file -> where on Hugging Face it is from, by the caches on this machine
@@ -18,6 +19,7 @@ mod error;
 mod repositories;
 mod carried;
 mod packages;
+mod system;
 mod named;
 mod sources;
 pub mod hub;
@@ -61,6 +63,8 @@ pub struct LockRequest<'a> {
     pub known: &'a KnownNames,
     /// The custom nodes whose files are to travel with the bundle, by their names in `custom_nodes`.
     pub carry: &'a [String],
+    /// The programs of the system that custom nodes call, as far as whoever packs knows them.
+    pub programs: &'a [String],
     /// Whether the files of a custom node travel as well where they are not as its commit has them.
     pub carry_dirty: bool,
 }
@@ -79,6 +83,7 @@ impl<'a> LockRequest<'a> {
             hub_caches: &[],
             known,
             carry: &[],
+            programs: &[],
             carry_dirty: false,
         }
     }
@@ -121,8 +126,9 @@ pub fn lock(request: &LockRequest<'_>, tell: &(dyn Fn(IndexProgress) + Sync)) ->
     let mut findings = Findings::default();
     let pin = repositories::comfyui(comfyui, &mut findings);
     let custom_nodes = repositories::custom_nodes(request, &mut findings)?;
-    let Installed { python, packages, files: package_files } =
+    let Installed { python, packages, folders: sites, files: package_files } =
         packages::installed(comfyui, request.python, &mut findings)?;
+    let system = system::needs(comfyui, sites, request.programs)?;
     let folders = ModelFolders::of(comfyui, request.models)?;
     let files = named::models(workflow, &folders, &mut findings);
     let inputs = named::inputs(workflow, &comfyui.join("input"), &mut findings);
@@ -139,6 +145,7 @@ pub fn lock(request: &LockRequest<'_>, tell: &(dyn Fn(IndexProgress) + Sync)) ->
         custom_nodes,
         packages,
         models,
+        system,
         ..Lockfile::default()
     };
     let Findings { notes, lacking, carried, .. } = findings;

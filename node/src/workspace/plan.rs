@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use protocol::{
     Accelerator, BlobHash, BlobRef, CodeHash, CodeSpec, CustomNode, EnvironmentHash, EnvironmentSpec, GitPin,
-    LockedModel, Lockfile, LockfileHash, PackagePin, Pin, Sha256, is_torch_family,
+    LockedModel, Lockfile, LockfileHash, PackagePin, Pin, Sha256, SystemNeeds, is_torch_family,
 };
 use serde::Serialize;
 
@@ -27,6 +27,9 @@ pub struct Plan {
     pub equivalent: bool,
     /// What is done, in order.
     pub steps: Vec<Step>,
+    /// What it takes of the system, which nobody installs.
+    #[serde(skip_serializing_if = "SystemNeeds::is_empty")]
+    pub system: SystemNeeds,
     /// What the lockfile lacks for it, in words.
     pub lacking: Vec<String>,
 }
@@ -114,6 +117,7 @@ pub fn plan(
         lockfile: lockfile.hash(),
         equivalent: false,
         steps: Vec::new(),
+        system: lockfile.system.clone(),
         lacking: Vec::new(),
     };
     match &code.comfyui {

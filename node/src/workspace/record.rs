@@ -13,6 +13,7 @@ use std::time::SystemTime;
 use protocol::{CodeHash, CodeSpec, CustomNode, EnvironmentKey, Lockfile, RegistryNode, WorkflowVersion};
 use serde::{Deserialize, Serialize};
 
+use super::system;
 use crate::os::file::replace;
 
 /// Its name in the folder of a workspace.
@@ -78,7 +79,7 @@ impl WorkspaceRecord {
         self.code_spec().hash()
     }
 
-    /// The custom nodes that it is without, because nobody can give them; in words.
+    /// What it is without, because nobody can give it or this machine lacks it; in words. Blocks.
     pub fn left_out(&self) -> Vec<String> {
         let told = |node: CustomNode| match node {
             CustomNode::Registry { id, version } => {
@@ -90,7 +91,8 @@ impl WorkspaceRecord {
             CustomNode::Git { url, .. } => format!("custom node `{url}` is left out"),
             CustomNode::Carried { name, .. } => format!("custom node `{name}` is left out"),
         };
-        CodeSpec::left_out(&self.lockfile, &self.registry).into_iter().map(told).collect()
+        let nodes = CodeSpec::left_out(&self.lockfile, &self.registry).into_iter().map(told);
+        nodes.chain(system::lacking(&self.lockfile.system)).collect()
     }
 
     /// When a workspace was last used.

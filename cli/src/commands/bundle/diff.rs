@@ -84,6 +84,10 @@ fn parts(bundle: &Bundle) -> BTreeMap<(&'static str, String), String> {
         let off = if model.disabled { ", switched off" } else { "" };
         parts.insert(("model", model.path.to_string()), format!("{}, {name}{off}", ByteSize(model.size)));
     }
+    for (kind, need) in lockfile.system.iter() {
+        let package = need.package.as_ref().map_or_else(String::new, ToString::to_string);
+        parts.insert((kind, need.name.to_string()), package);
+    }
     for (name, blob) in &bundle.manifest.inputs {
         parts.insert(("input", name.clone()), blob.hash.to_string());
     }

@@ -46,6 +46,8 @@ fn words(bundle: &Bundle) -> String {
         lockfile.packages.iter().map(|package| format!("{}  {}", package.name, pinned(package))).collect();
     list(&mut lines, "packages", packages);
     list(&mut lines, "models", lockfile.models.iter().map(|model| one_model(model, bundle)).collect());
+    let system = lockfile.system.iter().map(|(kind, need)| format!("{kind} {need}"));
+    list(&mut lines, "needs of the system", system.collect());
     let inputs = bundle.manifest.inputs.iter().map(|(name, blob)| format!("{name}  {}", ByteSize(blob.size)));
     list(&mut lines, "inputs", inputs.collect());
     list(&mut lines, "repaired", bundle.repairs.iter().map(ToString::to_string).collect());

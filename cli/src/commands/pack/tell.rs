@@ -100,6 +100,9 @@ pub(super) fn tell(
     for (name, blob) in &bundle.manifest.inputs {
         println!("input     {name}  {}", ByteSize(blob.size));
     }
+    for (kind, need) in lockfile.system.iter() {
+        println!("system    {kind} {need}");
+    }
     locked.notes.iter().for_each(|note| println!("note      {note}"));
     found.unproven().iter().for_each(|words| println!("unproven  {words}"));
     locked.lacking.iter().for_each(|lacking| println!("lacking   {lacking}"));

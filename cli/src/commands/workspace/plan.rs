@@ -60,5 +60,6 @@ fn summary(plan: &Plan) {
     if plan.equivalent {
         println!("equivalent and not identical: torch is another build than the recorded one");
     }
+    plan.system.iter().for_each(|(kind, need)| println!("of the system: {kind} {need}"));
     plan.lacking.iter().for_each(|lacking| println!("lacking: {lacking}"));
 }

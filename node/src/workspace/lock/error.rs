@@ -64,6 +64,12 @@ pub enum LockError {
     /// A model could not be hashed.
     #[error("a model of the workflow could not be hashed")]
     Hash(#[from] StoreError),
+    /// A program of the system is not on this machine.
+    #[error("program `{name}` is said to be called, and `PATH` has none of that name on this machine")]
+    NoProgram {
+        /// Which.
+        name: String,
+    },
     /// A custom node is to travel that is not there.
     #[error(
         "custom node `{name}` is to travel with the bundle, and `custom_nodes` has none of that name that is switched on \

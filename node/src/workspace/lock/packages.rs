@@ -23,12 +23,13 @@ import sys
 sys.path = [folder for folder in sys.path if folder]
 import json, platform
 from importlib import metadata
-packages = []
+packages, folders = [], set()
 for found in metadata.distributions():
     name = (found.metadata or {}).get("Name")
     if name:
+        folders.add(str(found.locate_file("")))
         packages.append({"name": name, "version": found.version, "origin": found.read_text("direct_url.json")})
-print(json.dumps({"python": platform.python_version(), "packages": packages}))
+print(json.dumps({"python": platform.python_version(), "packages": packages, "folders": sorted(folders)}))
 "#;
 
 /// How many packages of one note are named.
@@ -41,6 +42,8 @@ pub(super) struct Installed {
     pub(super) python: Token,
     /// Its packages, by name.
     pub(super) packages: Vec<PackagePin>,
+    /// The folders that they lie in.
+    pub(super) folders: Vec<PathBuf>,
     /// The hashes of the files of this machine that some of them were installed from.
     pub(super) files: BTreeMap<Token, Sha256>,
 }
@@ -60,7 +63,7 @@ pub(super) fn installed(
     if !packages.iter().any(|package| package.name.as_str() == "torch") {
         return Err(LockError::NoTorch { program });
     }
-    Ok(Installed { python, packages, files })
+    Ok(Installed { python, packages, folders: answer.folders, files })
 }
 
 /// The Python of a ComfyUI folder, by a name that holds in every folder.
@@ -95,6 +98,7 @@ fn ask(program: &Path) -> Result<Answer, LockError> {
 struct Answer {
     python: String,
     packages: Vec<Package>,
+    folders: Vec<PathBuf>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -1,8 +1,10 @@
-//! What a workflow fetches as it runs: it is run once, and the files that appear are recorded for its lockfile.
+//! What a workflow fetches and calls as it runs: it is run once, and the files that appear, and the programs of the system,
+//! are recorded for its lockfile.
 //!
 //! ```text
 //! tree     a copy of ComfyUI and the custom nodes as a node would have them, in which it runs
-//! found    the files that the run left there and in its home: which of them are recorded, and where they are from
+//! found    the files that the run left there and in its home: which of them are recorded, and where they are from; and
+//!          what it called
 //! ```
 //!
 //! In a copy, and with an empty home, because what the author's own folder has from earlier runs is not fetched again
@@ -30,7 +32,7 @@ use protocol::{
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use super::{LockRequest, Locked, named, packages};
+use super::{LockRequest, Locked, named, packages, system};
 use crate::engine::managed::{Managed, ManagedConfig};
 use crate::engine::{Engine, Execution, InputFile, ProgressSink};
 use crate::gpu::{self, cpu};
@@ -159,6 +161,7 @@ pub async fn trace(
     run(request, locked, &tree, &slots, options.environment).await?;
     let found = Found::after(&slot, &tree, &secrets).map_err(TraceError::io(&slot))?;
     locked.lacking.extend(found.left_out);
+    system::add_programs(&mut locked.lockfile.system, &found.called);
     record(request, locked, found.files, MAX_TRAVELLING, folder)
 }
 

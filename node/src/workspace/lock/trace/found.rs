@@ -56,6 +56,8 @@ pub(super) struct Appeared {
 #[derive(Debug, Default)]
 pub(super) struct Findings {
     pub(super) files: Vec<Appeared>,
+    /// The programs that it called, each by its path.
+    pub(super) called: BTreeSet<PathBuf>,
     /// What is not recorded although another machine would lack it, in words.
     pub(super) left_out: Vec<String>,
 }
@@ -67,6 +69,8 @@ impl Findings {
         let mut walk = Walk { slot, tree, secrets, asked: asked(slot, secrets)?, found: Self::default() };
         walk.enter(&slot.join("ComfyUI"), "")?;
         walk.enter(&slot.join("home"), "home")?;
+        let called = heard(&slot.join("ComfyUI").join(LISTENER_FOLDER).join("called"))?;
+        walk.found.called = called.lines().map(PathBuf::from).collect();
         Ok(walk.found)
     }
 }
@@ -76,14 +80,8 @@ impl Findings {
 fn asked(slot: &Path, secrets: &[Vec<u8>]) -> io::Result<BTreeSet<String>> {
     let mut asked = BTreeSet::new();
     for file in [slot.join("ComfyUI").join(LISTENER_FOLDER).join("asked"), slot.with_extension("log")] {
-        let mut bytes = Vec::new();
-        match fs::File::open(&file) {
-            Ok(file) => drop(file.take(MAX_LOG).read_to_end(&mut bytes)?),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(error),
-        }
         let ends = |c: char| c.is_whitespace() || "\"'`<>()[],;".contains(c);
-        let text = String::from_utf8_lossy(&bytes);
+        let text = heard(&file)?;
         let addresses = text.split(ends).filter(|word| word.starts_with("https://"));
         // No server sees what comes after a `#`.
         let addresses = addresses.filter_map(|word| word.trim_end_matches(['.', ':']).split('#').next());
@@ -94,6 +92,17 @@ fn asked(slot: &Path, secrets: &[Vec<u8>]) -> io::Result<BTreeSet<String>> {
         asked.extend(addresses.map(without_token).filter(is_open));
     }
     Ok(asked)
+}
+
+/// What was written down in the course of a run; empty where nothing was.
+fn heard(file: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    match fs::File::open(file) {
+        Ok(file) => drop(file.take(MAX_LOG).read_to_end(&mut bytes)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 struct Walk<'a> {

@@ -5,8 +5,10 @@
 
 mod environment;
 mod files;
+mod models;
 mod registry;
 mod resolution;
+mod wheels;
 #[cfg(test)]
 mod tests;
 
@@ -24,7 +26,7 @@ use tracing::warn;
 
 use self::environment::Parts;
 use self::files::Files;
-pub(super) use self::files::by_place;
+pub(super) use self::models::by_place;
 use super::Workspace;
 use super::code::{CodeError, CodeTree, CodeTrees};
 use super::git::{Fetching, GitStore};

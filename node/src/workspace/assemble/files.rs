@@ -1,33 +1,25 @@
 //! The files of a workspace: blobs of this node, of peers, and of the internet.
+//!
+//! Not here: which ones; models are in `models`, and what a Python is installed from in `wheels`.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::path::PathBuf;
+use std::sync::Mutex;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use futures::stream::BoxStream;
-use futures::{StreamExt, TryStreamExt, stream};
 use mesh::control::Reach;
-use mesh::fetch::{FetchFileError, FetchedFile, OriginFile, OriginSizeError, Progress};
-use mesh::store::{BlobHold, BlobStore, GrowingFile, StoreError};
+use mesh::fetch::{FetchFileError, FetchedFile, OriginFile, Progress};
+use mesh::store::BlobHold;
 use protocol::message::Provider;
-use protocol::{
-    BlobHash, BlobName, BlobRef, CodeSpec, FileRef, GitPin, LockedFile, LockedModel, Lockfile, MAX_CARRIED,
-    PrepareStep, WebUrl, error_chain,
-};
-use tokio::sync::{SemaphorePermit, watch};
+use protocol::{BlobHash, BlobName, BlobRef, CodeSpec, MAX_CARRIED, PrepareStep};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Assembler, failed, total};
-use crate::os;
+use super::{Assembler, failed};
 use crate::policy::Policy;
 use crate::workspace::code::CodeTrees;
-use crate::workspace::git::{Fetching, GitError, GitStore};
 use crate::workspace::prepare::BuildError;
 use crate::workspace::progress::{Part, Steps};
-use crate::workspace::python::{WheelError, WheelSource};
 
 /// How long a full or read-only disk is waited for, before people are told; the workspace is tried again after that as well.
 const ROOM_PATIENCE: Duration = Duration::from_secs(60);
@@ -40,11 +32,11 @@ pub(super) struct Files<'a> {
     /// Who is told how far they are.
     pub(super) steps: &'a Steps,
     pub(super) cancel: &'a CancellationToken,
-    policy: &'a Policy,
+    pub(super) policy: &'a Policy,
     /// Where the repositories are.
-    git: PathBuf,
+    pub(super) git: PathBuf,
     /// What was given by its path stays at it.
-    given: Mutex<Vec<BlobHold>>,
+    pub(super) given: Mutex<Vec<BlobHold>>,
 }
 
 impl<'a> Files<'a> {
@@ -131,242 +123,13 @@ impl Files<'_> {
         Ok(archives)
     }
 
-    /// Has every model of a lockfile here, and at its place below a folder.
-    pub(super) async fn models(
-        &self,
-        lockfile: &Lockfile,
-        folder: &Path,
-    ) -> Result<Vec<BlobHold>, BuildError> {
-        std::fs::create_dir_all(folder).map_err(failed)?;
-        let models: Vec<&LockedModel> = lockfile.models.iter().filter(|model| !model.disabled).collect();
-        let total = total(models.iter().map(|model| model.size));
-        self.steps.expect(PrepareStep::Models, total);
-        let mut holds = Vec::new();
-        for model in models {
-            let (blob, hold) = self.model(model).await?;
-            holds.push(hold);
-            let store = self.reach.exchange.store();
-            let target = store.path_of(blob.hash);
-            let target = target
-                .ok_or_else(|| BuildError::Failed(format!("model `{}` was removed meanwhile", model.path)))?;
-            os::file::link(&target, &folder.join(model.path.as_str())).map_err(|source| {
-                BuildError::Failed(format!("model `{}` cannot be put at its place: {source}", model.path))
-            })?;
-        }
-        Ok(holds)
-    }
-
     /// Fetches a file, and waits a while for room where the disk has none.
-    async fn fetch(
+    pub(super) async fn fetch(
         &self,
         wanted: &OriginFile,
         progress: &watch::Sender<Progress>,
     ) -> Result<FetchedFile, FetchFileError> {
         let exchange = &self.reach.exchange;
         exchange.fetch_file_when_there_is_room(wanted, self.providers, Some(progress), ROOM_PATIENCE).await
-    }
-
-    async fn model(&self, model: &LockedModel) -> Result<(BlobRef, BlobHold), BuildError> {
-        let named = model.blob.map(|hash| BlobRef { hash, size: model.size });
-        let store = self.reach.exchange.store();
-        if !model.share {
-            // Also where it is here already: the lockfile's word holds for this node from now on.
-            let names = named.map(|blob| blob.hash.into()).into_iter();
-            let names = names.chain(model.sha256.map(BlobName::Sha256));
-            store.keep_private(names.collect()).await.map_err(failed)?;
-        }
-        let Some(sha256) = model.sha256 else {
-            let Some(blob) = named.or_else(|| by_place(store, model)) else {
-                return Err(BuildError::Failed(format!(
-                    "model `{}`: it has no hash, so no other node and no URL can give it: put it into a model folder of \
-                     this node (`--models`) under this name and with its {} bytes",
-                    model.path, model.size
-                )));
-            };
-            if !model.share && store.check(blob.hash).await.map_err(failed)? != Some(blob) {
-                return Err(not_given(model));
-            }
-            let hold = self.blob(blob, PrepareStep::Models).await.map_err(|error| match error {
-                BuildError::Failed(reason) => {
-                    BuildError::Failed(format!("model `{}` did not come: {reason}", model.path))
-                }
-                error => error,
-            })?;
-            return Ok((blob, hold));
-        };
-        let wanted = OriginFile {
-            file: FileRef { sha256, size: model.size },
-            blob: model.blob,
-            // The publisher signed both names.
-            trusted_blake3: model.blob.is_some(),
-            urls: model.sources.iter().map(|source| source.url.to_string()).collect(),
-            share: model.share,
-            in_order: false,
-        };
-        let exchange = &self.reach.exchange;
-        // Under this name until the other one is known.
-        let _held = exchange.store().hold(sha256);
-        let (part, (sender, progress)) =
-            (self.steps.part(PrepareStep::Models), watch::channel(Progress::default()));
-        let fetching = part.count(progress, self.fetch(&wanted, &sender));
-        let fetched = self.cancel.run_until_cancelled(fetching).await.ok_or(BuildError::Canceled)?;
-        let blob = match fetched {
-            Err(FetchFileError::NoSource { tried, .. }) if !model.share && tried.is_empty() => {
-                return Err(not_given(model));
-            }
-            fetched => fetched.map_err(|error| did_not_come(model, &error))?.blob,
-        };
-        part.set(model.size);
-        Ok((blob, exchange.store().hold(blob.hash)))
-    }
-}
-
-/// The file of a model without a hash: the only one of its name and size in this node's model folders. Nothing proves
-/// that it is the one its author had.
-pub(in crate::workspace) fn by_place(store: &BlobStore, model: &LockedModel) -> Option<BlobRef> {
-    let is_nameless = model.sha256.is_none() && model.blob.is_none();
-    let name = model.path.as_str().strip_prefix("models/").filter(|_| is_nameless)?;
-    match store.in_place_as(name, model.size).as_slice() {
-        [only] => Some(*only),
-        _ => None,
-    }
-}
-
-/// A model that came from nobody, or whose bytes are others.
-fn did_not_come(model: &LockedModel, error: &FetchFileError) -> BuildError {
-    let hint = match error {
-        FetchFileError::NoSource { .. } | FetchFileError::WrongSha256 { .. } => {
-            ": put it into a model folder of any node (`--models`), or record an address that has it"
-        }
-        _ => "",
-    };
-    BuildError::Failed(format!("model `{}` did not come: {}{hint}", model.path, error_chain(error)))
-}
-
-/// A model that no peer may give, which is not here, and for which no URL is named.
-fn not_given(model: &LockedModel) -> BuildError {
-    let path = &model.path;
-    BuildError::Failed(format!(
-        "model `{path}`: it is marked not to be shared, so no peer gives it, and its lockfile names no URL: put it into \
-         a model folder of this node (`--models`)"
-    ))
-}
-
-#[async_trait]
-impl WheelSource for Files<'_> {
-    async fn file(
-        &self,
-        file: &LockedFile,
-        turn: Option<SemaphorePermit<'_>>,
-    ) -> Result<PathBuf, WheelError> {
-        let file_name = file.file_name.to_string();
-        let wanted = OriginFile {
-            file: FileRef { sha256: file.sha256, size: file.size },
-            blob: file.blob,
-            trusted_blake3: false,
-            urls: file.urls.iter().map(ToString::to_string).collect(),
-            share: true,
-            in_order: true,
-        };
-        let store = self.reach.exchange.store();
-        let _held = store.hold(file.sha256);
-        let part = self.steps.part(PrepareStep::Python);
-        let (sender, mut progress) = watch::channel(Progress::default());
-        let counted = progress.clone();
-        let came = async move {
-            let _ = progress.wait_for(|progress| progress.bytes >= file.size).await;
-            drop(turn);
-        };
-        let fetching = self.fetch(&wanted, &sender);
-        let mut fetching = std::pin::pin!(fetching);
-        let fetching = async {
-            tokio::select! {
-                fetched = &mut fetching => fetched,
-                () = came => fetching.await,
-            }
-        };
-        let fetched = part.count(counted, fetching).await;
-        let blob = match fetched {
-            Ok(fetched) => fetched.blob,
-            Err(FetchFileError::NoSource { tried, .. }) => {
-                let tried = tried.into_iter().map(|(who, why)| format!("{who}: {why}")).collect();
-                return Err(WheelError::NoSource { file_name, tried });
-            }
-            Err(FetchFileError::WrongSha256 { found, from, .. }) => {
-                let (expected, from) = (file.sha256, from.join(", "));
-                return Err(WheelError::WrongHash { file_name, expected, found, from });
-            }
-            Err(error) => return Err(WheelError::Store { file_name, source: Box::new(error) }),
-        };
-        part.set(file.size);
-        self.given.lock().unwrap_or_else(PoisonError::into_inner).push(store.hold(blob.hash));
-        let gone = || io::Error::from(io::ErrorKind::NotFound);
-        let path = store.path_of(blob.hash);
-        path.ok_or_else(|| WheelError::Store { file_name, source: Box::new(gone()) })
-    }
-
-    fn expects(&self, bytes: u64) {
-        self.steps.expect(PrepareStep::Python, bytes);
-    }
-
-    fn read<'a>(&'a self, file: &'a LockedFile) -> BoxStream<'a, Result<Vec<u8>, WheelError>> {
-        let blob = file.blob.map(|hash| BlobRef { hash, size: file.size });
-        let named = FileRef { sha256: file.sha256, size: file.size };
-        let reader = self.reach.exchange.store().read_growing(named, blob);
-        let read = |mut reader: GrowingFile| async { Ok(reader.next().await?.map(|part| (part, reader))) };
-        let failed = |source: StoreError| WheelError::Store {
-            file_name: file.file_name.to_string(),
-            source: Box::new(source),
-        };
-        stream::try_unfold(reader, read).map_err(failed).boxed()
-    }
-
-    async fn repository(&self, pin: &GitPin, into: &Path) -> Result<(), WheelError> {
-        let (root, pin, into) = (self.git.clone(), pin.clone(), into.to_owned());
-        let (policy, cancel) = (self.policy.clone(), self.cancel.clone());
-        let laid_out = tokio::task::spawn_blocking(move || {
-            let git = GitStore::open(root)?;
-            let fetching = Fetching { policy: &policy, progress: &|_| {}, cancel: &cancel };
-            git.fetch(&pin, &fetching)?;
-            git.checkout(&pin, &into).map(drop)
-        });
-        // It broke off by a bug, or the node ends.
-        laid_out.await.unwrap_or(Err(GitError::Canceled)).map_err(WheelError::from)
-    }
-
-    async fn size(&self, urls: &[WebUrl]) -> Result<u64, WheelError> {
-        let urls: Vec<String> = urls.iter().map(ToString::to_string).collect();
-        let size = self.reach.exchange.origin_size(&urls).await;
-        size.map_err(|error: OriginSizeError| WheelError::NoSource {
-            file_name: urls.first().cloned().unwrap_or_default(),
-            tried: vec![error_chain(&error)],
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use protocol::Sha256;
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn model_of_other_bytes_is_told_with_both_hashes_who_gave_it_and_what_to_do() {
-        let (sha256, found) = (Sha256([1; 32]), Sha256([2; 32]));
-        let model =
-            json!({ "path": "models/vae/a.safetensors", "size": 3, "sha256": sha256, "disabled": false });
-        let model: LockedModel = serde_json::from_value(model).expect("a model");
-        let from = vec!["https://models.example.org/a".to_owned()];
-        let error = FetchFileError::WrongSha256 { file: FileRef { sha256, size: 3 }, found, from };
-        let BuildError::Failed(reason) = did_not_come(&model, &error) else {
-            panic!("it may be tried again")
-        };
-        let expected = format!(
-            "model `models/vae/a.safetensors` did not come: wrong SHA-256 `{found}` in place of `{sha256}` from \
-             https://models.example.org/a: put it into a model folder of any node (`--models`), or record an address \
-             that has it"
-        );
-        assert_eq!(reason, expected);
     }
 }

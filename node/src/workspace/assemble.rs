@@ -40,6 +40,9 @@ use super::shelf::Whole;
 use crate::os::file::tells_full_disk;
 use crate::policy::{Policy, PolicyRefusal, TrustedPublishers};
 
+/// What people are told first of a disk without room.
+const FULL: &str = "the disk is full";
+
 /// Makes workspaces on this machine.
 pub struct Assembler {
     /// The node's data folder, in which the owner's trusted publishers are.
@@ -60,15 +63,24 @@ pub struct Assembler {
 
 /// A cause, in words, for whoever waits for the workspace.
 fn failed(error: impl std::error::Error) -> BuildError {
-    const FULL: &str = "the disk is full";
     let reason = error_chain(&error);
     // Any step may find it so, and each names what it was about.
-    if !reason.contains(FULL) && !tells_full_disk(&reason) {
+    if !tells_of_full_disk(&reason) {
         return BuildError::Failed(reason);
     }
-    let reason = if reason.contains(FULL) { reason } else { format!("{FULL}: {reason}") };
+    disk_is_full(&reason)
+}
+
+/// The same of a disk without room, with what makes some.
+fn disk_is_full(reason: &str) -> BuildError {
+    let reason = if reason.contains(FULL) { reason.to_owned() } else { format!("{FULL}: {reason}") };
     let hint = "`comfy-farm workspace rm` and `comfy-farm blob gc` make room; it is tried again later";
     BuildError::Failed(format!("{reason} ({hint})"))
+}
+
+/// Whether that is the cause, in our words or in those of a program.
+fn tells_of_full_disk(reason: &str) -> bool {
+    reason.contains(FULL) || tells_full_disk(reason)
 }
 
 /// The bytes of all, which strangers name.
@@ -140,7 +152,15 @@ impl Assembler {
         steps.enter(PrepareStep::Models);
         let folder = folder.join("files");
         holds.extend(files.models(&lockfile, &folder).await?);
-        let resolution = self.resolved(&record, &known, &environment, &mut holds).await?;
+        // Others do without what this node cannot tell them, and so does what works here.
+        let resolution = match self.resolved(&record, &known, &environment, &mut holds).await {
+            Err(BuildError::Failed(reason)) => {
+                log.line(&format!("what the parts came to is not told to the farm: {reason}"));
+                warn!(workflow = %wanted.workflow, reason, "what a workspace came to is not told to the farm");
+                None
+            }
+            resolution => resolution?,
+        };
         let workspace = Workspace {
             lockfile: wanted.lockfile,
             environment: environment.key,

@@ -122,7 +122,15 @@ impl Shelf {
             if let Err(error) = std::fs::write(self.folder_of(lockfile).join(PROVEN), environment) {
                 warn!(%error, "that the workspace is proven is forgotten with this process");
             }
-            self.set(lockfile, WorkspaceState::Proven);
+            let mut places = self.places();
+            // It may be doubted or gone since.
+            if let Some(place) =
+                places.get_mut(&lockfile).filter(|place| place.state == WorkspaceState::Loaded)
+            {
+                place.state = WorkspaceState::Proven;
+            }
+            drop(places);
+            self.tell();
         }
     }
 

@@ -5,17 +5,18 @@
 use std::path::Path;
 
 use mesh::fetch::{FetchFileError, OriginFile, Progress};
-use mesh::store::{BlobHold, BlobStore};
+use mesh::store::{BlobHold, BlobStore, StoreError};
 use protocol::{BlobName, BlobRef, FileRef, LockedModel, Lockfile, PrepareStep, error_chain};
 use tokio::sync::watch;
 
 use super::files::Files;
-use super::{failed, total};
+use super::{disk_is_full, failed, tells_of_full_disk, total};
 use crate::os;
 use crate::workspace::prepare::BuildError;
 
 impl Files<'_> {
-    /// Has every model of a lockfile here, and at its place below a folder.
+    /// Has every model of a lockfile here, and at its place below a folder. One that does not come keeps no other from
+    /// coming, and all that did not are told together.
     pub(super) async fn models(
         &self,
         lockfile: &Lockfile,
@@ -25,19 +26,32 @@ impl Files<'_> {
         let models: Vec<&LockedModel> = lockfile.models.iter().filter(|model| !model.disabled).collect();
         let total = total(models.iter().map(|model| model.size));
         self.steps.expect(PrepareStep::Models, total);
-        let mut holds = Vec::new();
+        let (mut holds, mut lacking) = (Vec::new(), Vec::new());
         for model in models {
-            let (blob, hold) = self.model(model).await?;
-            holds.push(hold);
-            let store = self.reach.exchange.store();
-            let target = store.path_of(blob.hash);
-            let target = target
-                .ok_or_else(|| BuildError::Failed(format!("model `{}` was removed meanwhile", model.path)))?;
-            os::file::link(&target, &folder.join(model.path.as_str())).map_err(|source| {
-                BuildError::Failed(format!("model `{}` cannot be put at its place: {source}", model.path))
-            })?;
+            match self.model_in_place(model, folder).await {
+                Ok(hold) => holds.push(hold),
+                // The others would find no room either.
+                Err(BuildError::Failed(reason)) if !tells_of_full_disk(&reason) => lacking.push(reason),
+                Err(error) => return Err(error),
+            }
         }
-        Ok(holds)
+        match lacking.len() {
+            0 => Ok(holds),
+            1 => Err(BuildError::Failed(lacking.remove(0))),
+            count => Err(BuildError::Failed(format!("{count} models are lacking:\n{}", lacking.join("\n")))),
+        }
+    }
+
+    /// Has one here, and at its place.
+    async fn model_in_place(&self, model: &LockedModel, folder: &Path) -> Result<BlobHold, BuildError> {
+        let (blob, hold) = self.model(model).await?;
+        let target = self.reach.exchange.store().path_of(blob.hash);
+        let target = target
+            .ok_or_else(|| BuildError::Failed(format!("model `{}` was removed meanwhile", model.path)))?;
+        os::file::link(&target, &folder.join(model.path.as_str())).map_err(|source| {
+            BuildError::Failed(format!("model `{}` cannot be put at its place: {source}", model.path))
+        })?;
+        Ok(hold)
     }
 
     async fn model(&self, model: &LockedModel) -> Result<(BlobRef, BlobHold), BuildError> {
@@ -114,7 +128,11 @@ fn did_not_come(model: &LockedModel, error: &FetchFileError) -> BuildError {
         }
         _ => "",
     };
-    BuildError::Failed(format!("model `{}` did not come: {}{hint}", model.path, error_chain(error)))
+    let reason = format!("model `{}` did not come: {}{hint}", model.path, error_chain(error));
+    match error {
+        FetchFileError::Store(StoreError::NoRoom { .. }) => disk_is_full(&reason),
+        _ => BuildError::Failed(reason),
+    }
 }
 
 /// A model that no peer may give, which is not here, and for which no URL is named.
@@ -150,5 +168,10 @@ mod tests {
              that has it"
         );
         assert_eq!(reason, expected);
+
+        let full = FetchFileError::Store(StoreError::NoRoom { wanted: 3, free: 2, folder: "/blobs".into() });
+        let BuildError::Failed(reason) = did_not_come(&model, &full) else { panic!("it may be tried again") };
+        assert!(reason.starts_with("the disk is full: model `models/vae/a.safetensors`"), "{reason}");
+        assert!(reason.contains("`comfy-farm workspace rm`") && tells_of_full_disk(&reason), "{reason}");
     }
 }

@@ -212,6 +212,25 @@ async fn model_that_nobody_gives_is_named_with_the_reason_and_a_private_one_stay
         let BuildError::Failed(reason) = failed else { panic!("{failed:?}") };
         assert!(reason.contains(words) && reason.contains("gone.safetensors"), "{reason}");
     }
+    // All that are lacking are told at once, and none keeps another from coming.
+    let mut lacking = lockfile(true, json!({ "sha256": "1".repeat(64) }));
+    let other = |path: &str, names: serde_json::Value| -> LockedModel {
+        let mut model = json!({ "path": path, "size": 3, "disabled": false });
+        model.as_object_mut().expect("it is one").append(&mut names.as_object().expect("names").clone());
+        serde_json::from_value(model).expect("a model")
+    };
+    let here = store.import_bytes(b"her").await.expect("there is room");
+    lacking.models.push(other("models/vae/here.safetensors", json!({ "blob": here.hash })));
+    lacking.models.push(other("models/vae/lost.safetensors", json!({ "sha256": "2".repeat(64) })));
+    lacking.sign(publisher.signing_key());
+    let BuildError::Failed(reason) = assemble(&lacking).await.expect_err("nobody has two of them") else {
+        panic!("not failed")
+    };
+    let lines: Vec<&str> = reason.lines().collect();
+    assert_eq!((lines[0], lines.len()), ("2 models are lacking:", 3), "{reason}");
+    assert!(lines[1].contains("vae/gone.") && lines[2].contains("vae/lost."), "{reason}");
+    let ready = node.assembler.root.join("ready").join(lacking.hash().to_string());
+    assert!(ready.join("files/models/vae/here.safetensors").is_file());
     // Without any hash it is taken by its name and size where its owner has it.
     let nameless = lockfile(true, json!({}));
     let BuildError::Failed(reason) = assemble(&nameless).await.expect_err("nobody has it") else {

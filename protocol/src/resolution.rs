@@ -15,7 +15,7 @@ use crate::bundle::MAX_CARRIED;
 use crate::environment::{BuildSource, EnvironmentLock};
 use crate::lockfile::{
     CustomNode, GitPin, GitSource, Lockfile, LockfileHash, Pin, PublisherKey, PublisherSignature,
-    RegistryPin, SignatureError,
+    RegistryPin, Sha256, SignatureError,
 };
 use crate::origin::Alias;
 use crate::workspace::{CodeSpec, EnvironmentSpec, hashes_of, normalized};
@@ -144,6 +144,11 @@ impl Resolution {
         self.git.iter().find(|pack| pack.pin.commit == pin.commit).map(|pack| pack.pack)
     }
 
+    /// The blob that a file is said to be.
+    pub fn model(&self, sha256: Sha256) -> Option<BlobRef> {
+        self.models.iter().find(|alias| alias.sha256 == sha256).map(|alias| alias.blob)
+    }
+
     /// What a version of the Comfy registry came to.
     pub fn registry_node(&self, pin: &RegistryPin) -> Option<&RegistryNode> {
         self.registry.iter().find(|node| node.pin == *pin)
@@ -230,7 +235,7 @@ fn keeps_pins(lock: &EnvironmentLock, lockfile: &Lockfile) -> bool {
 mod tests {
     use super::*;
     use crate::environment::{BuiltWheel, LockedFile, LockedWheel};
-    use crate::lockfile::{PackagePin, Sha256};
+    use crate::lockfile::PackagePin;
     use crate::workspace::Accelerator;
 
     fn pin(name: &str) -> GitPin {

@@ -46,7 +46,8 @@ const FAREWELL: Duration = Duration::from_secs(1);
 pub struct OriginFile {
     /// Its SHA-256 and size.
     pub file: FileRef,
-    /// Its BLAKE3 hash, if that is known.
+    /// Its BLAKE3 hash, if that is known, or as somebody says who is not trusted for it: then it is asked for by that
+    /// first, and by its SHA-256 alone where that leads to another file or to nobody.
     pub blob: Option<BlobHash>,
     /// Whether somebody who is trusted signed that both hashes are of one file: then the SHA-256 is not
     /// computed, and the blob is found under it from then on. What a peer or a coordinator says is never that.
@@ -162,7 +163,18 @@ impl Exchange {
         providers: &[Provider],
         progress: Option<&watch::Sender<Progress>>,
     ) -> Result<FetchedFile, FetchFileError> {
-        let fetching = self.fetch_file_once(wanted, providers, progress);
+        let fetching = async {
+            match self.fetch_file_once(wanted, providers, progress).await {
+                Err(FetchFileError::WrongSha256 { .. } | FetchFileError::NoSource { .. })
+                    if wanted.blob.is_some() && !wanted.trusted_blake3 =>
+                {
+                    debug!("the file is not to be had as the blob that it is said to be");
+                    let wanted = OriginFile { blob: None, ..wanted.clone() };
+                    self.fetch_file_once(&wanted, providers, progress).await
+                }
+                fetched => fetched,
+            }
+        };
         let span = debug_span!("fetch_file", sha256 = %wanted.file.sha256);
         let fetched = self.inner.stop.run_until_cancelled(fetching.instrument(span)).await;
         fetched.unwrap_or(Err(FetchFileError::Stopped))
@@ -477,7 +489,7 @@ impl OriginFile {
         if let Some(found) = proof.sha256.filter(|found| *found != self.file.sha256) {
             return Some(Wrong::Sha256 { file: self.file, found });
         }
-        let expected = self.blob.filter(|expected| *expected != proof.blob.hash)?;
+        let expected = self.blob.filter(|expected| self.is_trusted() && *expected != proof.blob.hash)?;
         Some(Wrong::Blake3 { expected, found: proof.blob.hash })
     }
 }

@@ -147,11 +147,22 @@ async fn known_blob_comes_from_peers_and_its_sha256_is_proven_unless_somebody_vo
     third.exchange.set_finder(table.finder(third.provider()));
     let fetched = fetch(&third.exchange, &vouched).await.expect("it is the blob that was vouched for");
     assert_eq!((fetched.blob, third.store.alias(&vouched.file.sha256)), (wrong, None));
-    let not_it =
-        OriginFile { blob: Some(BlobHash([2; 32])), urls: file.urls.clone(), ..file_of(&bytes, &[]) };
+    let not_it = OriginFile { blob: Some(BlobHash([2; 32])), trusted_blake3: true, ..file.clone() };
     third.exchange.set_finder(Arc::new(Table::default()).finder(third.provider()));
     let error = fetch(&third.exchange, &not_it).await.expect_err("it is another blob").to_string();
     assert!(error.starts_with("wrong BLAKE3 hash"), "{error}");
+    // Who is not trusted for it may be wrong: whoever has the blob, or nobody has it, and it may be here already.
+    for said in [wrong.hash, BlobHash([2; 32])] {
+        let fourth = self::peer(&farm).await;
+        table.set_found(Found { blob: Some(wrong), providers: vec![holder.provider()], readers: vec![] });
+        fourth.exchange.set_finder(table.finder(fourth.provider()));
+        let said = OriginFile { blob: Some(said), ..file.clone() };
+        assert_eq!(fetch(&fourth.exchange, &said).await.expect("the origin has it").blob, blob);
+    }
+    let said = OriginFile { blob: Some(wrong.hash), ..file.clone() };
+    let fifth = self::peer(&farm).await;
+    assert_eq!(fifth.store.import_bytes(&vec![1; 3 * MIB]).await.expect("there is room"), wrong);
+    assert_eq!(fetch(&fifth.exchange, &said).await.expect("the origin has it").blob, blob);
 }
 
 /// A holder of a blob with a slow uplink, and who wants that blob's file from it and from these URLs.

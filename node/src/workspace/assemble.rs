@@ -151,7 +151,7 @@ impl Assembler {
         record.save(&folder).map_err(failed)?;
         steps.enter(PrepareStep::Models);
         let folder = folder.join("files");
-        holds.extend(files.models(&lockfile, &folder).await?);
+        holds.extend(files.models(&lockfile, &known, &folder).await?);
         // Others do without what this node cannot tell them, and so does what works here.
         let resolution = match self.resolved(&record, &known, &environment, &mut holds).await {
             Err(BuildError::Failed(reason)) => {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use mesh::fetch::{FetchFileError, OriginFile, Progress};
 use mesh::store::{BlobHold, BlobStore, StoreError};
-use protocol::{BlobName, BlobRef, FileRef, LockedModel, Lockfile, PrepareStep, error_chain};
+use protocol::{BlobName, BlobRef, FileRef, LockedModel, Lockfile, PrepareStep, Resolution, error_chain};
 use tokio::sync::watch;
 
 use super::files::Files;
@@ -20,6 +20,7 @@ impl Files<'_> {
     pub(super) async fn models(
         &self,
         lockfile: &Lockfile,
+        known: &Resolution,
         folder: &Path,
     ) -> Result<Vec<BlobHold>, BuildError> {
         std::fs::create_dir_all(folder).map_err(failed)?;
@@ -28,7 +29,7 @@ impl Files<'_> {
         self.steps.expect(PrepareStep::Models, total);
         let (mut holds, mut lacking) = (Vec::new(), Vec::new());
         for model in models {
-            match self.model_in_place(model, folder).await {
+            match self.model_in_place(model, known, folder).await {
                 Ok(hold) => holds.push(hold),
                 // The others would find no room either.
                 Err(BuildError::Failed(reason)) if !tells_of_full_disk(&reason) => lacking.push(reason),
@@ -43,8 +44,13 @@ impl Files<'_> {
     }
 
     /// Has one here, and at its place.
-    async fn model_in_place(&self, model: &LockedModel, folder: &Path) -> Result<BlobHold, BuildError> {
-        let (blob, hold) = self.model(model).await?;
+    async fn model_in_place(
+        &self,
+        model: &LockedModel,
+        known: &Resolution,
+        folder: &Path,
+    ) -> Result<BlobHold, BuildError> {
+        let (blob, hold) = self.model(model, known).await?;
         let target = self.reach.exchange.store().path_of(blob.hash);
         let target = target
             .ok_or_else(|| BuildError::Failed(format!("model `{}` was removed meanwhile", model.path)))?;
@@ -54,7 +60,11 @@ impl Files<'_> {
         Ok(hold)
     }
 
-    async fn model(&self, model: &LockedModel) -> Result<(BlobRef, BlobHold), BuildError> {
+    async fn model(
+        &self,
+        model: &LockedModel,
+        known: &Resolution,
+    ) -> Result<(BlobRef, BlobHold), BuildError> {
         let named = model.blob.map(|hash| BlobRef { hash, size: model.size });
         let store = self.reach.exchange.store();
         if !model.share {
@@ -82,9 +92,12 @@ impl Files<'_> {
             })?;
             return Ok((blob, hold));
         };
+        // What it came to elsewhere.
+        let said =
+            known.model(sha256).filter(|said| model.share && said.size == model.size).map(|said| said.hash);
         let wanted = OriginFile {
             file: FileRef { sha256, size: model.size },
-            blob: model.blob,
+            blob: model.blob.or(said),
             // The publisher signed both names.
             trusted_blake3: model.blob.is_some(),
             urls: model.sources.iter().map(|source| source.url.to_string()).collect(),

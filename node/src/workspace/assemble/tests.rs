@@ -255,3 +255,63 @@ async fn model_that_nobody_gives_is_named_with_the_reason_and_a_private_one_stay
     assemble(&lockfile(false, json!({ "blob": blob.hash }))).await.expect("its owner put it here");
     assert_eq!(store.find_shared(&blob.hash.into()), None, "nobody else gets it");
 }
+
+/// Knows who holds a blob, and nothing of files by their SHA-256.
+struct BlobsAlone(Arc<Everything>);
+
+#[async_trait::async_trait]
+impl Finder for BlobsAlone {
+    async fn locate(&self, name: &BlobName) -> Result<Found, FindError> {
+        match name {
+            BlobName::Blake3(_) => self.0.locate(name).await,
+            BlobName::Sha256(_) => Ok(Found::default()),
+        }
+    }
+
+    async fn read_origin(
+        &self,
+        file: &FileRef,
+        held: Vec<PieceRange>,
+        wanted: u64,
+    ) -> Result<OriginLease, FindError> {
+        self.0.read_origin(file, held, wanted).await
+    }
+}
+
+#[tokio::test]
+async fn model_comes_as_the_blob_that_it_was_elsewhere_and_is_proven_by_its_own_hash() {
+    let comfyui = Upstream::new();
+    let main = comfyui.commit(&[("main.py", 0o100644, "run\n")]);
+    let index = Index::serve(vec![]).await;
+    let farm = Farm::new();
+    let Some(holder) = Node::start(&farm, &index, None).await else { return };
+    let Some(mut node) = Node::start(&farm, &index, Some(&holder)).await else { return };
+    let publisher = key();
+    let farm_key = PublisherKey(publisher.peer().0);
+    let store = holder.exchange.store();
+    let model = store.import_bytes(b"a tiny model").await.expect("there is room");
+    let other = store.import_bytes(b"another file").await.expect("there is room");
+    let sha256 = store.prove_sha256(model).await.expect("it is here");
+    let text = json!({
+        "format": 1, "python": "3.11", "comfyui": main,
+        "models": [{ "path": "models/vae/a.safetensors", "size": model.size, "sha256": sha256, "disabled": false }],
+    });
+    let mut lockfile = Lockfile::parse(text.to_string().as_bytes()).expect("a lockfile");
+    lockfile.sign(publisher.signing_key());
+    let document = store.import_bytes(&lockfile.to_canonical_json()).await.expect("there is room");
+    let mut want = WantedWorkspace { providers: vec![], ..wanted(&lockfile, document, &holder) };
+    let everything = Everything { peer: holder.provider.clone(), exchange: holder.exchange.clone() };
+    let finder = Arc::new(BlobsAlone(Arc::new(everything)));
+    node.exchange.set_finder(finder.clone());
+    node.assembler.reach.finder = finder;
+    node.assemble(&want, farm_key).await.expect_err("nobody is known to have it");
+    for (said, comes) in [(other, false), (model, true)] {
+        let mut resolution = Resolution::new(lockfile.hash());
+        resolution.models.push(protocol::Alias { sha256, blob: said });
+        resolution.sign(publisher.signing_key());
+        let resolution = store.import_bytes(&resolution.to_canonical_json()).await;
+        want.resolution = Some(resolution.expect("there is room"));
+        let made = node.assemble(&want, farm_key).await;
+        assert_eq!(made.is_ok(), comes, "{made:?}");
+    }
+}

@@ -129,12 +129,36 @@ impl Assembler {
     ) -> Result<Whole, BuildError> {
         let files = Files::new(self, &wanted.providers, steps, cancel);
         let lockfile = self.lockfile(wanted, farm, &files).await?;
-        let known = self.resolution(wanted, farm, &files, log).await;
+        let (known, unused) = match self.resolution(wanted, farm, &files).await {
+            Ok(known) => (known, None),
+            Err(reason) => {
+                log.line(&format!("the resolved lockfile is not used: {reason}"));
+                (Resolution::new(wanted.lockfile), Some(reason))
+            }
+        };
+        let assembled = self.assemble_from(wanted, &lockfile, &known, &files, log).await;
+        match (assembled, unused) {
+            (Err(BuildError::Failed(reason)), Some(unused)) => Err(BuildError::Failed(format!(
+                "{reason}\n(what others found is not used, so all parts are asked for where they are published: {unused})"
+            ))),
+            (assembled, _) => assembled,
+        }
+    }
+
+    async fn assemble_from(
+        &self,
+        wanted: &WantedWorkspace,
+        lockfile: &Lockfile,
+        known: &Resolution,
+        files: &Files<'_>,
+        log: &PrepareLog,
+    ) -> Result<Whole, BuildError> {
+        let (steps, cancel) = (files.steps, files.cancel);
         let folder = self.root.join("ready").join(wanted.lockfile.to_string());
-        let mut record = WorkspaceRecord::begin(&folder, &lockfile, &wanted.workflow).map_err(failed)?;
+        let mut record = WorkspaceRecord::begin(&folder, lockfile, &wanted.workflow).map_err(failed)?;
         let mut holds = Vec::new();
         steps.enter(PrepareStep::Code);
-        record.registry = self.registry_nodes(&lockfile, &known, &record, &files, log, &mut holds).await?;
+        record.registry = self.registry_nodes(lockfile, known, &record, files, log, &mut holds).await?;
         record.save(&folder).map_err(failed)?;
         let told = record.clone();
         let left_out = blocking(move || Ok(told.left_out())).await?;
@@ -143,17 +167,17 @@ impl Assembler {
             log.line(left_out);
         }
         let (tree, environment) = {
-            let code = self.code(&record, &known, &files, log, &mut holds);
-            let parts = Parts { lockfile: &lockfile, known: &known, files: &files, log, cancel };
+            let code = self.code(&record, known, files, log, &mut holds);
+            let parts = Parts { lockfile, known, files, log, cancel };
             self.code_and_python(code, &parts, steps).await?
         };
         record.environment = Some(environment.key);
         record.save(&folder).map_err(failed)?;
         steps.enter(PrepareStep::Models);
         let folder = folder.join("files");
-        holds.extend(files.models(&lockfile, &known, &folder).await?);
+        holds.extend(files.models(lockfile, known, &folder).await?);
         // Others do without what this node cannot tell them, and so does what works here.
-        let resolution = match self.resolved(&record, &known, &environment, &mut holds).await {
+        let resolution = match self.resolved(&record, known, &environment, &mut holds).await {
             Err(BuildError::Failed(reason)) => {
                 log.line(&format!("what the parts came to is not told to the farm: {reason}"));
                 warn!(workflow = %wanted.workflow, reason, "what a workspace came to is not told to the farm");

@@ -22,32 +22,24 @@ use crate::workspace::python::Environment;
 use crate::workspace::record::WorkspaceRecord;
 
 impl Assembler {
-    /// What the farm knows of a lockfile's parts. Where it cannot be had or nobody trusted signed it, nothing is known,
-    /// and everything comes from its origin.
+    /// What the farm knows of a lockfile's parts, unless it cannot be had or nobody trusted signed it: then everything
+    /// comes from its origin.
     pub(super) async fn resolution(
         &self,
         wanted: &WantedWorkspace,
         farm: PublisherKey,
         files: &Files<'_>,
-        log: &PrepareLog,
-    ) -> Resolution {
-        let nothing = Resolution::new(wanted.lockfile);
-        let Some(document) = wanted.resolution else { return nothing };
-        let found = async {
-            let bytes = files.document("resolved lockfile", document, MAX_RESOLUTION).await?;
-            let resolution = Resolution::parse(&bytes).map_err(failed)?;
-            if resolution.lockfile != wanted.lockfile {
-                return Err(BuildError::Failed("it is of another lockfile".to_owned()));
-            }
-            let publisher = resolution.verify().map_err(failed)?;
-            let trusted = TrustedPublishers::load(&self.data).map_err(failed)?;
-            self.policy.check(publisher, farm, &trusted).map_err(failed)?;
-            Ok(resolution)
-        };
-        found.await.unwrap_or_else(|reason| {
-            log.line(&format!("the resolved lockfile is not used: {reason}"));
-            nothing
-        })
+    ) -> Result<Resolution, BuildError> {
+        let Some(document) = wanted.resolution else { return Ok(Resolution::new(wanted.lockfile)) };
+        let bytes = files.document("resolved lockfile", document, MAX_RESOLUTION).await?;
+        let resolution = Resolution::parse(&bytes).map_err(failed)?;
+        if resolution.lockfile != wanted.lockfile {
+            return Err(BuildError::Failed("it is of another lockfile".to_owned()));
+        }
+        let publisher = resolution.verify().map_err(failed)?;
+        let trusted = TrustedPublishers::load(&self.data).map_err(failed)?;
+        self.policy.check(publisher, farm, &trusted).map_err(failed)?;
+        Ok(resolution)
     }
 
     /// Takes commits that are not here from packs that others made. One that does not come so comes from its upstream; all

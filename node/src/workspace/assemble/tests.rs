@@ -305,13 +305,18 @@ async fn model_comes_as_the_blob_that_it_was_elsewhere_and_is_proven_by_its_own_
     node.exchange.set_finder(finder.clone());
     node.assembler.reach.finder = finder;
     node.assemble(&want, farm_key).await.expect_err("nobody is known to have it");
-    for (said, comes) in [(other, false), (model, true)] {
+    let stranger = key();
+    for (said, signer, comes) in
+        [(other, &publisher, false), (model, &stranger, false), (model, &publisher, true)]
+    {
         let mut resolution = Resolution::new(lockfile.hash());
         resolution.models.push(protocol::Alias { sha256, blob: said });
-        resolution.sign(publisher.signing_key());
+        resolution.sign(signer.signing_key());
         let resolution = store.import_bytes(&resolution.to_canonical_json()).await;
         want.resolution = Some(resolution.expect("there is room"));
         let made = node.assemble(&want, farm_key).await;
         assert_eq!(made.is_ok(), comes, "{made:?}");
+        let is_told = made.is_err_and(|error| error.to_string().contains("what others found is not used"));
+        assert_eq!(is_told, signer.peer() == stranger.peer());
     }
 }

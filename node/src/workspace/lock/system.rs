@@ -18,7 +18,7 @@ use super::LockError;
 use crate::os::installed::{Installed, packages_of};
 
 /// The beginnings of names that need no word: what each system has, and what comes with the driver of a card or with Python.
-const OF_EVERY_SYSTEM: [&str; 15] = [
+const OF_EVERY_SYSTEM: [&str; 16] = [
     "ld-linux",
     "libanl.so",
     "libc.so",
@@ -26,6 +26,7 @@ const OF_EVERY_SYSTEM: [&str; 15] = [
     "libdl.so",
     "libgcc_s.so",
     "libm.so",
+    "libmvec.so",
     "libnvcuvid.so",
     "libnvidia-",
     "libpthread.so",

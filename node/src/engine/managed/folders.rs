@@ -1,8 +1,9 @@
 //! What one process has for itself: a copy of its code tree with the workspace's files in place, and a home.
 //!
-//! Made anew for each process, so a run that writes beside itself changes nothing for the next one, and the tree that
-//! it came from never. What a process left in its folders, or lays there meanwhile, leads to no others: it may have
-//! walls that we have not. Blocks. Not here: who may read what.
+//! Made anew for each process: what a run writes beside itself is there for the next runs of its process, and for no
+//! other process; the tree that it came from never changes. What a process left in its folders, or lays there meanwhile,
+//! leads to no others, and keeps nobody from removing them: it may have walls that we have not. Blocks. Not here: who may
+//! read what.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -13,6 +14,7 @@ use protocol::BlobHash;
 use super::served::Files;
 use crate::os::beneath;
 use crate::os::file::copy_tree;
+use crate::os::removal::remove;
 
 /// The code, in the folders of a slot.
 const CODE: &str = "ComfyUI";
@@ -151,13 +153,7 @@ impl Folders {
 
     /// Removes all but the log.
     fn clear(&self) -> io::Result<()> {
-        for folder in [self.root.clone(), self.further()] {
-            match std::fs::remove_dir_all(folder) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
-        Ok(())
+        [self.root.clone(), self.further()].iter().try_for_each(|folder| remove(folder))
     }
 
     /// How many bytes the runs of the process left.
@@ -302,6 +298,35 @@ mod tests {
         assert_eq!(fs::read_to_string(folders.relay()).expect("there"), RELAY);
         assert_eq!(fs::read_to_string(at("owners/relay.py")).expect("there"), "the owner's");
         assert_eq!(fs::read_dir(at("owners")).expect("a folder").count(), 2, "nothing came to it");
+    }
+
+    /// Root is stopped by no mode, so it is somebody else in this thread.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn folders_that_a_process_closed_are_made_anew() {
+        use nix::unistd::{Uid, geteuid, setfsuid};
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).expect("set");
+        if geteuid().is_root() {
+            setfsuid(Uid::from_raw(65534));
+        }
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir_all(at("tree")).expect("made");
+        let folders = Folders { root: at("slot-0") };
+        folders.make(&at("tree"), &Files::new()).expect("made");
+        for (mode, name) in
+            [(0o555, folders.home().join("read-only")), (0o000, folders.further().join("closed"))]
+        {
+            fs::create_dir_all(name.join("a")).expect("made");
+            fs::set_permissions(&name, fs::Permissions::from_mode(mode)).expect("set");
+        }
+        folders.make(&at("tree"), &Files::new()).expect("made anew");
+        for empty in [folders.home(), folders.further()] {
+            assert_eq!(fs::read_dir(&empty).expect("a folder").count(), 0, "{}", empty.display());
+        }
+        assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 3, "nothing is left beside");
+        setfsuid(geteuid());
     }
 
     #[test]

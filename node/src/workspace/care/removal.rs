@@ -133,9 +133,18 @@ fn remove_folder(folder: &Path) -> Result<(), CareError> {
 /// Removes what builds and removals that were killed left, as far as it goes: what stays costs nothing but disk. To be
 /// called before any is at work.
 pub(crate) fn clear_drafts(root: &Path) {
-    for name in
-        ["code", "environments", "git", "locks", "ready", "registry", "slots/byte-code", "uv", "uv/temporary"]
-    {
+    for name in [
+        "code",
+        "environments",
+        "git",
+        "locks",
+        "ready",
+        "registry",
+        "slots",
+        "slots/byte-code",
+        "uv",
+        "uv/temporary",
+    ] {
         let folder = root.join(name);
         let cleared = match name {
             "git" => clear_folder(&folder, false).and_then(|()| clear_leftovers(&folder)),

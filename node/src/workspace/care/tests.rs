@@ -250,7 +250,9 @@ async fn verification_finds_what_changed_in_each_part() {
 async fn drafts_of_a_killed_build_are_cleared_and_nothing_else() {
     let kept = Kept::new().await;
     let lockfile = kept.lay_out("kept", 1, 1);
-    for path in ["code/.draft/tree/main.py", "environments/.x-1/environment/bin/python", "git/.y/z"] {
+    for path in
+        ["code/.draft/tree/main.py", "environments/.x-1/environment/bin/python", "git/.y/z", "slots/.z/1/a"]
+    {
         kept.write(path, b"half");
     }
     kept.write("uv/temporary/build/x", b"half");
@@ -258,7 +260,7 @@ async fn drafts_of_a_killed_build_are_cleared_and_nothing_else() {
     kept.write("git/a.git/objects/pack/pack-1.pack", b"whole");
     clear_drafts(&kept.at(""));
     let fetched = "git/a.git/objects/pack/pack_git2_q5dAcr";
-    for path in ["code/.draft", "environments/.x-1", "git/.y", "uv/temporary/build", fetched] {
+    for path in ["code/.draft", "environments/.x-1", "git/.y", "slots/.z", "uv/temporary/build", fetched] {
         assert!(!kept.at(path).exists(), "{path}");
     }
     assert!(kept.at("git/a.git/objects/pack/pack-1.pack").exists());

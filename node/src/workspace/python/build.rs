@@ -20,6 +20,7 @@ use super::source::Building;
 use super::wheels::{Wheel, get};
 use super::{Interpreter, Limits, PythonError, Uv, WheelSource};
 use crate::os::file::{copy_tree, replace};
+use crate::os::removal::remove;
 use crate::workspace::log::PrepareLog;
 
 /// The file in an environment that says what it is.
@@ -127,8 +128,7 @@ impl Environments {
         write_lock(&folder, &lock)?;
         if target.exists() && self.find(&lock, private_to).is_none() {
             // Its Python is gone, so it would never work again.
-            std::fs::remove_dir_all(&target)
-                .map_err(|source| PythonError::io("removing", &target, source))?;
+            remove(&target).map_err(|source| PythonError::io("removing", &target, source))?;
         }
         if let Err(source) = std::fs::rename(&folder, &target)
             // Somebody else may have been quicker.

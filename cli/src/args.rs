@@ -244,6 +244,10 @@ pub(crate) struct NodeArguments {
     /// The ComfyUI to attach to, such as http://127.0.0.1:8188.
     #[arg(long, value_name = "URL", env = environment::COMFYUI)]
     pub(crate) comfyui: Option<String>,
+    /// How long a run may show no progress before its ComfyUI counts as dead, in seconds; with `--engine managed`, how
+    /// long ComfyUI may then do nothing at all. Defaults to 600.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) comfyui_stall: Option<u64>,
     /// How many runs this machine does at once, from 1 to 32, where it has no graphics card; they share the
     /// processor. Where it has some, each card is a slot. Defaults to 1.
     #[arg(long, value_name = "NUMBER")]

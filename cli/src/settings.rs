@@ -193,6 +193,8 @@ pub(crate) struct NodeSettings {
     pub(crate) mdns: bool,
     /// The engine; `None` where the machine decides.
     pub(crate) engine: Option<EngineSettings>,
+    /// How long a ComfyUI may show no sign of life in a run.
+    pub(crate) comfyui_stall: Option<Duration>,
     /// How many runs the processor does at once; `None` where its owner did not say.
     pub(crate) slots: Option<u16>,
     pub(crate) managed: ManagedSettings,
@@ -291,6 +293,7 @@ impl NodeSettings {
             data_listen: arguments.data_listen.or(table.data_listen),
             mdns: !arguments.no_mdns && table.mdns.unwrap_or(true),
             engine,
+            comfyui_stall: arguments.comfyui_stall.or(table.comfyui_stall).map(Duration::from_secs),
             slots,
             managed,
             labels,

@@ -9,3 +9,4 @@ pub(crate) mod nvml;
 pub(crate) mod program;
 pub(crate) mod removal;
 pub mod sandbox;
+pub(crate) mod work;

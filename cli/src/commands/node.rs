@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::sync::Arc;
+use std::time::Duration;
 
 use mesh::origin::Tokens;
 use node::agent::{Agent, AgentConfig, Rebuilding};
@@ -35,7 +36,7 @@ pub(super) async fn node(arguments: NodeArguments, file: SettingsFile) -> anyhow
     });
     let made = match choice {
         EngineSettings::Builtin => builtin(&settings),
-        EngineSettings::Attached(url) => attached(url, gpus)?,
+        EngineSettings::Attached(url) => attached(url, settings.comfyui_stall, gpus)?,
         EngineSettings::Managed => managed(&settings, found.accelerator, slots(settings.slots, gpus)?).await,
     };
     let Made { engine, devices, rebuilding, terms } = made;
@@ -84,10 +85,12 @@ fn builtin(settings: &NodeSettings) -> Made {
     Made { engine, devices, rebuilding: None, terms: EngineTerms::Builtin }
 }
 
-fn attached(url: String, gpus: Vec<Device>) -> Result<Made, AddressError> {
+fn attached(url: String, stall: Option<Duration>, gpus: Vec<Device>) -> Result<Made, AddressError> {
     // One ComfyUI runs one prompt at a time, on the first card unless its owner chose otherwise.
     let device = gpus.into_iter().next().unwrap_or_else(cpu);
-    let engine = Arc::new(ComfyUi::new(&url, ComfyUiOptions::default())?);
+    let mut options = ComfyUiOptions::default();
+    options.stall_after = stall.unwrap_or(options.stall_after);
+    let engine = Arc::new(ComfyUi::new(&url, options)?);
     Ok(Made { engine, devices: vec![device], rebuilding: None, terms: EngineTerms::Attached { url } })
 }
 
@@ -115,6 +118,7 @@ async fn managed(settings: &NodeSettings, accelerator: Accelerator, devices: Vec
     let mut config = ManagedConfig::new(folder.join("slots"), devices.clone());
     config.arguments = comfyui_args.clone();
     config.idle = comfyui_idle.unwrap_or(config.idle);
+    config.comfyui.stall_after = settings.comfyui_stall.unwrap_or(config.comfyui.stall_after);
     config.sandbox = sandbox.clone();
     let engine = Arc::new(Managed::new(config));
     let mut uv = UvConfig::new(folder.join("uv"));

@@ -66,6 +66,7 @@ pub(super) struct NodeTable {
     pub(super) mdns: Option<bool>,
     pub(super) engine: Option<EngineChoice>,
     pub(super) comfyui: Option<String>,
+    pub(super) comfyui_stall: Option<u64>,
     pub(super) slots: Option<u16>,
     pub(super) labels: BTreeMap<String, String>,
     pub(super) quota: Option<ByteSize>,
@@ -125,6 +126,7 @@ const KNOWN: [(&str, &[&str]); 3] = [
             "mdns",
             "engine",
             "comfyui",
+            "comfyui_stall",
             "slots",
             "labels",
             "quota",
@@ -261,6 +263,7 @@ mod tests {
             mdns = false
             engine = "comfyui"
             comfyui = "http://127.0.0.1:8188"
+            comfyui_stall = 1800
             slots = 2
             labels = { room = "2.14" }
             quota = "200GB"

@@ -17,8 +17,9 @@ use crate::engine::{
     Description, Engine, EngineError, Execution, ProducedFile, ProgressSink, canceled, safe_file_name,
 };
 use crate::workspace::Workspace;
-use answer::Submitted;
+use answer::{Position, Submitted};
 use client::{AddressError, Client, RequestError};
+use life::{Life, Pulse};
 use named::{Within, named_file};
 use outputs::{Content, Output};
 use session::{Session, Verdict};
@@ -31,6 +32,7 @@ mod events;
 mod failure;
 #[cfg(test)]
 mod faults;
+pub(crate) mod life;
 pub(crate) mod models;
 mod named;
 mod outputs;
@@ -45,13 +47,15 @@ pub struct ComfyUi {
     options: ComfyUiOptions,
     /// Where it is, if it is the node's own.
     folder: Option<PathBuf>,
+    /// Counts what it does, if somebody can.
+    pulse: Option<Arc<dyn Pulse>>,
 }
 
 /// How patient the engine is with its ComfyUI.
 #[derive(Clone, Debug)]
 pub struct ComfyUiOptions {
-    /// How long a running prompt may show no progress before it counts as stalled. Time in the queue
-    /// behind prompts of the owner does not count. Defaults to 10 minutes.
+    /// How long a running prompt may show no progress before it counts as stalled. Time in the queue behind prompts of the
+    /// owner does not count, nor that in which a process of the node's own is at work. Defaults to 10 minutes.
     pub stall_after: Duration,
     /// How long a ComfyUI that is gone may take to come back before the run is given up. Defaults to 10 s.
     pub unreachable_after: Duration,
@@ -76,17 +80,22 @@ impl Default for ComfyUiOptions {
 impl ComfyUi {
     /// The ComfyUI at that address, such as `http://127.0.0.1:8188`. Nothing is sent yet.
     pub fn new(address: &str, options: ComfyUiOptions) -> Result<Self, AddressError> {
-        Ok(Self { client: Client::new(address)?, options, folder: None })
+        Ok(Self { client: Client::new(address)?, options, folder: None, pulse: None })
     }
 
     /// The ComfyUI behind that Unix socket. Nothing is sent yet.
     pub(super) fn behind(socket: &Path, options: ComfyUiOptions) -> Self {
-        Self { client: Client::behind(socket), options, folder: None }
+        Self { client: Client::behind(socket), options, folder: None, pulse: None }
     }
 
     /// The same, with its code and its `input`, `output` and `temp` in this folder of the node's own.
     pub(super) fn in_folder(self, folder: PathBuf) -> Self {
         Self { folder: Some(folder), ..self }
+    }
+
+    /// The same, of which somebody counts what it does.
+    pub(super) fn counted_by(self, pulse: Arc<dyn Pulse>) -> Self {
+        Self { pulse: Some(pulse), ..self }
     }
 }
 
@@ -122,7 +131,9 @@ impl Engine for ComfyUi {
             self.submit(&prompt, &workflow, &execution.outputs).await?;
             let session = Session::new(&prompt, &workflow, &execution.outputs);
             let (client, options) = (&self.client, &self.options);
-            let watch = Watch { client, options, prompt: &prompt, workflow: &workflow, session, progress };
+            let life = Life::new(self.pulse.clone());
+            let watch =
+                Watch { client, options, prompt: &prompt, workflow: &workflow, session, life, progress };
             watch.until_end(socket, cancel).await
         };
         let ended = match ended.await {
@@ -189,6 +200,10 @@ impl ComfyUi {
 
     /// Sees to it that nothing of a prompt goes on, as far as ComfyUI lets itself be stopped.
     async fn stop(&self, prompt: &str) {
+        // Where nothing is taken up, one of the node's own will never work again. It is known by what waits in it.
+        if self.folder.is_some() && matches!(self.client.position(prompt).await, Ok(Position::Unserved)) {
+            return;
+        }
         match timeout(self.options.stop_within, self.client.stop(prompt)).await {
             Ok(Ok(())) => {}
             // Who does not answer at all runs nothing that could still be stopped.

@@ -13,6 +13,7 @@ mod imports;
 mod log;
 mod memory;
 mod process;
+mod pulse;
 mod served;
 mod warmth;
 

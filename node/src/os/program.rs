@@ -86,7 +86,6 @@ impl Program {
     }
 
     /// The system's id of it, while it is at work.
-    #[cfg(test)]
     pub(crate) fn id(&self) -> Option<u32> {
         self.child.id()
     }

@@ -40,7 +40,11 @@ pub(super) struct RejectedFor {
 /// Where a prompt stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Position {
+    /// It waits, and another one runs.
     Pending,
+    /// It waits, and nothing runs. That is so for a moment between two prompts, and for good where the thread that takes
+    /// them up is dead.
+    Unserved,
     Running,
     /// It ended, or was never there.
     Absent,

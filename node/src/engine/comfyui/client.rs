@@ -254,6 +254,7 @@ impl Client {
         };
         Ok(match (holds(&queue.queue_running), holds(&queue.queue_pending)) {
             (true, _) => Position::Running,
+            (false, true) if queue.queue_running.is_empty() => Position::Unserved,
             (false, true) => Position::Pending,
             (false, false) => Position::Absent,
         })

@@ -172,6 +172,14 @@ async fn comfyui_that_is_up_and_dead_counts_as_stalled() {
 }
 
 #[tokio::test]
+async fn comfyui_that_takes_nothing_up_counts_as_stalled_and_keeps_nothing_of_ours() {
+    let fake = Fake::start(Behaviour { pending: Some(RUN), ..ACCEPTS }).await;
+    let error = execute(&fake, SHORT, &CancellationToken::new()).await.unwrap_err();
+    assert_eq!(error.kind, RunErrorKind::Stalled);
+    assert!(fake.was_asked("POST /queue"), "it is taken off the queue");
+}
+
+#[tokio::test]
 async fn waiting_behind_the_owner_is_no_stall_and_cancelling_leaves_his_prompt_alone() {
     let fake = Fake::start(Behaviour { running: Some("his"), pending: Some(RUN), ..ACCEPTS }).await;
     let cancel = CancellationToken::new();

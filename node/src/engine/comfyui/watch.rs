@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::answer::{HistoryEntry, Position};
 use super::client::{Client, RequestError};
+use super::life::Life;
 use super::session::{Happened, Session, Verdict};
 use super::socket::{ConnectError, Socket};
 use super::{ComfyUiOptions, failure};
@@ -24,6 +25,8 @@ const POLL: Duration = Duration::from_secs(5);
 const POLL_AT_END: Duration = Duration::from_millis(100);
 /// How long between two attempts to connect again.
 const RECONNECT: Duration = Duration::from_millis(500);
+/// How long nothing may run while a prompt waits: between two prompts ComfyUI tidies its memory.
+const UNSERVED: Duration = Duration::from_secs(2 * 60);
 
 /// A prompt that is followed.
 pub(super) struct Watch<'a> {
@@ -32,6 +35,7 @@ pub(super) struct Watch<'a> {
     pub(super) prompt: &'a str,
     pub(super) workflow: &'a Workflow,
     pub(super) session: Session,
+    pub(super) life: Life,
     pub(super) progress: &'a ProgressSink,
 }
 
@@ -54,6 +58,7 @@ impl Watch<'_> {
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         poll.reset();
         let mut moved = Instant::now();
+        let mut patience = self.options.stall_after;
         loop {
             tokio::select! {
                 biased;
@@ -75,14 +80,20 @@ impl Watch<'_> {
                 _ = poll.tick() => match self.look().await {
                     Ok(Look::Ended(entry)) => return Ok(self.conclude(entry)),
                     Ok(Look::Pending) => moved = Instant::now(),
-                    Ok(Look::Running) => {}
+                    Ok(Look::Unserved) => patience = self.options.stall_after.min(UNSERVED),
+                    Ok(Look::Running) => {
+                        patience = self.options.stall_after;
+                        if self.life.shows().await {
+                            moved = Instant::now();
+                        }
+                    }
                     Ok(Look::Gone) => return Err(self.gone()),
                     // The WebSocket notices a dead connection, and the watchdog below a dead process.
                     Err(error) => tracing::debug!(%error, "comfyui did not tell its queue"),
                 },
             }
-            if moved.elapsed() >= self.options.stall_after {
-                return Err(self.stalled());
+            if moved.elapsed() >= patience {
+                return Err(self.stalled(patience));
             }
         }
     }
@@ -103,6 +114,7 @@ impl Watch<'_> {
         }
         match self.client.position(self.prompt).await? {
             Position::Pending => Ok(Look::Pending),
+            Position::Unserved => Ok(Look::Unserved),
             Position::Running => Ok(Look::Running),
             Position::Absent => Ok(self.client.history(self.prompt).await?.map_or(Look::Gone, Look::Ended)),
         }
@@ -136,15 +148,15 @@ impl Watch<'_> {
         RunError::new(RunErrorKind::EngineUnavailable, detail)
     }
 
-    fn stalled(&self) -> RunError {
+    fn stalled(&self, patience: Duration) -> RunError {
         let at = match self.session.current() {
             Some(op) => format!(" at op `{op}`"),
             None => String::new(),
         };
         let detail = format!(
-            "ComfyUI at `{}` made no progress{at} for {:?}: look at its log, and restart it if it hangs",
+            "ComfyUI at `{}` made no progress{at} for {patience:?}: look at its log, and restart it if it hangs; \
+             `--comfyui-stall` gives it more time",
             self.client.address(),
-            self.options.stall_after
         );
         RunError::new(RunErrorKind::Stalled, detail)
     }
@@ -153,6 +165,7 @@ impl Watch<'_> {
 /// What the queue and the history say of a prompt.
 enum Look {
     Pending,
+    Unserved,
     Running,
     Ended(HistoryEntry),
     Gone,

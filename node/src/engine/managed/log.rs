@@ -29,6 +29,8 @@ struct Written {
     file: File,
     bytes: u64,
     lines: VecDeque<String>,
+    /// How many there were.
+    said: u64,
     run: Option<RunId>,
     /// How many of the last lines are the run's.
     of_run: usize,
@@ -42,6 +44,7 @@ impl ProcessLog {
             file,
             bytes: 0,
             lines: VecDeque::new(),
+            said: 0,
             run: None,
             of_run: 0,
         }))))
@@ -69,6 +72,7 @@ impl ProcessLog {
             written.lines.pop_front();
         }
         written.lines.push_back(line);
+        written.said += 1;
         written.of_run = (written.of_run + 1).min(LINES);
     }
 
@@ -76,6 +80,11 @@ impl ProcessLog {
     pub(super) fn of_run(&self) -> Vec<String> {
         let written = self.written();
         written.lines.range(written.lines.len() - written.of_run..).cloned().collect()
+    }
+
+    /// How many lines there were.
+    pub(super) fn lines_said(&self) -> u64 {
+        self.written().said
     }
 
     /// All lines that are kept.

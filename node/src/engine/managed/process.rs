@@ -23,6 +23,7 @@ use super::door::Door;
 use super::download::{Blocked, blocked, blocked_end, undeclared};
 use super::folders::Folders;
 use super::log::ProcessLog;
+use super::pulse::ProcessPulse;
 use super::served::{Files, Served};
 use crate::engine::comfyui::{ComfyUi, ComfyUiOptions};
 use crate::engine::{Engine, Execution, ProducedFile, ProgressSink};
@@ -163,7 +164,9 @@ impl Launch {
         let mut program = Program::start(&mut command, move |_, line| told.line(line)).map_err(spawned)?;
         // It alone has the socket now: nobody waits at that of one that ended.
         drop(command);
+        let pulse = ProcessPulse { process: program.id(), log: log.clone() };
         let comfyui = door.comfyui(self.options.clone()).in_folder(self.folders.code());
+        let comfyui = comfyui.counted_by(Arc::new(pulse));
         let tail = || log.tail();
         tokio::select! {
             () = cancel.cancelled() => {

@@ -1,5 +1,6 @@
 //! The managed engine on a real ComfyUI, where `tests/run` installed one.
 
+mod life;
 mod outputs;
 mod shared;
 

@@ -305,8 +305,9 @@ pub(crate) struct ManagedArguments {
     /// How long a ComfyUI without work stays, in seconds. Defaults to 600.
     #[arg(long, value_name = "SECONDS")]
     pub(crate) comfyui_idle: Option<u64>,
-    /// How much disk the workspaces may take, such as 300GB; then the least recently used of those that the farm
-    /// does not want go. Their models are blobs, and count towards `--quota`. Defaults to all that is free.
+    /// How much disk the workspaces may take, such as 300GB: code, Python, repositories, built wheels and caches. Above
+    /// it goes what none needs, then the least recently used of those that the farm does not want. Their models are blobs,
+    /// and count towards `--quota`. Defaults to all that is free.
     #[arg(long, value_name = "SIZE")]
     pub(crate) workspace_quota: Option<ByteSize>,
     /// What answers as the Comfy registry does, from which custom nodes come that a bundle of comfy-pack names by a

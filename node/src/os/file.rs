@@ -15,6 +15,9 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.persist(path).map_err(|error| error.error).map(|_| ())
 }
 
+/// How the folders begin in which links are made.
+const LINK_DRAFT: &str = ".farm-link-";
+
 /// Makes a symbolic link in place of whatever was there, unless it leads there already. Its folder is made if
 /// need be.
 pub(crate) fn link(target: &Path, path: &Path) -> io::Result<()> {
@@ -23,10 +26,36 @@ pub(crate) fn link(target: &Path, path: &Path) -> io::Result<()> {
     }
     let folder = folder_of(path);
     std::fs::create_dir_all(folder)?;
-    let temporary = tempfile::Builder::new().prefix(".").tempdir_in(folder)?;
+    let temporary = link_draft(folder)?;
     let link = temporary.path().join("link");
     std::os::unix::fs::symlink(target, &link)?;
     std::fs::rename(&link, path)
+}
+
+fn link_draft(folder: &Path) -> io::Result<tempfile::TempDir> {
+    tempfile::Builder::new().prefix(LINK_DRAFT).tempdir_in(folder)
+}
+
+/// Removes what a [`link`] that was killed left anywhere below a folder, which need not be there.
+pub(crate) fn clear_link_drafts(folder: &Path) -> io::Result<()> {
+    let mut open = vec![folder.to_owned()];
+    while let Some(folder) = open.pop() {
+        let entries = match std::fs::read_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            if !entry.file_type()?.is_dir() {
+                continue;
+            }
+            match entry.file_name().as_encoded_bytes().starts_with(LINK_DRAFT.as_bytes()) {
+                true => super::removal::remove(&entry.path())?,
+                false => open.push(entry.path()),
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Copies a folder with its files and folders, links as links, to a place where nothing is yet. Its owner can write the
@@ -102,6 +131,11 @@ mod tests {
         assert_eq!(std::fs::read(&link_path).expect("read"), b"other");
         let left = std::fs::read_dir(folder.path().join("c")).expect("a folder").count();
         assert_eq!(left, 1, "nothing half-made stays");
+        // As a kill leaves it.
+        let draft = link_draft(&folder.path().join("c")).expect("made").keep();
+        std::os::unix::fs::symlink(&file, draft.join("link")).expect("linked");
+        clear_link_drafts(folder.path()).expect("cleared");
+        assert!(!draft.exists() && file.exists() && link_path.exists());
     }
 
     #[test]

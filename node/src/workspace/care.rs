@@ -5,6 +5,7 @@
 
 mod inventory;
 mod removal;
+mod sweep;
 mod verify;
 
 use std::collections::BTreeSet;

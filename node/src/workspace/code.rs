@@ -115,7 +115,7 @@ impl CodeTrees {
         make_folder(&folder, |draft| {
             let kept = draft.join(ARCHIVES);
             let draft = to_tree(hash, draft, &nodes);
-            self.git.checkout(&comfyui, &draft.comfyui)?;
+            self.git.lay_out(&comfyui, &draft.comfyui, fetching)?;
             for (part, place) in nodes.iter().zip(&draft.custom_nodes) {
                 // A submodule of ComfyUI, or a folder of the same name, is not to be overlaid.
                 if place.exists() {
@@ -123,7 +123,7 @@ impl CodeTrees {
                 }
                 match &part.origin {
                     Origin::Git(pin) => {
-                        self.git.checkout(pin, place)?;
+                        self.git.lay_out(pin, place, fetching)?;
                     }
                     Origin::Carried(name, files) => {
                         let archive = archives.get(&files.hash);

@@ -7,6 +7,7 @@
 //! folder      the same for one that is a folder of this machine
 //! checkout    the files of a commit, byte for byte, read-only
 //! pack        a commit as one file, from which another node has it with no way to the upstream
+//! upkeep      what nobody needs any more goes, and so does what cannot be read, to be fetched anew
 //! local       a repository in somebody's folder: its upstream, its commit, what was changed
 //! ```
 //!
@@ -21,6 +22,7 @@ mod folder;
 mod tree;
 mod checkout;
 mod pack;
+mod upkeep;
 mod local;
 #[cfg(test)]
 pub(super) mod tests;
@@ -41,6 +43,7 @@ pub use checkout::Checkout;
 pub use error::GitError;
 pub use fetch::Fetching;
 pub(super) use local::{Difference, LocalRepository, Remote};
+pub(super) use upkeep::clear_leftovers;
 
 /// How deep submodules may be nested.
 const MAX_DEPTH: usize = 8;
@@ -154,8 +157,7 @@ impl GitStore {
     fn upstreams_with(&self, commit: &GitCommit) -> Vec<GitUrl> {
         let upstream = |store: fs::DirEntry| {
             let repository = Repository::open_bare(store.path()).ok()?;
-            let url = repository.config().ok()?.get_string(UPSTREAM).ok()?;
-            has(&repository, oid(commit)).then(|| url.parse().ok())?
+            has(&repository, oid(commit)).then(|| upstream(&repository))?
         };
         fs::read_dir(&self.root).into_iter().flatten().flatten().filter_map(upstream).collect()
     }
@@ -214,7 +216,7 @@ impl GitStore {
         let entries = match tree::entries(repository, part, self.bounds.entries) {
             Ok(entries) => entries,
             // A folder that is not there ends the walk.
-            Err(GitError::Git { .. }) => return Ok(false),
+            Err(GitError::Damaged { .. }) => return Ok(false),
             Err(error) => return Err(error),
         };
         let is_there = |entry: &Entry| entry.kind == Kind::Submodule || odb.exists(entry.id);
@@ -222,6 +224,8 @@ impl GitStore {
             return Ok(false);
         }
         self.weigh(repository, part, &entries)?;
+        // Not before what it speaks of is on the disk, or it would outlive that in a power cut.
+        upkeep::sync(repository).map_err(|source| GitError::io(repository.path(), source))?;
         let mark = repository.reference(&whole_mark(part.commit), part.commit, true, "whole");
         mark.map(|_| true).map_err(read)
     }
@@ -232,7 +236,8 @@ impl GitStore {
         let odb = repository.odb().map_err(read)?;
         let mut bytes = 0_u64;
         for entry in entries.iter().filter(|entry| entry.kind != Kind::Submodule) {
-            let (size, _) = odb.read_header(entry.id).map_err(read)?;
+            let (size, _) =
+                odb.read_header(entry.id).map_err(|source| GitError::damaged(&part.url, source))?;
             let (size, most) = (size as u64, self.bounds.file);
             bytes = bytes.saturating_add(size);
             if size > most {
@@ -244,24 +249,14 @@ impl GitStore {
     }
 }
 
-/// Removes what fetches that were killed left in the stores of this folder.
-pub(super) fn clear_leftovers(root: &Path) -> io::Result<()> {
-    for store in fs::read_dir(root)? {
-        let Ok(packs) = fs::read_dir(store?.path().join("objects/pack")) else { continue };
-        for file in packs {
-            let file = file?;
-            // As libgit2 calls what it has not named yet.
-            if file.file_name().to_string_lossy().contains("_git2_") {
-                fs::remove_file(file.path())?;
-            }
-        }
-    }
-    Ok(())
-}
-
 /// Whether a commit was seen to be whole in a store.
 fn has(repository: &Repository, commit: Oid) -> bool {
     repository.find_reference(&whole_mark(commit)).is_ok()
+}
+
+/// Whose store it is.
+fn upstream(repository: &Repository) -> Option<GitUrl> {
+    repository.config().ok()?.get_string(UPSTREAM).ok()?.parse().ok()
 }
 
 /// The reference that marks a commit of which every file is there.

@@ -37,7 +37,7 @@ pub(super) mod tests;
 use std::time::Duration;
 
 pub use ask::Ask;
-pub use build::{Environment, Environments, Private, is_equivalent};
+pub use build::{Environment, Environments, Private, is_equivalent, lock_of};
 pub use error::{PythonError, WrongHash};
 pub(crate) use fitting::lock_for;
 pub use interpreter::Interpreter;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use mesh::store::BlobHold;
-use protocol::{BlobRef, EnvironmentKey, LockfileHash, Preparing, WorkspaceState};
+use protocol::{BlobRef, CodeHash, EnvironmentKey, LockfileHash, Preparing, WorkspaceState};
 use tokio::sync::{OwnedMutexGuard, watch};
 use tracing::warn;
 
@@ -145,6 +145,14 @@ impl Shelf {
     pub(super) fn is_at_work(&self, lockfile: LockfileHash) -> bool {
         let places = self.places();
         self.is_lent(&places, lockfile)
+    }
+
+    /// The code and the environment of each workspace that runs and ComfyUIs are in, also where it was made anew of others
+    /// since.
+    pub(super) fn in_use(&self) -> BTreeSet<(CodeHash, EnvironmentKey)> {
+        let lent = self.inner.lent.lock().unwrap_or_else(PoisonError::into_inner);
+        let workspaces = lent.values().flatten().filter_map(|lent| lent.workspace.upgrade());
+        workspaces.map(|workspace| (workspace.code, workspace.environment)).collect()
     }
 
     /// Lets nobody use a workspace any more, unless somebody does; says whether that is so.

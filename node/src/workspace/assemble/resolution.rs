@@ -11,6 +11,7 @@ use protocol::{
     Alias, BlobName, BlobRef, CodeSpec, EnvironmentLock, GitPack, GitPin, LockedFile, MAX_PACK,
     MAX_RESOLUTION, PrepareStep, PublisherKey, Resolution, WantedWorkspace,
 };
+use tracing::warn;
 
 use super::files::Files;
 use super::{Assembler, blocking, failed, total};
@@ -105,7 +106,14 @@ impl Assembler {
             let pack = match known.pack(&pin) {
                 Some(pack) => pack,
                 None => {
-                    let pack = self.pack(&pin).await?;
+                    let pack = match self.pack(&pin).await {
+                        Ok(pack) => pack,
+                        // It is laid out and good all the same.
+                        Err(error) => {
+                            warn!(url = %pin.url, %error, "a commit is not given to others");
+                            continue;
+                        }
+                    };
                     found.git.push(GitPack { pin: GitPin::new(pin.url, pin.commit), pack });
                     pack
                 }

@@ -93,8 +93,7 @@ impl WheelSource for Files<'_> {
         let laid_out = tokio::task::spawn_blocking(move || {
             let git = GitStore::open(root)?;
             let fetching = Fetching { policy: &policy, progress: &|_| {}, cancel: &cancel };
-            git.fetch(&pin, &fetching)?;
-            git.checkout(&pin, &into).map(drop)
+            git.lay_out(&pin, &into, &fetching).map(drop)
         });
         // It broke off by a bug, or the node ends.
         laid_out.await.unwrap_or(Err(GitError::Canceled)).map_err(WheelError::from)

@@ -26,8 +26,10 @@ const DEEPEST: usize = 200;
 pub(super) struct Kept {
     pub(super) lockfile: LockfileHash,
     pub(super) folder: PathBuf,
-    /// `None` for one that was broken off before anything was made.
+    /// `None` for one that was broken off before anything was made, and for one whose record cannot be read.
     pub(super) record: Option<WorkspaceRecord>,
+    /// Why its record cannot be read, as where a later release wrote it.
+    pub(super) unread: Option<String>,
 }
 
 impl Kept {
@@ -68,8 +70,11 @@ impl Caretaker {
         for name in names(&ready).map_err(CareError::io("reading", &ready))? {
             let Ok(hash) = name.parse() else { continue };
             let (lockfile, folder) = (LockfileHash(hash), ready.join(&name));
-            let record = WorkspaceRecord::load(&folder).map_err(CareError::io("reading", &folder))?;
-            kept.push(Kept { lockfile, folder, record });
+            let (record, unread) = match WorkspaceRecord::load(&folder) {
+                Ok(record) => (record, None),
+                Err(error) => (None, Some(error.to_string())),
+            };
+            kept.push(Kept { lockfile, folder, record, unread });
         }
         Ok(kept)
     }
@@ -116,8 +121,15 @@ impl Caretaker {
                     let left_out = kept.record.as_ref().map(WorkspaceRecord::left_out).unwrap_or_default();
                     (!left_out.is_empty()).then(|| left_out.join("; "))
                 };
+                let unread = || {
+                    let error = kept.unread.as_ref()?;
+                    Some(format!(
+                        "its record cannot be read, so what it needs is not known: `comfy-farm workspace rm {}` ({error})",
+                        kept.lockfile
+                    ))
+                };
                 WorkspaceEntry {
-                    detail: entry.detail.clone().or_else(left_out),
+                    detail: entry.detail.clone().or_else(unread).or_else(left_out),
                     workflows: kept
                         .record
                         .as_ref()
@@ -192,15 +204,21 @@ impl Caretaker {
     }
 }
 
-/// The names in a folder, but for drafts; none, where there is no folder.
+/// The names in a folder, but for drafts and those that are no text; none, where there is no folder.
 pub(super) fn names(folder: &Path) -> io::Result<Vec<String>> {
     let entries = match std::fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
     };
-    let names = entries.map(|entry| Ok(entry?.file_name().into_string().unwrap_or_default()));
-    let is_draft = |name: &io::Result<String>| name.as_ref().is_ok_and(|name| name.starts_with('.'));
-    names.filter(|name| !is_draft(name)).collect()
+    let mut names = Vec::new();
+    for entry in entries {
+        // What is no text is nothing of ours, and an empty name would be the folder itself.
+        let Ok(name) = entry?.file_name().into_string() else { continue };
+        if !name.starts_with('.') {
+            names.push(name);
+        }
+    }
+    Ok(names)
 }
 
 /// How many bytes a folder has; none, where it is not there. What a stranger's program made unreadable in it counts for

@@ -1,23 +1,20 @@
-//! Removing workspaces, with the parts that no other one uses. Blocks.
+//! Removing workspaces, as their owner asks or to keep a quota. Blocks.
 //!
 //! Nothing is removed while one is being built, which may have found a part that it did not make. Not here: which ones
-//! are wanted.
+//! are wanted, and what goes with them of what they share (`sweep`).
 
-use std::collections::BTreeSet;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use protocol::LockfileHash;
 use tracing::{info, warn};
 
-use super::inventory::{Kept, bytes, names};
+use super::inventory::{Kept, bytes};
 use super::{CareError, Caretaker, Removed};
+use crate::os::file::clear_link_drafts;
 use crate::os::removal::remove;
 use crate::workspace::git::clear_leftovers;
 use crate::workspace::log::PrepareLog;
-
-/// The folders with parts that workspaces share.
-const SHARED: [&str; 3] = ["code", "environments", "slots/byte-code"];
 
 impl Caretaker {
     /// Removes one; for `None`, all that are not wanted and in which nothing is at work.
@@ -57,13 +54,25 @@ impl Caretaker {
     /// Removes the least recently used of those that are not wanted, until all of them take no more than this.
     pub(super) fn evict(&self, quota: u64) -> Result<Removed, CareError> {
         let (Ok(_quiet), Some(wanted)) = (self.quiet(), self.wanted()) else { return Ok(Removed::default()) };
+        let mut removed = Removed::default();
+        if self.disk_bytes()? <= quota {
+            return Ok(removed);
+        }
+        removed.bytes += self.sweep()?;
+        if self.disk_bytes()? > quota {
+            // What is installed has its files under another name.
+            remove_folder(&self.root.join("uv/cache"))?;
+        }
         let mut unwanted = self.kept()?;
         unwanted.retain(|kept| !wanted.contains(&kept.lockfile));
         unwanted.sort_by_key(Kept::used);
-        let (mut removed, mut unwanted) = (Removed::default(), unwanted.into_iter());
+        let mut unwanted = unwanted.into_iter();
         while self.disk_bytes()? > quota {
             let Some(next) = unwanted.find(|kept| self.take_out(kept.lockfile)) else {
-                warn!(quota, "workspaces take more than their quota, and all are wanted or at work");
+                warn!(
+                    quota,
+                    "workspaces take more than their quota, and all that are left are wanted or at work"
+                );
                 break;
             };
             self.discard(&next, &mut removed)?;
@@ -101,32 +110,10 @@ impl Caretaker {
         removed.workspaces.push(kept.lockfile);
         Ok(())
     }
-
-    /// Removes code, environments and byte code that no workspace uses; says how many bytes they had.
-    fn sweep(&self) -> Result<u64, CareError> {
-        let (kept, byte_code) = (self.kept()?, self.root.join("slots/byte-code"));
-        let mut used: BTreeSet<PathBuf> = kept.iter().flat_map(|kept| kept.parts(&self.root)).collect();
-        used.extend(kept.iter().filter_map(|kept| Some(byte_code.join(kept.program()?))));
-        let mut swept = 0;
-        for folder in SHARED.map(|name| self.root.join(name)) {
-            for name in names(&folder).map_err(CareError::io("reading", &folder))? {
-                let part = folder.join(name);
-                if !used.contains(&part) {
-                    swept += bytes(&part);
-                    remove_folder(&part)?;
-                    if folder.ends_with("environments") {
-                        // It has every file of an environment under a second name.
-                        remove_folder(&self.root.join("uv/cache"))?;
-                    }
-                }
-            }
-        }
-        Ok(swept)
-    }
 }
 
 /// Removes a folder, if it is there.
-fn remove_folder(folder: &Path) -> Result<(), CareError> {
+pub(super) fn remove_folder(folder: &Path) -> Result<(), CareError> {
     remove(folder).map_err(CareError::io("removing", folder))
 }
 
@@ -148,6 +135,8 @@ pub(crate) fn clear_drafts(root: &Path) {
         let folder = root.join(name);
         let cleared = match name {
             "git" => clear_folder(&folder, false).and_then(|()| clear_leftovers(&folder)),
+            // Models are put at their places one by one.
+            "ready" => clear_folder(&folder, false).and_then(|()| clear_link_drafts(&folder)),
             _ => clear_folder(&folder, name == "uv/temporary"),
         };
         if let Err(error) = cleared {

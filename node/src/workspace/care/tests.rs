@@ -1,5 +1,7 @@
 //! Workspaces that are laid out by hand, looked after.
 
+mod sweep;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::sync::Arc;
@@ -7,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use data_encoding::BASE64URL_NOPAD;
 use protocol::{
-    BlobHash, BlobRef, CodeSpec, EnvironmentKey, GitPin, Lockfile, PublisherKey, WantedWorkspace,
+    BlobHash, BlobRef, CodeHash, CodeSpec, EnvironmentKey, GitPin, Lockfile, PublisherKey, WantedWorkspace,
     WorkflowVersion, WorkspaceState,
 };
 use serde_json::json;
@@ -91,10 +93,14 @@ impl Kept {
     }
 
     fn put(&self, lockfile: LockfileHash) {
+        self.put_with(lockfile, CodeHash(BlobHash([0; 32])), EnvironmentKey(BlobHash([0; 32])));
+    }
+
+    fn put_with(&self, lockfile: LockfileHash, code: CodeHash, environment: EnvironmentKey) {
         let workspace = Workspace {
             lockfile,
-            environment: EnvironmentKey(BlobHash([0; 32])),
-            code: protocol::CodeHash(BlobHash([0; 32])),
+            environment,
+            code,
             python: PathBuf::new(),
             comfyui: PathBuf::new(),
             files: PathBuf::new(),
@@ -176,11 +182,21 @@ async fn quota_costs_the_least_recently_used_that_nobody_wants() {
         fs::File::open(record).expect("there").set_modified(used).expect("own file");
     }
     let care = kept.running();
+    for number in 1..=4 {
+        kept.lay_out_wheel(number);
+    }
     let total = care.disk_bytes().expect("measured");
-    assert_eq!(care.evict(total - 1).expect("done"), Removed::default(), "what is wanted is not known");
+    // What no workspace needs costs none of them.
+    let left = kept.lay_out_wheel(5);
+    assert!(care.disk_bytes().expect("measured") > total);
+    assert_eq!(care.evict(0).expect("done"), Removed::default(), "what is wanted is not known");
     // The oldest is wanted.
     kept.want(&lockfiles[..1]);
-    assert_eq!(care.evict(total).expect("done"), Removed::default());
+    assert_eq!(care.evict(total).expect("done").workspaces, []);
+    assert!(!left.exists());
+    // The second names of what is installed go before any workspace.
+    assert_eq!(care.evict(total - 1).expect("done").workspaces, []);
+    let total = care.disk_bytes().expect("measured");
     assert_eq!(care.evict(total - 1).expect("done").workspaces, [lockfiles[2]]);
     assert_eq!(care.evict(0).expect("done").workspaces, [lockfiles[3], lockfiles[1]]);
     assert!(kept.shelf.folder_of(lockfiles[0]).exists());
@@ -198,8 +214,7 @@ async fn what_cannot_be_counted_is_listed_evicted_and_removed_all_the_same() {
     assert_eq!(kept.care.list().expect("listed").len(), 2);
     kept.want(&[]);
     let care = kept.running();
-    let total = care.disk_bytes().expect("measured");
-    assert_eq!(care.evict(total - 1).expect("done").workspaces.len(), 1);
+    assert_eq!(care.evict(2500).expect("done").workspaces.len(), 1);
     for number in [1, 2] {
         assert!(!kept.at(&format!("slots/byte-code/{number}")).exists());
     }
@@ -207,6 +222,22 @@ async fn what_cannot_be_counted_is_listed_evicted_and_removed_all_the_same() {
     kept.write(&format!("ready/{left}/{}file", "d/".repeat(300)), b"far below");
     assert_eq!(kept.care.remove(Some(&left.to_string())).expect("removed").workspaces, [left]);
     assert!(kept.care.list().expect("listed").is_empty());
+}
+
+#[tokio::test]
+async fn name_that_is_no_text_costs_no_folder() {
+    use std::os::unix::ffi::OsStrExt;
+    let kept = Kept::new().await;
+    let (first, second) = (kept.lay_out("first", 1, 1), kept.lay_out("second", 2, 2));
+    for folder in ["code", "environments", "ready"] {
+        fs::create_dir(kept.at(folder).join(std::ffi::OsStr::from_bytes(b"\xff"))).expect("made");
+    }
+    kept.care.remove(Some(&first.to_string())).expect("removed");
+    let entries = kept.care.list().expect("listed");
+    assert_eq!(
+        entries.iter().map(|entry| (entry.lockfile, entry.state.as_str())).collect::<Vec<_>>(),
+        [(second, "whole")]
+    );
 }
 
 #[tokio::test]
@@ -258,11 +289,18 @@ async fn drafts_of_a_killed_build_are_cleared_and_nothing_else() {
     kept.write("uv/temporary/build/x", b"half");
     kept.write("git/a.git/objects/pack/pack_git2_q5dAcr", b"half");
     kept.write("git/a.git/objects/pack/pack-1.pack", b"whole");
+    let place = format!("ready/{lockfile}/files/models/vae");
+    kept.write(&format!("{place}/.hidden/a.safetensors"), b"a model");
+    let link = format!("{place}/.farm-link-Ab3dEf");
+    kept.write(&format!("{link}/link"), b"half");
     clear_drafts(&kept.at(""));
     let fetched = "git/a.git/objects/pack/pack_git2_q5dAcr";
-    for path in ["code/.draft", "environments/.x-1", "git/.y", "slots/.z", "uv/temporary/build", fetched] {
+    for path in
+        ["code/.draft", "environments/.x-1", "git/.y", "slots/.z", "uv/temporary/build", fetched, &link]
+    {
         assert!(!kept.at(path).exists(), "{path}");
     }
+    assert!(kept.at(&format!("{place}/.hidden/a.safetensors")).exists());
     assert!(kept.at("git/a.git/objects/pack/pack-1.pack").exists());
     assert_eq!(kept.care.list().expect("listed")[0].state, "whole", "{lockfile}");
 }

@@ -8,12 +8,15 @@ use std::path::{Component, Path, PathBuf};
 
 use git2::{ObjectType, Oid};
 use protocol::GitPin;
+use tokio_util::sync::CancellationToken;
 
 use super::tree::{Entry, Kind};
 use super::{GitError, GitStore, Held, Part, make_folder};
 
-/// How a file begins that git-lfs keeps elsewhere.
-const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+/// Whether these are the bytes of a file that git-lfs keeps elsewhere: they only say where.
+pub(in crate::workspace) fn is_lfs_pointer(bytes: &[u8]) -> bool {
+    bytes.len() < 1024 && bytes.starts_with(b"version https://git-lfs.github.com/spec/")
+}
 
 /// What was laid out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -27,8 +30,13 @@ pub struct Checkout {
 }
 
 impl GitStore {
-    /// Lays a commit out in a folder that does not exist yet: byte for byte, read-only, without `.git`.
-    pub fn checkout(&self, pin: &GitPin, into: &Path) -> Result<Checkout, GitError> {
+    /// Lays a commit that is here out in a folder that does not exist yet.
+    pub(super) fn checkout(
+        &self,
+        pin: &GitPin,
+        into: &Path,
+        cancel: &CancellationToken,
+    ) -> Result<Checkout, GitError> {
         make_folder(into, |folder| {
             let parts = self.whole(pin, &BTreeSet::new())?;
             let mut bytes = 0_u64;
@@ -42,6 +50,9 @@ impl GitStore {
             let mut made = Checkout::default();
             for held in &parts {
                 for entry in &held.entries {
+                    if cancel.is_cancelled() {
+                        return Err(GitError::Canceled);
+                    }
                     lay_out(held, entry, folder, &links, &mut made)?;
                 }
             }
@@ -82,8 +93,8 @@ fn lay_out(
     if entry.kind == Kind::Submodule {
         return fs::create_dir_all(&path).map_err(fail);
     }
-    let read = |source| GitError::git("read", &part.url, source);
-    let blob = repository.find_blob(entry.id).map_err(read)?;
+    let damaged = |source| GitError::damaged(&part.url, source);
+    let blob = repository.find_blob(entry.id).map_err(damaged)?;
     fs::create_dir_all(path.parent().unwrap_or(folder)).map_err(fail)?;
     match entry.kind {
         Kind::Link => {
@@ -102,8 +113,8 @@ fn lay_out(
             fs::write(&path, blob.content()).map_err(fail)?;
             let mode = if executable { 0o555 } else { 0o444 };
             fs::set_permissions(&path, Permissions::from_mode(mode)).map_err(fail)?;
-            if blob.content().starts_with(LFS_POINTER) {
-                made.pointers.push(entry.path.clone());
+            if is_lfs_pointer(blob.content()) {
+                made.pointers.push(below.display().to_string());
             }
         }
         Kind::Submodule => {}

@@ -140,6 +140,15 @@ pub enum GitError {
         #[source]
         source: git2::Error,
     },
+    /// What a store should have is gone or another thing, as after a power cut.
+    #[error("what is kept of `{url}` cannot be read: it is damaged, or a part of it is missing")]
+    Damaged {
+        /// The repository.
+        url: GitUrl,
+        /// Why.
+        #[source]
+        source: git2::Error,
+    },
     /// A file or folder here.
     #[error("`{}` cannot be made", path.display())]
     Io {
@@ -257,6 +266,10 @@ impl GitError {
 
     pub(super) fn too_large(url: &GitUrl) -> Self {
         Self::TooLarge { url: url.to_string() }
+    }
+
+    pub(super) fn damaged(url: &GitUrl, source: git2::Error) -> Self {
+        Self::Damaged { url: url.clone(), source }
     }
 
     pub(super) fn git(attempt: &'static str, url: &GitUrl, source: git2::Error) -> Self {

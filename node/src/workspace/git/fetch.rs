@@ -4,6 +4,9 @@
 //! its branches and tags name. A folder of this machine is read by opening it. Asked is the very address that was judged,
 //! whatever the user's own settings of git would put in its place.
 
+use std::collections::BTreeSet;
+use std::path::Path;
+
 use git2::{AutotagOption, FetchOptions, FetchPrune, Oid, RemoteCallbacks, Repository};
 use protocol::{GitCommit, GitPin, GitUrl};
 use tokio_util::sync::CancellationToken;
@@ -11,7 +14,7 @@ use tracing::{debug, warn};
 
 use super::pack::read_pack;
 use super::way::{Terms, Way};
-use super::{Came, GitError, GitStore, MAX_REPOSITORIES, Part};
+use super::{Came, Checkout, GitError, GitStore, MAX_REPOSITORIES, Part};
 use crate::policy::Policy;
 
 /// What a fetch keeps to, and whom it tells.
@@ -48,6 +51,19 @@ impl GitStore {
         }
     }
 
+    /// Lays a commit out in a folder that does not exist yet: byte for byte, read-only, without `.git`. What of it is not
+    /// here, or cannot be read any more, is fetched.
+    pub fn lay_out(&self, pin: &GitPin, into: &Path, fetching: &Fetching<'_>) -> Result<Checkout, GitError> {
+        let mut healed = BTreeSet::new();
+        loop {
+            self.fetch(pin, fetching)?;
+            match self.checkout(pin, into, fetching.cancel) {
+                Err(GitError::Damaged { url, .. }) if healed.insert(url.clone()) => self.heal(&url)?,
+                laid_out => return laid_out,
+            }
+        }
+    }
+
     /// Fetches a commit from one upstream, and its submodules from where that leads.
     fn fetch_from(
         &self,
@@ -55,9 +71,15 @@ impl GitStore {
         commit: &GitCommit,
         fetching: &Fetching<'_>,
     ) -> Result<(), GitError> {
-        let mut before = 0;
+        let (mut before, mut healed) = (0, BTreeSet::new());
         for _ in 0..=MAX_REPOSITORIES {
-            let (_, missing) = self.parts(upstream, commit, &fetching.policy.hosts)?;
+            let (_, missing) = match self.parts(upstream, commit, &fetching.policy.hosts) {
+                Err(GitError::Damaged { url, .. }) if healed.insert(url.clone()) => {
+                    self.heal(&url)?;
+                    continue;
+                }
+                parts => parts?,
+            };
             let Some(missing) = missing else { return Ok(()) };
             check(fetching.policy, upstream, &missing.url)?;
             before += self.fetch_one(upstream, &missing, fetching, before).inspect_err(|error| {

@@ -4,6 +4,7 @@ mod served;
 mod hostile;
 mod hosts;
 mod slow;
+mod upkeep;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -103,7 +104,7 @@ impl Stores {
 
     fn checkout(&self, pin: &GitPin) -> Result<BTreeMap<String, String>, GitError> {
         let into = self.folder.path().join(format!("tree-{}", pin.commit));
-        self.store.checkout(pin, &into)?;
+        self.store.checkout(pin, &into, &self.cancel)?;
         assert_eq!(self.store.differences(pin, &into)?, Vec::<String>::new());
         Ok(files(&into))
     }
@@ -148,7 +149,7 @@ fn changed_and_missing_files_are_found() {
     let pin = upstream.commit(&[("a", 0o100644, "a"), ("b", 0o100644, "b"), ("c", 0o100644, "c")]);
     stores.fetch(&pin).expect("fetched");
     let into = stores.folder.path().join("tree");
-    stores.store.checkout(&pin, &into).expect("laid out");
+    stores.store.checkout(&pin, &into, &stores.cancel).expect("laid out");
     fs::remove_file(into.join("a")).expect("removed");
     fs::remove_file(into.join("b")).expect("removed");
     fs::write(into.join("b"), "x").expect("written");
@@ -199,7 +200,7 @@ fn nothing_is_staged_in_the_systems_temporary_folder() {
         let other = GitStore::open(root.join("other")).expect("opens");
         let packed = File::open(root.join("packed")).expect("is there");
         other.unpack(&pin, &packed).expect("unpacked");
-        other.checkout(&pin, &root.join("tree")).expect("laid out");
+        other.checkout(&pin, &root.join("tree"), &CancellationToken::new()).expect("laid out");
         return;
     }
     let (inner, outer) = (Upstream::new(), Upstream::new());
@@ -276,7 +277,8 @@ fn commit_that_is_not_there_and_one_that_was_rewritten_are_told() {
     for word in [earlier.commit.as_str(), &served.url, "history was rewritten", "record a commit"] {
         assert!(error.contains(word), "{word}: {error}");
     }
-    let error = stores.store.checkout(&pin, &stores.folder.path().join("x")).expect_err("not fetched");
+    let into = stores.folder.path().join("x");
+    let error = stores.store.checkout(&pin, &into, &stores.cancel).expect_err("not fetched");
     assert!(matches!(error, GitError::NotHere { .. }), "{error}");
     assert!(!stores.folder.path().join("x").exists(), "nothing half-made stays");
 }
@@ -415,7 +417,7 @@ fn broken_store_does_not_hide_a_good_one() {
     };
     move_pack("objects/pack", "objects/elsewhere");
     let error = stores.store.differences(&pin, stores.folder.path()).expect_err("it cannot be read");
-    assert!(matches!(error, GitError::Git { .. }), "{error:?}");
+    assert!(matches!(error, GitError::Damaged { .. }), "{error:?}");
     let pin = GitPin { mirrors: vec![same.url], ..pin };
     stores.fetch(&pin).expect("the mirror gives it");
     assert_eq!(stores.checkout(&pin).expect("laid out")["a"], "a");

@@ -31,7 +31,7 @@ const MAX_MODULES: usize = 1 << 20;
 
 /// All entries of a commit, each name checked; as many files and folders as this at most.
 pub(super) fn entries(repository: &Repository, part: &Part, most: usize) -> Result<Vec<Entry>, GitError> {
-    let fail = |source| GitError::git("read", &part.url, source);
+    let fail = |source| GitError::damaged(&part.url, source);
     let root = repository.find_commit(part.commit).and_then(|commit| commit.tree()).map_err(fail)?;
     let (mut entries, mut open) = (Vec::new(), vec![(String::new(), root.id())]);
     let mut seen = 0;
@@ -105,10 +105,19 @@ pub(super) fn submodules(
 /// The addresses in `.gitmodules`, by the path of the submodule.
 fn addresses(repository: &Repository, part: &Part, id: Oid) -> Result<BTreeMap<String, String>, GitError> {
     let fail = |source| GitError::git("read the submodules of", &part.url, source);
-    let blob = repository.find_blob(id).map_err(fail)?;
+    let blob = repository.find_blob(id).map_err(|source| GitError::damaged(&part.url, source))?;
     if blob.size() > MAX_MODULES {
         let (url, entry) = (part.url.to_string(), ".gitmodules".to_owned());
         return Err(GitError::Entry { url, entry, fault: "is longer than a list of submodules can be" });
+    }
+    // libgit2 would read any file of this machine that it names, or wait at a pipe; git itself follows none of these.
+    if includes(blob.content()) {
+        let (url, entry) = (part.url.to_string(), ".gitmodules".to_owned());
+        return Err(GitError::Entry {
+            url,
+            entry,
+            fault: "includes other files, as no list of submodules does",
+        });
     }
     // git2 reads settings from files only.
     let stores = repository.path().parent().unwrap_or(repository.path());
@@ -128,6 +137,15 @@ fn addresses(repository: &Repository, part: &Part, id: Oid) -> Result<BTreeMap<S
         })
         .map_err(fail)?;
     Ok(paths.into_iter().filter_map(|(module, path)| Some((path, urls.remove(&module)?))).collect())
+}
+
+/// Whether a list of submodules has a section `include` or `includeIf`, or a word about one.
+fn includes(modules: &[u8]) -> bool {
+    const SECTION: &[u8] = b"include";
+    modules.split(|byte| *byte == b'[').skip(1).any(|section| {
+        let name = section.trim_ascii_start().get(..SECTION.len());
+        name.is_some_and(|name| name.eq_ignore_ascii_case(SECTION))
+    })
 }
 
 /// An address in `.gitmodules`; one that begins with `./` or `../` is relative to the repository's own.

@@ -76,7 +76,7 @@ impl Environments {
     pub fn find(&self, lock: &EnvironmentLock, private_to: Option<LockfileHash>) -> Option<Environment> {
         let key = lock.key(private_to);
         let folder = self.folder.join(key.to_string());
-        let lock = EnvironmentLock::parse(&std::fs::read(folder.join(LOCK)).ok()?).ok()?;
+        let lock = lock_of(&folder)?;
         let python = folder.join(PYTHON);
         // A link, whose target the owner may have removed.
         if !python.is_file() {
@@ -215,10 +215,14 @@ impl Environments {
     }
 }
 
+/// What the environment in this folder was installed from, if it can be read.
+pub fn lock_of(folder: &Path) -> Option<EnvironmentLock> {
+    EnvironmentLock::parse(&std::fs::read(folder.join(LOCK)).ok()?).ok()
+}
+
 /// Whether the environment in this folder has another build of torch than was recorded.
 pub fn is_equivalent(folder: &Path) -> bool {
-    let lock = std::fs::read(folder.join(LOCK)).ok();
-    lock.and_then(|lock| EnvironmentLock::parse(&lock).ok()).is_some_and(|lock| lock.equivalent)
+    lock_of(folder).is_some_and(|lock| lock.equivalent)
 }
 
 /// Refuses a lock with a wheel that this machine cannot install.

@@ -117,8 +117,12 @@ async fn lay_out(
     let temporary = uv.temporary()?;
     let tree = temporary.path().join("tree");
     let pin = source.pin();
-    let fetched = cancel.run_until_cancelled(files.repository(&pin, &tree)).await;
-    fetched.ok_or(PythonError::Canceled)??;
+    // Broken off, it ends by itself: until then it writes where nobody is to clear up.
+    let fetched = files.repository(&pin, &tree).await;
+    if cancel.is_cancelled() {
+        return Err(PythonError::Canceled);
+    }
+    fetched?;
     let (from, to) = (tree.clone(), into.to_owned());
     let copied = tokio::task::spawn_blocking(move || copy_tree(&from, &to)).await;
     let copied = copied.unwrap_or_else(|broken| Err(io::Error::other(broken)));

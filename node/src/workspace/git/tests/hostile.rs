@@ -282,7 +282,7 @@ fn commit_with_too_much_in_it_is_refused_before_it_is_laid_out() {
     roomy.checkout(&pin).expect("laid out");
     let small = GitStore { bounds: Bounds { bytes: 1000, ..bounds }, ..roomy.store.clone() };
     let into = roomy.folder.path().join("small");
-    let error = small.checkout(&pin, &into).expect_err("it is too much");
+    let error = small.checkout(&pin, &into, &CancellationToken::new()).expect_err("it is too much");
     assert!(matches!(error, GitError::TooLarge { .. }) && !into.exists(), "{error:?}");
 }
 
@@ -306,4 +306,37 @@ fn folders_that_hold_each_other_many_times_are_not_counted_to_their_end() {
     let pin = GitPin::new(upstream.url().parse().expect("an address"), commit);
     let error = Stores::new().fetch(&pin).expect_err("it has a million million files");
     assert!(matches!(error, GitError::TooLarge { .. }), "{error:?}");
+}
+
+#[test]
+fn list_of_submodules_that_includes_files_of_this_machine_is_refused_before_any_is_opened() {
+    let (inner, stores) = (Upstream::new(), Stores::new());
+    let pinned = inner.commit(&[("lib.py", 0o100644, "inner\n")]);
+    let modules = format!("[submodule \"lib\"]\n\tpath = lib\n\turl = {}\n", inner.url());
+    // Whoever opens it for reading waits for somebody who writes.
+    let pipe = stores.folder.path().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("made");
+    let fetch = |section: &str| {
+        let modules = format!("{modules}{section}\n\tpath = {}\n", pipe.display());
+        let files = [(".gitmodules", 0o100644, modules.as_str()), ("lib", 0o160000, pinned.commit.as_str())];
+        // Not dropped before it is fetched.
+        let outer = Upstream::new();
+        stores.fetch(&outer.commit(&files))
+    };
+    let is_open = std::thread::spawn({
+        let pipe = pipe.clone();
+        // Whoever reads it is let go, and seen.
+        move || fs::OpenOptions::new().write(true).open(pipe)
+    });
+    for section in ["[include]", "[ InClude ]", "  [\tincludeIf \"gitdir:/\"]", "[submodule \"x\"] [INCLUDE]"]
+    {
+        let error = fetch(section).expect_err(section);
+        assert!(
+            matches!(&error, GitError::Entry { entry, .. } if entry == ".gitmodules"),
+            "{section}: {error}"
+        );
+        assert!(error.to_string().contains("includes other files") && error.is_refusal(), "{error}");
+    }
+    fetch("[submodule \"includes\"]").expect("that is no such section");
+    assert!(!is_open.is_finished(), "nobody opened it");
 }

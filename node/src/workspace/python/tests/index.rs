@@ -278,8 +278,8 @@ impl WheelSource for Downloads {
         let git = GitStore::open(self.folder.join("git"))?;
         let policy = Policy { private_origins: true, ..Policy::default() };
         let cancel = CancellationToken::new();
-        git.fetch(pin, &Fetching { policy: &policy, progress: &|_| {}, cancel: &cancel })?;
-        git.checkout(pin, into).map(drop).map_err(WheelError::from)
+        let fetching = Fetching { policy: &policy, progress: &|_| {}, cancel: &cancel };
+        git.lay_out(pin, into, &fetching).map(drop).map_err(WheelError::from)
     }
 
     async fn size(&self, urls: &[WebUrl]) -> Result<u64, WheelError> {

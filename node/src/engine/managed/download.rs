@@ -7,8 +7,8 @@ use std::fmt;
 use protocol::{RunError, RunErrorKind};
 
 /// What says that there is no network, in the exceptions of the libraries that custom nodes download with: urllib,
-/// requests and urllib3, httpx, aiohttp, huggingface_hub.
-const NO_NETWORK: [&str; 9] = [
+/// requests and urllib3, httpx, aiohttp, huggingface_hub, transformers and diffusers, and in the words of git.
+const NO_NETWORK: [&str; 14] = [
     "gaierror",
     "Name or service not known",
     "Temporary failure in name resolution",
@@ -18,12 +18,30 @@ const NO_NETWORK: [&str; 9] = [
     "ClientConnectorDNSError",
     "LocalEntryNotFoundError",
     "Max retries exceeded with url",
+    "We couldn't connect to '",
+    "outgoing traffic has been disabled",
+    "OfflineModeIsEnabled",
+    "dns error: failed to lookup address information",
+    "Could not resolve host",
 ];
+/// What programs say of that: git and curl, wget, aria2.
+const PROGRAMS: [&str; 3] =
+    ["Could not resolve host", "unable to resolve host address", "Could not contact DNS servers"];
+/// How an exception tells that a program failed.
+const FAILED_PROGRAM: [&str; 3] = ["CalledProcessError", "returned non-zero exit status", "GitCommandError"];
+/// What stands between two exceptions of which the one led to the other.
+const LED_TO: [&str; 2] = [
+    "The above exception was the direct cause of the following exception:",
+    "During handling of the above exception, another exception occurred:",
+];
+const TRACEBACK: &str = "Traceback (most recent call last):";
 /// The longest URL that is shown.
 const LONGEST: usize = 500;
 
 /// What pip says last where a package is nowhere to be had.
 const NO_PACKAGE: &str = "No matching distribution found for ";
+/// What uv says after the package's name, which stands behind `Because`.
+const NOT_CACHED: &str = " was not found in the cache";
 /// How an exception begins that a failed installation ends in, at once or where the package is imported.
 const NO_INSTALL: [&str; 3] = ["CalledProcessError", "ModuleNotFoundError", "ImportError"];
 
@@ -74,18 +92,52 @@ impl Blocked {
 /// reason. Packages are not to be had with a network either.
 pub(super) fn blocked(failed: &[&str], said: &[String], has_network: bool) -> Option<Blocked> {
     let has = |words: &[&str]| words.iter().any(|words| failed.iter().any(|text| text.contains(words)));
-    let package = said.iter().rev().find_map(|line| line.split_once(NO_PACKAGE));
-    if let Some((_, name)) = package.filter(|_| has(&NO_INSTALL)) {
+    let package = said.iter().rev().find_map(|line| package_in(line));
+    if let Some(name) = package.filter(|_| has(&NO_INSTALL)) {
         return Some(Blocked::Package(name.trim().chars().take(LONGEST).collect()));
     }
-    if has_network || !has(&NO_NETWORK) {
+    let (first, others) = failed.split_first()?;
+    let says = |lines: &[String], words: &[&str]| {
+        lines.iter().any(|line| words.iter().any(|words| line.contains(words)))
+    };
+    let is_blocked = has(&NO_NETWORK)
+        || has(&FAILED_PROGRAM) && says(said, &PROGRAMS)
+        || chain_to(first, said).is_some_and(|chain| says(chain, &NO_NETWORK));
+    if has_network || !is_blocked {
         return None;
     }
-    let (first, others) = failed.split_first()?;
     let texts = std::iter::once(*first).chain(said.iter().rev().map(String::as_str));
     let mut texts: Vec<&str> = texts.chain(others.iter().copied()).collect();
     let url = texts.iter().copied().find_map(pool_in).or_else(|| texts.drain(..).find_map(url_in));
     Some(Blocked::File(url))
+}
+
+/// The name of a package that is nowhere to be had, by the words of pip or uv.
+fn package_in(line: &str) -> Option<&str> {
+    let of_pip = || Some(line.split_once(NO_PACKAGE)?.1);
+    let of_uv = || Some(line.split_once(NOT_CACHED)?.0.rsplit_once("Because ")?.1);
+    of_pip().or_else(of_uv)
+}
+
+/// The exceptions that led to the one that `failed` tells, if these are the last that were `said`: ComfyUI logs them all,
+/// and reports the last one alone.
+fn chain_to<'a>(failed: &str, said: &'a [String]) -> Option<&'a [String]> {
+    let before = |end: usize| said[..end].iter().rposition(|line| line.starts_with(TRACEBACK));
+    let mut begin = before(said.len())?;
+    let is_end = |line: &&String| !line.is_empty() && !line.starts_with([' ', '\t']);
+    let end = said[begin + 1..].iter().find(is_end)?;
+    let message = end.split_once(": ").map_or(end.as_str(), |(_, message)| message);
+    if !failed.contains(message) {
+        return None;
+    }
+    let last = said.len();
+    while let Some(link) = said[..begin].iter().rev().find(|line| !line.trim().is_empty())
+        && LED_TO.iter().any(|words| link.starts_with(words))
+        && let Some(earlier) = before(begin)
+    {
+        begin = earlier;
+    }
+    Some(&said[begin..last])
 }
 
 /// What was wanted by a process that ended of it: the exception that is the last that it `said` tells so. Words before it
@@ -110,7 +162,7 @@ fn last_exception(said: &[String]) -> Option<&str> {
     let exception = lines.next().filter(|line| !line.starts_with(' '))?;
     // Its frames are indented.
     let before = lines.find(|line| !line.starts_with(' '))?;
-    before.starts_with("Traceback (most recent call last):").then_some(exception)
+    before.starts_with(TRACEBACK).then_some(exception)
 }
 
 /// The error of a run whose op wanted something from the network, if that is what this one is. `said` are the lines of
@@ -180,6 +232,57 @@ mod tests {
             &[],
             Some("download `https://huggingface.co/x/y`"),
         );
+    }
+
+    #[test]
+    fn download_is_told_by_the_exceptions_that_led_to_the_last_one_and_by_the_words_of_programs() {
+        let hub = "raised OSError: We couldn't connect to 'https://huggingface.co' to load the files, and couldn't find \
+                   them in the cached files.\nCheck your internet connection or see how to run the library in offline \
+                   mode at 'https://huggingface.co/docs/transformers/installation#offline-mode'.";
+        check(hub, "", &["got prompt"], Some("download `https://huggingface.co`"));
+        let pool = "urllib3.exceptions.MaxRetryError: HTTPSConnectionPool(host='huggingface.co', port=443): Max retries \
+                    exceeded with url: /a/b/resolve/main/config.json (Caused by NameResolutionError(…))";
+        let chained = [
+            "!!! Exception during processing !!! no weights",
+            TRACEBACK,
+            "  File \"connectionpool.py\", line 1, in urlopen",
+            pool,
+            "",
+            LED_TO[1],
+            "",
+            TRACEBACK,
+            "  File \"loader.py\", line 2, in load",
+            "OSError: no weights",
+            "",
+        ];
+        let file = Some("download `https://huggingface.co/a/b/resolve/main/config.json`");
+        check("op `2` (Remote) raised OSError: no weights", "", &chained, file);
+        check("op `2` (Remote) raised OSError: another", "", &chained, None);
+        let apart: Vec<&str> = chained.into_iter().filter(|line| *line != LED_TO[1]).collect();
+        check("op `2` (Remote) raised OSError: no weights", "", &apart, None);
+
+        let failed = |program: &str| {
+            format!(
+                "raised subprocess.CalledProcessError: Command '{program}' returned non-zero exit status 128."
+            )
+        };
+        let git = "fatal: unable to access 'https://github.com/a/b.git/': Could not resolve host: github.com";
+        check(&failed("['git', 'clone', …]"), "", &[git], Some("download `https://github.com/a/b.git/`"));
+        let commands = format!(
+            "raised git.exc.GitCommandError: Cmd('git') failed due to: exit code(128) stderr: '{git}'"
+        );
+        check(&commands, "", &[], Some("download `https://github.com/a/b.git/`"));
+        let wget = "wget: unable to resolve host address 'dl.example.org'";
+        check(
+            &failed("wget https://dl.example.org/a.pth"),
+            "",
+            &[wget],
+            Some("download `https://dl.example.org/a.pth`"),
+        );
+        check("raised ValueError: no such face", "", &[wget], None);
+        let uv =
+            "  ╰─▶ Because rembg was not found in the cache and you require rembg, we can conclude that your";
+        check(&failed("['uv', 'pip', 'install', 'rembg']"), "", &[uv], Some("install package `rembg`"));
     }
 
     #[test]

@@ -38,6 +38,7 @@ mod named;
 mod outputs;
 mod session;
 mod socket;
+mod unreported;
 mod watch;
 
 /// An attached ComfyUI.
@@ -221,12 +222,16 @@ impl ComfyUi {
         }
         let mut produced = Vec::new();
         let mut budget = self.options.max_output;
-        let outputs = outputs::outputs_of(&ended.outputs, &execution.outputs)?;
+        let run = execution.run.to_string();
+        let unreported = |op: &str| match &self.folder {
+            Some(folder) => unreported::files_of(op, &execution.workflow, &run, folder),
+            None => Vec::new(),
+        };
+        let outputs = outputs::outputs_of(&ended.outputs, &execution.outputs, unreported)?;
         for (number, mut output) in outputs.into_iter().enumerate() {
             if let Content::Text(told) = &output.content
                 && execution.named_files.contains(&output.op)
             {
-                let run = execution.run.to_string();
                 let within = self.folder.as_deref().map_or(Within::Run(&run), Within::Folder);
                 output.content = Content::File(named_file(&output.op, told, within)?);
             }

@@ -60,6 +60,8 @@ pub struct ManagedConfig {
     pub byte_code: PathBuf,
     /// What puts walls around each process; `None` where there is no such thing, or the owner does not want it.
     pub sandbox: Option<Sandbox>,
+    /// Whether what a process left stays when it ends. Defaults to no: the next one starts with nothing of it.
+    pub keeps_folders: bool,
     /// How patient the node is with a run, and how much it may make.
     pub comfyui: ComfyUiOptions,
 }
@@ -72,6 +74,7 @@ impl ManagedConfig {
         Self {
             byte_code: folder.join("byte-code"),
             sandbox: None,
+            keeps_folders: false,
             folder,
             devices,
             arguments: Vec::new(),
@@ -243,19 +246,29 @@ impl Slot {
         let mut is_last_attempt = false;
         loop {
             let process = self.ready(place, &workspace, progress, cancel).await?;
-            let failed = match process.execute(execution.clone(), progress, cancel).await {
+            let executed = process.execute(execution.clone(), progress, cancel).await;
+            let is_full = process.is_full().await;
+            if is_full {
+                info!("what runs left fills the slot's folders; its ComfyUI starts anew with the next run");
+            }
+            let failed = match executed {
                 Ok(produced) => {
-                    if process.is_full().await {
-                        info!("outputs fill the slot's folder; its ComfyUI starts anew with the next run");
+                    if is_full {
                         self.stop(place).await;
                     }
                     return Ok(produced);
                 }
                 Err(failed) => failed,
             };
+            let log = process.log_file();
+            if failed.kind != RunErrorKind::Canceled {
+                info!(kind = ?failed.kind, log = %log.display(), "a run failed; the log has all that comfyui said");
+            }
             match failed.kind {
                 // What does not stop when it is told to is killed, and nothing of the run goes on.
                 RunErrorKind::Canceled if !process.is_idle().await => self.stop(place).await,
+                // The disk may be full of what it left. The next one starts with nothing of that.
+                RunErrorKind::NodeFault => self.stop(place).await,
                 RunErrorKind::OutOfMemory => process.free().await,
                 // An op of it may have looked for models once, as the process started.
                 RunErrorKind::MissingModel
@@ -271,12 +284,15 @@ impl Slot {
                 RunErrorKind::EngineUnavailable | RunErrorKind::Stalled => {
                     self.stop(place).await;
                     if !is_last_attempt && !cancel.is_cancelled() {
-                        warn!(reason = failed.detail, "comfyui is started anew and the run tried once more");
+                        warn!(reason = failed.detail, log = %log.with_extension("1.log").display(), "comfyui is started anew and the run tried once more");
                         is_last_attempt = true;
                         continue;
                     }
                 }
                 _ => {}
+            }
+            if is_full {
+                self.stop(place).await;
             }
             return Err(with_memory(failed, place.not_back));
         }
@@ -356,7 +372,13 @@ impl Slot {
             place.before = card.used().await;
             place.not_back = place.not_back.and_then(|not_back| not_back.still(place.before));
         }
-        place.process = Some(self.launch.start(served, cancel).await?);
+        match self.launch.start(served, cancel).await {
+            Ok(process) => place.process = Some(process),
+            Err(error) => {
+                self.launch.clear().await;
+                return Err(error);
+            }
+        }
         Ok(())
     }
 
@@ -364,6 +386,7 @@ impl Slot {
     async fn stop(&self, place: &mut Place) {
         let Some(process) = place.process.take() else { return };
         process.stop().await;
+        self.launch.clear().await;
         let Some((card, before)) = self.card.as_ref().zip(place.before) else { return };
         place.not_back = card.until_back(before).await.err();
         if let Some(not_back) = &place.not_back {

@@ -10,6 +10,7 @@ use super::client::RequestError;
 use super::events::{self, Event, Exception};
 use super::models::names_a_model;
 use super::session::Verdict;
+use crate::os::file::tells_full_disk;
 
 /// The longest text of a detail, and of a traceback; exceptions can be of any length.
 const MAX_DETAIL: usize = 2_000;
@@ -49,10 +50,15 @@ pub(super) fn raised(exception: &Exception) -> RunError {
     let message = exception.message.trim_end();
     let kind = kind_of(&exception.kind, message);
     let Exception { op, class, kind: exception_type, traceback, .. } = exception;
-    let detail = match message {
+    let mut detail = match message {
         "" => format!("op `{op}` ({class}) raised {exception_type}"),
         message => format!("op `{op}` ({class}) raised {exception_type}: {message}"),
     };
+    if kind == RunErrorKind::NodeFault {
+        detail.push_str(
+            ": the disk of this node is full, or what its user may take of it; its owner has to make room",
+        );
+    }
     let traceback = format!("{exception_type}: {}\n{}", cut(message, MAX_DETAIL), traceback.concat());
     let traceback = Some(cut(&traceback, MAX_TRACEBACK));
     let op = FailedOp { id: op.clone(), class: class.clone(), traceback };
@@ -106,6 +112,9 @@ fn sentence(id: &str, node: &Value, error: &Value) -> String {
 fn kind_of(exception_type: &str, message: &str) -> RunErrorKind {
     /// What torch's allocators say, on devices and processors, in exceptions of no special type.
     const NO_MEMORY: [&str; 3] = ["out of memory", "can't allocate memory", "not enough memory"];
+    if tells_full_disk(message) {
+        return RunErrorKind::NodeFault;
+    }
     let message = message.to_lowercase();
     let no_memory = exception_type.ends_with("OutOfMemoryError")
         || exception_type == "MemoryError"
@@ -174,6 +183,16 @@ mod tests {
         };
         check("CheckpointLoaderSimple", RunErrorKind::MissingModel);
         check("LoadImage", invalid);
+    }
+
+    #[test]
+    fn full_disk_is_the_nodes_fault_and_no_jobs() {
+        let check =
+            |exception: &str, message: &str, kind| assert_eq!(kind_of(exception, message), kind, "{message}");
+        check("OSError", "[Errno 28] No space left on device", RunErrorKind::NodeFault);
+        check("OSError", "[Errno 122] Disk quota exceeded: 'x.png'", RunErrorKind::NodeFault);
+        check("SafetensorError", "I/O error: No space left on device (os error 28)", RunErrorKind::NodeFault);
+        check("OSError", "[Errno 2] No such file or directory", RunErrorKind::OpFailed);
     }
 
     fn raised_in(session: &Value) -> RunError {

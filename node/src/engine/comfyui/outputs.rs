@@ -27,7 +27,12 @@ pub(super) enum Content {
 ///
 /// Ops report files under names of their own (`images`, `gifs`, `audio`, `files`), so whatever has a
 /// file name is a file. A text counts where an op reports no file.
-pub(super) fn outputs_of(reported: &Map<String, Value>, wanted: &[String]) -> Result<Vec<Output>, RunError> {
+/// `unreported` says which files an op wrote that reported nothing, where that can be known.
+pub(super) fn outputs_of(
+    reported: &Map<String, Value>,
+    wanted: &[String],
+    unreported: impl Fn(&str) -> Vec<ServedFile>,
+) -> Result<Vec<Output>, RunError> {
     let mut outputs = Vec::new();
     let mut without = Vec::new();
     for op in wanted {
@@ -45,6 +50,10 @@ pub(super) fn outputs_of(reported: &Map<String, Value>, wanted: &[String]) -> Re
             let texts = report.and_then(|report| report.get("text")?.as_array()).into_iter().flatten();
             let texts = texts.filter_map(Value::as_str).map(|text| Content::Text(text.to_owned()));
             outputs.extend(texts.map(|content| Output { op: op.clone(), content }));
+        }
+        if outputs.len() == before {
+            let files = unreported(op).into_iter().map(Content::File);
+            outputs.extend(files.map(|content| Output { op: op.clone(), content }));
         }
         if outputs.len() == before {
             without.push(op.as_str());
@@ -65,7 +74,7 @@ mod tests {
 
     fn check(reported: Value, wanted: &[&str], names: &[(&str, &str)]) {
         let wanted: Vec<String> = wanted.iter().map(|&op| op.to_owned()).collect();
-        let outputs = outputs_of(reported.as_object().unwrap(), &wanted).unwrap();
+        let outputs = outputs_of(reported.as_object().unwrap(), &wanted, |_| Vec::new()).unwrap();
         let found: Vec<(&str, &str)> = outputs
             .iter()
             .map(|output| match &output.content {
@@ -106,7 +115,7 @@ mod tests {
     fn wanted_op_without_a_file_is_an_error_that_names_it() {
         let reported = json!({"5": {"images": []}, "6": null});
         let wanted = ["5", "6", "7"].map(str::to_owned);
-        let error = outputs_of(reported.as_object().unwrap(), &wanted).unwrap_err();
+        let error = outputs_of(reported.as_object().unwrap(), &wanted, |_| Vec::new()).unwrap_err();
         assert_eq!(error.kind, RunErrorKind::NoOutput);
         assert!(error.detail.contains("`5`, `6`, `7`"), "{error}");
     }

@@ -151,20 +151,14 @@ impl Folders {
         self.further().join(BlobHash::of(file.as_os_str().as_encoded_bytes()).to_string())
     }
 
-    /// Removes all but the log.
-    fn clear(&self) -> io::Result<()> {
+    /// Removes all but the log. Nobody may be at work in them.
+    pub(super) fn clear(&self) -> io::Result<()> {
         [self.root.clone(), self.further()].iter().try_for_each(|folder| remove(folder))
     }
 
-    /// How many bytes the runs of the process left.
-    pub(super) fn bytes_of_runs(&self) -> io::Result<u64> {
-        let is_folder = |path: &Path| path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
-        if !is_folder(&self.code()) {
-            return Ok(0);
-        }
-        let folders = ["input", "output", "temp"].map(|name| self.code().join(name));
-        let there = folders.iter().filter(|folder| is_folder(folder));
-        there.map(|folder| beneath::bytes(folder)).sum()
+    /// How many bytes are in them, in all that a process can write, wherever a run put them.
+    pub(super) fn bytes(&self) -> io::Result<u64> {
+        beneath::bytes(&self.root)
     }
 }
 
@@ -256,9 +250,11 @@ mod tests {
         assert_eq!(fs::read_to_string(at("tree/main.py")).expect("there"), "run");
         fs::create_dir_all(folders.code().join("output/a")).expect("made");
         fs::write(folders.code().join("output/a/b.png"), "12345").expect("written");
-        assert_eq!(folders.bytes_of_runs().expect("counted"), 5);
+        fs::write(folders.home().join("cache"), "123").expect("written");
+        let with_all = folders.bytes().expect("counted");
         folders.make(&tree, served.files()).expect("made anew");
-        assert_eq!((read("main.py").as_str(), folders.bytes_of_runs().expect("counted")), ("run", 0));
+        assert_eq!(read("main.py"), "run");
+        assert!(with_all >= folders.bytes().expect("counted") + 5 + 3, "what runs left anywhere counts");
     }
 
     #[test]
@@ -287,14 +283,18 @@ mod tests {
                 assert_eq!(seen, planted == "models/x" && place == "models/d", "{planted}: {place}");
             }
         }
-        assert_eq!(folders.bytes_of_runs().expect("counted"), 0);
         fs::write(at("owners/relay.py"), "the owner's").expect("written");
         fs::remove_file(folders.relay()).expect("removed");
         symlink(at("owners/relay.py"), folders.relay()).expect("linked");
         plant(&folders.home());
         folders.make(&at("tree"), served.files()).expect("made anew");
+        let before = folders.bytes().expect("counted");
+        fs::write(at("owners/kept"), [0; 1 << 20]).expect("written");
         plant(&folders.code().join("output"));
-        assert_eq!(folders.bytes_of_runs().expect("counted"), 0);
+        assert!(
+            folders.bytes().expect("counted") < before + (1 << 20),
+            "what a link leads to does not count"
+        );
         assert_eq!(fs::read_to_string(folders.relay()).expect("there"), RELAY);
         assert_eq!(fs::read_to_string(at("owners/relay.py")).expect("there"), "the owner's");
         assert_eq!(fs::read_dir(at("owners")).expect("a folder").count(), 2, "nothing came to it");

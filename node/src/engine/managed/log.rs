@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use protocol::RunId;
@@ -17,7 +17,7 @@ use super::imports::{FailedImport, failed_imports};
 const LINES: usize = 2_000;
 /// How many lines an error shows.
 const TAIL: usize = 20;
-/// The most bytes of the file.
+/// The most bytes of the file. Then it becomes the one before, and another one begins.
 const MAX_FILE: u64 = 16 << 20;
 
 /// The lines of one process. A clone is another handle to the same.
@@ -26,6 +26,7 @@ pub(super) struct ProcessLog(Arc<Mutex<Written>>);
 
 #[derive(Debug)]
 struct Written {
+    path: PathBuf,
     file: File,
     bytes: u64,
     lines: VecDeque<String>,
@@ -37,10 +38,11 @@ struct Written {
 }
 
 impl ProcessLog {
-    /// A log in this file, in place of what it held.
+    /// A log in this file. What it held is beside it from then on, as that of the process before: `slot-0.1.log`.
     pub(super) fn create(path: &Path) -> io::Result<Self> {
-        let file = File::create(path)?;
+        let file = begin(path)?;
         Ok(Self(Arc::new(Mutex::new(Written {
+            path: path.to_owned(),
             file,
             bytes: 0,
             lines: VecDeque::new(),
@@ -63,11 +65,14 @@ impl ProcessLog {
         let run = written.run.map(|run| run.to_string()).unwrap_or_default();
         debug!(run, line, "comfyui says");
         let written_line = if run.is_empty() { format!("{line}\n") } else { format!("[{run}] {line}\n") };
-        written.bytes += written_line.len() as u64;
-        if written.bytes <= MAX_FILE {
-            // A full disk costs the line and not the run.
-            let _ = written.file.write_all(written_line.as_bytes());
+        if written.bytes + written_line.len() as u64 > MAX_FILE
+            && let Ok(file) = begin(&written.path)
+        {
+            (written.file, written.bytes) = (file, 0);
         }
+        written.bytes += written_line.len() as u64;
+        // A full disk costs the line and not the run.
+        let _ = written.file.write_all(written_line.as_bytes());
         if written.lines.len() == LINES {
             written.lines.pop_front();
         }
@@ -109,6 +114,15 @@ impl ProcessLog {
     }
 }
 
+/// An empty file, with what was in its place beside it.
+fn begin(path: &Path) -> io::Result<File> {
+    match std::fs::rename(path, path.with_extension("1.log")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    File::create(path)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -124,5 +138,21 @@ mod tests {
         let text = std::fs::read_to_string(folder.path().join("comfyui.log")).expect("a file");
         assert_eq!(text, format!("up\n[{run}] got prompt\n"));
         assert_eq!((log.tail().as_str(), log.of_run()), ("up\ngot prompt", vec!["got prompt".to_owned()]));
+    }
+
+    #[test]
+    fn what_was_said_before_is_kept_beside_and_a_long_log_goes_on_in_another_file() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("slot-0.log");
+        let before = || std::fs::read_to_string(folder.path().join("slot-0.1.log")).expect("a file");
+        ProcessLog::create(&path).expect("a log").line("why it died");
+        let log = ProcessLog::create(&path).expect("a log");
+        assert_eq!(before(), "why it died\n");
+        let long = "x".repeat(1 << 20);
+        (0..16).for_each(|_| log.line(&long));
+        log.line("the last");
+        assert!(before().starts_with(&long));
+        assert!(std::fs::read_to_string(&path).expect("a file").ends_with("the last\n"));
+        assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 2);
     }
 }

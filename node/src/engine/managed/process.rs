@@ -55,6 +55,7 @@ pub(super) struct Launch {
     options: ComfyUiOptions,
     byte_code: PathBuf,
     sandbox: Option<Sandbox>,
+    keeps_folders: bool,
 }
 
 /// Why there is no process.
@@ -127,6 +128,8 @@ pub(super) struct Process {
     comfyui: ComfyUi,
     log: ProcessLog,
     folders: Folders,
+    /// How many bytes were in its folders as it started.
+    bytes_at_start: u64,
     /// Kept as long as it is talked to.
     door: Door,
 }
@@ -147,6 +150,7 @@ impl Launch {
             options: config.comfyui.clone(),
             byte_code: config.byte_code.clone(),
             sandbox: config.sandbox.clone(),
+            keeps_folders: config.keeps_folders,
         }
     }
 
@@ -157,7 +161,7 @@ impl Launch {
         cancel: &CancellationToken,
     ) -> Result<Process, StartError> {
         let begun = Instant::now();
-        let log = self.make_folders(&served).await?;
+        let (log, bytes_at_start) = self.make_folders(&served).await?;
         let spawned = |source| StartError::Spawn { python: served.any().python.clone(), source };
         let (door, mut command) = self.command(&served).map_err(spawned)?;
         let told = log.clone();
@@ -195,14 +199,25 @@ impl Launch {
         let (first, folders) = (served.files().clone(), self.folders.clone());
         let in_place = Some(first.clone());
         let within = (!door.has_network()).then(|| served.sources().map(Path::to_owned).collect());
-        Ok(Process { served, first, in_place, within, program, comfyui, log, folders, door })
+        Ok(Process { served, first, in_place, within, program, comfyui, log, folders, bytes_at_start, door })
     }
 
-    async fn make_folders(&self, served: &Served) -> Result<ProcessLog, StartError> {
+    /// Removes what a process left, all but its log, unless somebody looks at it afterwards. It has ended.
+    pub(super) async fn clear(&self) {
+        if self.keeps_folders {
+            return;
+        }
+        let folders = self.folders.clone();
+        if let Err(error) = blocking(move || folders.clear()).await {
+            warn!(folder = %self.folders.root.display(), %error, "what a comfyui left stays until the next one starts");
+        }
+    }
+
+    async fn make_folders(&self, served: &Served) -> Result<(ProcessLog, u64), StartError> {
         let (folders, served) = (self.folders.clone(), served.clone());
         let made = blocking(move || {
             folders.make(&served.any().comfyui, served.files())?;
-            ProcessLog::create(&folders.log())
+            Ok((ProcessLog::create(&folders.log())?, folders.bytes()?))
         });
         made.await.map_err(|source| StartError::Folders { folder: self.folders.root.clone(), source })
     }
@@ -372,6 +387,13 @@ impl Process {
             }
             executed => executed,
         };
+        let executed = executed.map_err(|error| match error.kind {
+            RunErrorKind::Stalled => {
+                let detail = format!("{}; the last that it said:\n{}", error.detail, self.log.tail());
+                RunError { detail, ..error }
+            }
+            _ => error,
+        });
         self.log.set_run(None);
         executed
     }
@@ -389,7 +411,13 @@ impl Process {
     /// Whether its runs left so much that it should start anew, or what nobody can count.
     pub(super) async fn is_full(&self) -> bool {
         let folders = self.folders.clone();
-        !blocking(move || folders.bytes_of_runs()).await.is_ok_and(|bytes| bytes <= FULL)
+        let most = self.bytes_at_start.saturating_add(FULL);
+        !blocking(move || folders.bytes()).await.is_ok_and(|bytes| bytes <= most)
+    }
+
+    /// Where all is that it said.
+    pub(super) fn log_file(&self) -> PathBuf {
+        self.folders.log()
     }
 
     /// Ends it.

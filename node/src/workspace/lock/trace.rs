@@ -174,7 +174,11 @@ async fn run(
     environment: Vec<(String, OsString)>,
 ) -> Result<(), TraceError> {
     let device = gpu::find().cards.into_iter().next().unwrap_or_else(cpu);
-    let mut config = ManagedConfig { environment, ..ManagedConfig::new(slots.to_owned(), vec![device]) };
+    let mut config = ManagedConfig {
+        environment,
+        keeps_folders: true,
+        ..ManagedConfig::new(slots.to_owned(), vec![device])
+    };
     // A download tells ComfyUI of no progress.
     (config.start_within, config.comfyui.stall_after) = (PATIENCE, PATIENCE);
     let (filled, files) = filled(request.workflow, &locked.inputs)?;

@@ -2,6 +2,47 @@
 
 use super::*;
 
+#[tokio::test]
+async fn full_disk_is_the_nodes_fault_and_is_full_of_the_process_no_longer() {
+    let Some(machine) = Machine::walled(|_| {}).await else { return };
+    let slots = &machine.engine.config.folder;
+    std::fs::create_dir_all(slots).expect("made");
+    let mounted = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=96m", "tmpfs"])
+        .arg(slots)
+        .output();
+    if !mounted.is_ok_and(|mounted| mounted.status.success()) {
+        eprintln!("skipped: no small file system can be mounted here");
+        return;
+    }
+    machine.file("custom_nodes/filler/__init__.py", FILLER);
+    let cancel = CancellationToken::new();
+    let failed = machine.run(saving(1, "Filler", &json!({})), &cancel).await;
+    let (left, next) = (std::fs::read_dir(slots.join("slot-0")), machine.run(inverted(), &cancel).await);
+    let unmounted = std::process::Command::new("umount").arg("--lazy").arg(slots).status();
+    let failed = failed.expect_err("the disk is full");
+    assert_eq!(failed.kind, RunErrorKind::NodeFault, "{}", failed.detail);
+    assert!(failed.detail.contains("the disk of this node is full"), "{}", failed.detail);
+    assert!(left.is_err(), "nothing is left of it");
+    next.expect("there is room again");
+    assert!(unmounted.expect("it starts").success());
+}
+
+/// Fills the disk where nobody looks for outputs.
+const FILLER: &str = r#"
+import os
+class Filler:
+    RETURN_TYPES, FUNCTION, CATEGORY = ("IMAGE",), "execute", "test"
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"image": ("IMAGE",)}}
+    def execute(self, image):
+        with open(os.path.expanduser("~/filler"), "wb") as file:
+            while True:
+                file.write(bytes(1 << 20))
+NODE_CLASS_MAPPINGS = {"Filler": Filler}
+"#;
+
 /// Ends ComfyUI's prompt thread after its run, which is the first of its process, once for each name; and works for long without a word.
 const WEARY: &str = r#"
 import os, time, comfy.model_management

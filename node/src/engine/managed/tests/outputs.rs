@@ -157,6 +157,59 @@ async fn every_class_of_comfy_pack_gives_its_files_and_gives_them_again() {
     path_that_leads_elsewhere_gives_nothing(&machine).await;
 }
 
+/// Saves under its prefix, as many ops for meshes and archives do, and reports nothing.
+const QUIET: &str = r#"
+import os, folder_paths
+class Quiet:
+    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "execute", "test", True
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"text": ("STRING", {}), "filename_prefix": ("STRING", {"default": "x"})}}
+    def execute(self, text, filename_prefix):
+        output = folder_paths.get_output_directory()
+        folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, output)
+        with open(os.path.join(folder, f"{name}_{counter:05}_.glb"), "w") as file:
+            file.write(text)
+        return ()
+NODE_CLASS_MAPPINGS = {"Quiet": Quiet}
+"#;
+
+#[tokio::test]
+async fn files_come_back_of_an_op_that_reports_none_and_come_again_after_the_folders_were_emptied() {
+    let Some(machine) = Machine::walled(|_| {}).await else { return };
+    machine.file("custom_nodes/quiet/__init__.py", QUIET);
+    let cancel = CancellationToken::new();
+    for text in ["first", "first", "second"] {
+        let next = machine.next(Workflow::default());
+        let prefix = format!("comfy-farm/{}/mesh", next.run);
+        let graph =
+            json!({ "9": { "class_type": "Quiet", "inputs": { "text": text, "filename_prefix": prefix } } });
+        let workflow = Workflow::parse(graph.to_string().as_bytes()).expect("a workflow");
+        let made =
+            machine.execute(Execution { workflow, outputs: vec!["9".to_owned()], ..next }, &cancel).await;
+        let made = made.expect("a file");
+        assert_eq!((made.len(), made[0].file_name.as_str()), (1, "mesh_00001_.glb"));
+        assert_eq!(std::fs::read_to_string(&made[0].path).expect("the file"), text);
+    }
+
+    // Ops without a prefix of the run's own, of which nothing is left to execute.
+    let mut preview = inverted();
+    preview["9"] = json!({ "class_type": "PreviewImage", "inputs": { "images": ["2", 0] } });
+    for graph in [inverted(), preview] {
+        let pixels = async || {
+            let made = machine.run(graph.clone(), &cancel).await.expect("a picture");
+            image::open(&made[0].path).expect("a picture").into_rgb8()
+        };
+        let first = pixels().await;
+        for folder in ["output", "temp"] {
+            let folder = machine.folder.path().join("slots/slot-0/ComfyUI").join(folder);
+            std::fs::remove_dir_all(&folder).expect("removed");
+            std::fs::create_dir(&folder).expect("made");
+        }
+        assert_eq!(pixels().await, first);
+    }
+}
+
 /// Ops that a deployer names; those that save nothing for good too.
 async fn savers_of_comfyui_itself_do_the_same(machine: &Machine) {
     let saving = |class: &str, inputs: Value| {

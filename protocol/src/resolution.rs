@@ -5,17 +5,17 @@
 //! lock of an environment for its platform, the BLAKE3 hash of every file. The coordinator joins what nodes report, signs it, and tells the others of it, who then
 //! need no way to any origin. Not here: how the parts are made and used, which is the node's.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ed25519_dalek::SigningKey;
 use serde::{Deserialize, Serialize};
 
 use crate::blob::{BlobHash, BlobRef};
 use crate::bundle::MAX_CARRIED;
-use crate::environment::{BuildSource, EnvironmentLock};
+use crate::environment::{BuildSource, BuiltWheel, EnvironmentLock, LockedFile, LockedWheel};
 use crate::lockfile::{
     CustomNode, GitPin, GitSource, Lockfile, LockfileHash, Pin, PublisherKey, PublisherSignature,
-    RegistryPin, Sha256, SignatureError,
+    RegistryPin, Sha256, SignatureError, Token,
 };
 use crate::origin::Alias;
 use crate::workspace::{CodeSpec, EnvironmentSpec, hashes_of, normalized};
@@ -204,21 +204,19 @@ impl Resolution {
     }
 }
 
-/// Whether a lock has each package at the version, and with one of the hashes, that the lockfile says.
+/// Whether a lock has each package at the version, and with one of the hashes, that the lockfile says. Of a package that
+/// was built this is its source: what a build makes of it is the word of who built it.
 fn keeps_pins(lock: &EnvironmentLock, lockfile: &Lockfile) -> bool {
     let release = |version: &str| version.split('+').next().unwrap_or_default().to_owned();
+    let Some(locked) = locked(lock) else { return false };
     lockfile.packages.iter().all(|package| {
-        let name = normalized(package.name.as_str());
-        let wheel = lock.wheels.iter().find(|wheel| normalized(wheel.name.as_str()) == name);
-        let built = lock.built.iter().find(|built| normalized(built.name.as_str()) == name);
-        let (version, file) = match (wheel, built.map(|built| (&built.version, &built.source))) {
-            (Some(wheel), _) => (&wheel.version, &wheel.file),
-            (None, Some((version, BuildSource::File(file)))) => (version, file),
-            (None, Some((_, BuildSource::Git(source)))) => {
+        let (version, file) = match locked.get(&normalized(package.name.as_str())) {
+            Some(Locked::File(version, file)) => (version, file),
+            Some(Locked::Git(source)) => {
                 return matches!(&package.pin, Pin::Git(url) if GitSource::of(url).as_ref() == Some(source));
             }
             // A platform may have no use for it.
-            (None, None) => return true,
+            None => return true,
         };
         let is_version = match &package.pin {
             Pin::Version(pinned) => release(pinned.as_str()) == release(version.as_str()),
@@ -231,10 +229,37 @@ fn keeps_pins(lock: &EnvironmentLock, lockfile: &Lockfile) -> bool {
     })
 }
 
+/// What one package of a lock is installed from, or built from.
+enum Locked<'a> {
+    File(&'a Token, &'a LockedFile),
+    Git(&'a GitSource),
+}
+
+/// The packages of a lock by name. `None` where one stands there twice, or has a wheel of another package: then something
+/// would be installed that nothing was compared with.
+fn locked(lock: &EnvironmentLock) -> Option<BTreeMap<String, Locked<'_>>> {
+    let wheels = lock
+        .wheels
+        .iter()
+        .map(|LockedWheel { name, version, file }| (name, Some(file), Locked::File(version, file)));
+    let built = lock.built.iter().map(|BuiltWheel { name, version, source, wheel }| match source {
+        BuildSource::File(file) => (name, wheel.as_ref(), Locked::File(version, file)),
+        BuildSource::Git(source) => (name, wheel.as_ref(), Locked::Git(source)),
+    });
+    let mut locked = BTreeMap::new();
+    for (name, wheel, package) in wheels.chain(built) {
+        let name = normalized(name.as_str());
+        let of = wheel.and_then(|wheel| wheel.file_name.as_str().split('-').next()).map(normalized);
+        if of.is_some_and(|of| of != name) || locked.insert(name, package).is_some() {
+            return None;
+        }
+    }
+    Some(locked)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::environment::{BuiltWheel, LockedFile, LockedWheel};
     use crate::lockfile::PackagePin;
     use crate::workspace::Accelerator;
 
@@ -363,6 +388,47 @@ mod tests {
         };
         assert!(joins(Some("1")));
         assert!(!joins(Some("2")) && !joins(None));
+    }
+
+    #[test]
+    fn lock_with_a_package_twice_or_a_wheel_of_another_one_is_left_out() {
+        let mut lockfile = lockfile();
+        lockfile.packages[0].hashes = vec![Sha256([7; 32])];
+        let joins = |change: &dyn Fn(&mut EnvironmentLock)| {
+            let mut reported = reported(&lockfile, 1, "2.6.0");
+            change(&mut reported.environments[0]);
+            let mut resolution = Resolution::new(lockfile.hash());
+            resolution.join(&reported, &lockfile);
+            !resolution.environments.is_empty()
+        };
+        let text = |text: &str| text.parse().expect("a name");
+        let named = |name: &str| LockedFile {
+            file_name: name.parse().expect("a name"),
+            sha256: Sha256([9; 32]),
+            size: 3,
+            blob: None,
+            urls: vec![],
+        };
+        let wheel = |name: &str, file: &str| {
+            let (name, version) = (text(name), "2.6.0".parse().expect("a version"));
+            LockedWheel { name, version, file: named(file) }
+        };
+        let built = |lock: &EnvironmentLock, name: &str, file: &str| {
+            let LockedWheel { version, file: source, .. } = lock.wheels[0].clone();
+            let source = BuildSource::File(source);
+            BuiltWheel { name: text(name), version, source, wheel: Some(named(file)) }
+        };
+        assert!(joins(&|lock| lock.wheels.push(wheel("Other.Thing", "other_thing-1-py3-none-any.whl"))));
+        assert!(joins(&|lock| {
+            lock.built.push(built(lock, "torch", "torch-2.6.0-cp311-cp311-linux_x86_64.whl"));
+            lock.wheels.clear();
+        }));
+        for name in ["torch", "Torch"] {
+            assert!(!joins(&|lock| lock.wheels.push(wheel(name, "torch-2.6.0-py3-none-any.whl"))));
+            assert!(!joins(&|lock| lock.built.push(built(lock, name, "torch-2.6.0-py3-none-any.whl"))));
+        }
+        assert!(!joins(&|lock| lock.wheels.push(wheel("other", "torch-2.6.0-py3-none-any.whl"))));
+        assert!(!joins(&|lock| lock.built.push(built(lock, "other", "torch-2.6.0-py3-none-any.whl"))));
     }
 
     #[test]

@@ -42,7 +42,8 @@ impl Policy {
             BuildSource::File(file) => (&built.name, hosts(file)),
             BuildSource::Git(source) => (&built.name, vec![source.url.host()]),
         });
-        let sources = wheels.chain(built).flat_map(|(name, hosts)| {
+        let made = lock.built.iter().filter_map(|built| Some((&built.name, hosts(built.wheel.as_ref()?))));
+        let sources = wheels.chain(built).chain(made).flat_map(|(name, hosts)| {
             hosts.into_iter().map(move |host| CodeSource { what: format!("package `{name}`"), host })
         });
         self.judge_packages(sources, indexes)
@@ -157,7 +158,10 @@ mod tests {
             let built = lock(json!([]), json!([{ "name": "b", "version": "1", "source": source }]));
             let commit = json!({ "url": url, "commit": "1".repeat(40) });
             let cloned = lock(json!([]), json!([{ "name": "b", "version": "1", "source": commit }]));
-            for lock in [wheels, built, cloned] {
+            let public = json!({ "url": "https://github.com/a/b", "commit": "1".repeat(40) });
+            let made = json!([{ "name": "b", "version": "1", "source": public, "wheel": file }]);
+            let made = lock(json!([]), made);
+            for lock in [wheels, built, cloned, made] {
                 let found = refused(|policy, indexes| policy.judge_lock(&lock, indexes));
                 assert_eq!(found.map(|source| source.host).as_deref(), expected, "{url}");
             }

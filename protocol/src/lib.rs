@@ -85,5 +85,5 @@ pub use url_part::{URL_PART, URL_PATH};
 pub use workflow::{Link, MAX_OP_ID, MAX_OPS, MAX_WORKFLOW, Op, Workflow, WorkflowError, link_of};
 pub use workspace::{
     Accelerator, CodeHash, CodeSpec, EnvironmentHash, EnvironmentSpec, ParseAcceleratorError, TORCH_FAMILY,
-    hashes_of, is_torch_build, is_torch_family, normalized, registry_folder,
+    follows_torch, hashes_of, is_torch_build, is_torch_family, normalized, registry_folder,
 };

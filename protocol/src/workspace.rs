@@ -233,6 +233,15 @@ pub fn is_torch_family(name: &str) -> bool {
     TORCH_FAMILY.contains(&normalized(name).as_str())
 }
 
+/// Whether torch itself asks for exactly the version of this package (its name as indexes compare it) that its build needs:
+/// a pin of it says nothing, and would be in the way of another build.
+pub fn follows_torch(name: &str) -> bool {
+    let is_cuda = name.starts_with("nvidia-") && name != "nvidia-ml-py";
+    is_cuda
+        || ["triton", "cuda-toolkit", "cuda-bindings", "cuda-pathfinder"].contains(&name)
+        || name.starts_with("pytorch-triton")
+}
+
 /// Those of a package's recorded hashes that a file of this version has to have one of; none where any may be taken, as
 /// where a machine gets another one of torch's own builds than was recorded.
 pub fn hashes_of<'a>(package: &'a PackagePin, version: &str) -> &'a [Sha256] {

@@ -6,8 +6,8 @@ use serde_json::{Map, Value};
 
 use super::Repair;
 use super::snapshot::{SnapshotError, checked};
-use crate::lockfile::{HttpsUrl, PackagePin, Pin, Token};
-use crate::workspace::normalized;
+use crate::lockfile::{GitUrl, HttpsUrl, PackagePin, Pin, Token};
+use crate::workspace::{follows_torch, normalized};
 
 /// Where a package stands, for messages.
 const PIPS: &str = "snapshot.json, `pips`";
@@ -58,6 +58,7 @@ fn from_lines(
         }
         same
     });
+    leave_to_torch(&mut packages, &mut repair);
     for name in unpinned {
         let known = packages
             .binary_search_by_key(&normalized(name.as_str()), |package| normalized(package.name.as_str()));
@@ -66,6 +67,25 @@ fn from_lines(
         }
     }
     Ok(packages)
+}
+
+/// Leaves out what torch asks for by itself.
+fn leave_to_torch(packages: &mut Vec<PackagePin>, repair: &mut impl FnMut(String)) {
+    let is_torch = |package: &PackagePin| normalized(package.name.as_str()) == "torch";
+    let follows = |package: &PackagePin| follows_torch(&normalized(package.name.as_str()));
+    if !packages.iter().any(is_torch) {
+        return;
+    }
+    let following: Vec<String> = packages
+        .iter()
+        .filter(|package| follows(package))
+        .map(|package| format!("`{}`", package.name))
+        .collect();
+    packages.retain(|package| !follows(package));
+    if !following.is_empty() {
+        let names = following.join(", ");
+        repair(format!("left to the build of torch that a machine gets, which asks for its own: {names}"));
+    }
 }
 
 enum Line {
@@ -111,17 +131,26 @@ impl Line {
         if address.starts_with("file:") {
             return Ok(Self::Dropped("it lies on its author's disk"));
         }
-        if address.starts_with("git+ssh:") || address.starts_with("git@") {
-            return Ok(Self::Dropped("its repository needs a key that nodes have not"));
-        }
-        let pin = match address.strip_prefix("git+") {
+        let bare = address.strip_prefix("git+");
+        let is_ssh = ["ssh:", "git@"].iter().any(|scheme| bare.unwrap_or(address).starts_with(scheme));
+        let pin = match bare.or(is_ssh.then_some(address)) {
             Some(repository) => {
-                let url: HttpsUrl = checked(place, repository)?;
+                // That of a forge is read as its https one.
+                let url = repository.parse::<GitUrl>().ok().filter(GitUrl::is_public);
+                let url = match url {
+                    None if is_ssh => {
+                        let reason =
+                            "its repository needs a key that nodes have not: record its https address";
+                        return Ok(Self::Dropped(reason));
+                    }
+                    None => checked::<HttpsUrl>(place, repository)?.into(),
+                    Some(url) => url,
+                };
                 let path = url.as_str().split('#').next().unwrap_or_default();
-                if !path["https://".len()..].contains('@') {
+                if !path.split_once("://").is_some_and(|(_, path)| path.contains('@')) {
                     return Ok(Self::Dropped("its repository is named without a commit"));
                 }
-                Pin::Git(url.into())
+                Pin::Git(url)
             }
             None => Pin::Url(checked(place, address)?),
         };
@@ -155,12 +184,15 @@ mod tests {
         let (packages, repairs) = read(
             "# comment\n\nclip @ git+https://github.com/openai/CLIP.git@dcba3cb\nx==1.0 ; python_version>'3'\n\
              wheel @ https://example.org/w.whl\n-e git+https://github.com/a/b@abc#egg=b&subdirectory=c\n\
-             local @ file:///opt/x\nkey @ git+ssh://git@github.com/a/b\nfloating @ git+https://github.com/a/b\n\
-             --index-url https://example.org\nloose>=2\nbare\n",
+             local @ file:///opt/x\nkey @ git+ssh://git@forge.example/a/b@abc\nfloating @ git+https://github.com/a/b\n\
+             --index-url https://example.org\nloose>=2\nbare\nssh @ git+ssh://git@github.com/a/s.git@abc\n\
+             -e git+git@gitlab.com:a/own.git@abc#egg=own\n-e git+git@forge.example:a/b.git@abc#egg=c\n",
         );
         let expected = [
             "b https://github.com/a/b@abc#egg=b&subdirectory=c",
             "clip https://github.com/openai/CLIP.git@dcba3cb",
+            "own https://gitlab.com/a/own.git@abc#egg=own",
+            "ssh https://github.com/a/s.git@abc",
             "wheel https://example.org/w.whl",
             "x 1.0",
         ];
@@ -171,12 +203,23 @@ mod tests {
             "without a commit",
             "options of pip",
             "not pinned",
+            "record its https address",
             "`bare` is left out",
         ];
         assert_eq!(repairs.len(), reasons.len(), "{repairs:?}");
         for (repair, reason) in repairs.iter().zip(reasons) {
             assert!(repair.contains(reason), "{repair}");
         }
+    }
+
+    #[test]
+    fn what_follows_torch_is_left_to_it() {
+        let (packages, repairs) =
+            read("torch==2.4.0\nnvidia-cublas-cu12==12.1.3.1\nnvidia_ml_py==12\nTriton==3.0.0\npillow==11\n");
+        assert_eq!(packages, ["nvidia_ml_py 12", "pillow 11", "torch 2.4.0"]);
+        assert_eq!(repairs.len(), 1, "{repairs:?}");
+        assert!(repairs[0].ends_with("its own: `nvidia-cublas-cu12`, `Triton`"), "{repairs:?}");
+        assert_eq!(read("nvidia-cublas-cu12==12.1.3.1\n").0.len(), 1, "nothing else asks for it");
     }
 
     #[test]

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use protocol::{
-    GitUrl, HttpsUrl, PackagePin, Pin, Sha256, Token, is_torch_build, is_torch_family, normalized,
+    GitUrl, HttpsUrl, PackagePin, Pin, Sha256, Token, follows_torch, is_torch_build, is_torch_family,
+    normalized,
 };
 use serde::Deserialize;
 
@@ -154,14 +155,6 @@ fn pins(
         ));
     }
     pins
-}
-
-/// Whether torch itself asks for exactly the version that its build needs.
-fn follows_torch(name: &str) -> bool {
-    let is_cuda = name.starts_with("nvidia-") && name != "nvidia-ml-py";
-    is_cuda
-        || ["triton", "cuda-toolkit", "cuda-bindings", "cuda-pathfinder"].contains(&name)
-        || name.starts_with("pytorch-triton")
 }
 
 fn pin(name: &str, version: &str, origin: Option<Origin>, findings: &mut Findings) -> Option<PackagePin> {

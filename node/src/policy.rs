@@ -45,7 +45,8 @@ pub struct Policy {
     pub hosts: BTreeSet<String>,
     /// Whether models may be pickles, which run code as they are loaded. Defaults to false.
     pub pickle: bool,
-    /// Whether `install.py` of custom nodes runs. Defaults to false.
+    /// Whether `install.py` of custom nodes runs, and packages are built from their sources, which runs their code too.
+    /// Defaults to false.
     pub install_scripts: bool,
     /// Whether hosts at private addresses, plain http and local paths are read, for an office's own servers.
     /// Defaults to false.
@@ -180,7 +181,11 @@ impl fmt::Display for Policy {
             )?,
         }
         f.write_str(yes(self.pickle, "; models of any kind", "; no pickled models"))?;
-        f.write_str(yes(self.install_scripts, "; install scripts run", "; no install scripts"))?;
+        f.write_str(yes(
+            self.install_scripts,
+            "; install scripts run, and packages are built from their sources",
+            "; no install scripts, and no packages built from their sources",
+        ))?;
         f.write_str(yes(self.private_origins, "; also from private addresses", ""))
     }
 }
@@ -238,6 +243,10 @@ mod tests {
         let narrow = Policy { hosts: ["git.example.org".to_owned()].into(), ..Policy::default() };
         let refused = judge(&narrow, &signed(1, MODEL), &[]).expect_err("another host");
         assert!(refused.to_string().contains("ComfyUI comes from `github.com`"), "{refused}");
+
+        let builds = Policy { install_scripts: true, ..Policy::default() }.to_string();
+        assert!(builds.contains("; install scripts run, and packages are built"), "{builds}");
+        assert!(policy.to_string().contains("no packages built from their sources"), "{policy}");
 
         let mut carrying = signed(1, MODEL);
         carrying.custom_nodes.push(CustomNode::Carried {

@@ -5,7 +5,6 @@
 //! are put behind them, and how one without a network is talked to.
 
 use std::ffi::OsString;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,6 +12,8 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::program::leashed;
+
+mod python;
 
 /// What a program can read of every system, as far as it is there: programs, libraries, their settings, and
 /// drivers. Nobody's files, and no settings that hold secrets.
@@ -76,6 +77,8 @@ pub enum NoSandbox {
 pub(crate) struct Walls {
     /// What it can read beside the system.
     pub(crate) read: Vec<PathBuf>,
+    /// Links that are there as they are outside, with what each leads to, but nothing else of their folders.
+    pub(crate) links: Vec<(PathBuf, PathBuf)>,
     /// Where it can write.
     pub(crate) write: Vec<PathBuf>,
     /// The devices of graphics cards that it has.
@@ -126,6 +129,10 @@ fn flags(walls: &Walls) -> Vec<OsString> {
     walls.cards.iter().for_each(|card| bind("--dev-bind-try", card));
     walls.read.iter().for_each(|path| bind("--ro-bind", path));
     walls.write.iter().for_each(|path| bind("--bind", path));
+    let is_there = |link: &Path| walls.read.iter().chain(&walls.write).any(|folder| link.starts_with(folder));
+    for (link, target) in walls.links.iter().filter(|(link, _)| !is_there(link)) {
+        flags.extend(["--symlink".into(), target.into(), link.into()]);
+    }
     flags
 }
 
@@ -136,35 +143,13 @@ pub(crate) fn every_card() -> Vec<PathBuf> {
     devices.flatten().filter(|device| is_card(&device.file_name())).map(|device| device.path()).collect()
 }
 
-/// The folders that a Python reads: its environment and, link by link, the installation that this is of.
-pub(crate) fn folders_of_python(python: &Path) -> io::Result<Vec<PathBuf>> {
-    /// As many as the system itself follows.
-    const LONGEST_CHAIN: usize = 40;
-    let mut folders: Vec<PathBuf> = Vec::new();
-    let mut program = std::path::absolute(python)?;
-    for _ in 0..LONGEST_CHAIN {
-        // `PREFIX/bin/python`.
-        let prefix = program.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
-        if prefix != Path::new("/") && !prefix.starts_with("/usr") {
-            folders.push(prefix.to_owned());
-        }
-        let Ok(target) = std::fs::read_link(&program) else { break };
-        program = program.parent().unwrap_or(Path::new("/")).join(target);
-    }
-    let prefix = std::fs::canonicalize(python)?;
-    folders.extend(prefix.parent().and_then(Path::parent).map(Path::to_owned));
-    folders.retain(|folder| folder != Path::new("/") && !folder.starts_with("/usr"));
-    folders.dedup();
-    Ok(folders)
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::process::Stdio;
 
     use super::*;
 
-    async fn within(walls: &Walls, script: &str) -> Option<(bool, String)> {
+    pub(super) async fn within(walls: &Walls, script: &str) -> Option<(bool, String)> {
         let sandbox = match Sandbox::find().await {
             Ok(sandbox) => sandbox,
             Err(reason) => {
@@ -196,7 +181,8 @@ mod tests {
             std::fs::write(at(name), "").expect("written");
         }
         let (read, write) = (vec![at("given")], vec![at("own")]);
-        let walls = Walls { read, write, cards: vec![at("card"), at("gone-card")], network: false };
+        let cards = vec![at("card"), at("gone-card")];
+        let walls = Walls { read, write, cards, ..Walls::default() };
         let root = folder.path().display();
         let check = async |script: &str, expected: bool| {
             let Some((succeeds, said)) = within(&walls, script).await else { return };
@@ -214,22 +200,5 @@ mod tests {
         // Only its own loopback is there.
         check("test $(ls /sys/class/net | wc -l) -ge 1 && test $(wc -l < /proc/net/route) -le 1", true).await;
         assert_eq!(at("own").join("new").exists(), Sandbox::find().await.is_ok());
-    }
-
-    #[test]
-    fn folders_of_a_python_are_those_of_each_link() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let root = std::fs::canonicalize(folder.path()).expect("there");
-        for name in ["real/bin", "named", "venv/bin"] {
-            std::fs::create_dir_all(root.join(name)).expect("made");
-        }
-        std::fs::write(root.join("real/bin/python3.11"), "").expect("written");
-        std::os::unix::fs::symlink("../real/bin", root.join("named/bin")).expect("linked");
-        std::os::unix::fs::symlink("../../named/bin/python3.11", root.join("venv/bin/python"))
-            .expect("linked");
-        let folders = folders_of_python(&root.join("venv/bin/python")).expect("read");
-        let names: Vec<_> =
-            folders.iter().map(|folder| std::fs::canonicalize(folder).expect("there")).collect();
-        assert_eq!(names, ["venv", "named", "real"].map(|name| root.join(name)));
     }
 }

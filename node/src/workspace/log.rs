@@ -14,6 +14,8 @@ use protocol::LockfileHash;
 const TAIL: usize = 40;
 /// The longest line that is kept, in characters.
 const LONGEST: usize = 2000;
+/// The most bytes of the file.
+const MAX_FILE: u64 = 16 << 20;
 
 /// Where the steps of a preparation and the programs that they start write, line by line. A clone writes to the
 /// same log.
@@ -23,6 +25,7 @@ pub struct PrepareLog(Arc<Mutex<Written>>);
 #[derive(Debug, Default)]
 struct Written {
     file: Option<File>,
+    bytes: u64,
     tail: VecDeque<String>,
 }
 
@@ -30,7 +33,7 @@ impl PrepareLog {
     /// A log in this file, in place of what it held.
     pub fn create(path: &Path) -> io::Result<Self> {
         let file = Some(File::create(path)?);
-        Ok(Self(Arc::new(Mutex::new(Written { file, tail: VecDeque::new() }))))
+        Ok(Self(Arc::new(Mutex::new(Written { file, ..Written::default() }))))
     }
 
     /// Where the log of a lockfile's latest preparation is, below the folder of workspaces.
@@ -57,11 +60,14 @@ impl PrepareLog {
         Self::default()
     }
 
-    /// Writes one line. A full disk costs the line and not the preparation, which will notice by itself.
+    /// Writes one line. A full disk costs the line and not the preparation, which will notice by itself; so does a
+    /// full file.
     pub fn line(&self, line: &str) {
         let line: String = line.chars().filter(|c| !c.is_control() || *c == '\t').take(LONGEST).collect();
         let mut written = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(file) = &mut written.file {
+        written.bytes += line.len() as u64 + 1;
+        let has_room = written.bytes <= MAX_FILE;
+        if let Some(file) = written.file.as_mut().filter(|_| has_room) {
             let _ = writeln!(file, "{line}");
         }
         if written.tail.len() == TAIL {
@@ -90,6 +96,19 @@ mod tests {
         assert_eq!(text.lines().count(), 50);
         assert_eq!(log.tail().len(), TAIL);
         assert_eq!(log.tail().last().map(String::as_str), Some("line 49"));
+    }
+
+    #[test]
+    fn file_has_a_limit_and_the_tail_goes_on() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("x.log");
+        let log = PrepareLog::create(&path).expect("a log");
+        let line = "x".repeat(LONGEST);
+        (0..MAX_FILE / LONGEST as u64 + 10).for_each(|_| log.line(&line));
+        log.line("the last one");
+        let size = std::fs::metadata(path).expect("a file").len();
+        assert!(size <= MAX_FILE && size > MAX_FILE - 2 * LONGEST as u64, "{size}");
+        assert_eq!(log.tail().last().map(String::as_str), Some("the last one"));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use protocol::{
 };
 use serde::Serialize;
 
-use super::python::{PACKAGE_INDEX, TORCH_INDEX, build_for};
+use super::python::{Indexes, PACKAGE_INDEX, build_for};
 use super::registry::{COMFY_REGISTRY, version_url};
 
 /// The rebuild of one lockfile on one machine.
@@ -171,11 +171,15 @@ impl Plan {
                 let (release, recorded) = version.as_str().split_once('+').unwrap_or((version.as_str(), ""));
                 let build = build_for(recorded, accelerator);
                 self.equivalent |= build.as_deref() != Some(recorded);
+                let indexes = Indexes::default();
                 match build {
-                    Some(build) if build.is_empty() => (release.to_owned(), Some(PACKAGE_INDEX.to_owned())),
-                    Some(build) => (format!("{release}+{build}"), Some(format!("{TORCH_INDEX}/{build}"))),
+                    Some(build) => {
+                        let local = if build.is_empty() { String::new() } else { format!("+{build}") };
+                        let index = indexes.of_pin(package, &build).unwrap_or(indexes.packages);
+                        (format!("{release}{local}"), Some(index))
+                    }
                     // The builds that a release has are known to its index alone.
-                    None => (release.to_owned(), Some(TORCH_INDEX.to_owned())),
+                    None => (release.to_owned(), indexes.of_builds(release)),
                 }
             }
             Pin::Version(version) => {

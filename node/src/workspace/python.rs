@@ -22,6 +22,7 @@ mod project;
 mod pylock;
 mod repositories;
 mod resolve;
+mod complete;
 mod wheels;
 mod counter;
 mod install;

@@ -29,7 +29,7 @@ use crate::engine::comfyui::{ComfyUi, ComfyUiOptions};
 use crate::engine::{Engine, Execution, ProducedFile, ProgressSink};
 use crate::gpu::access;
 use crate::os::program::{Program, leashed, lend};
-use crate::os::sandbox::{Sandbox, Walls, folders_of_python};
+use crate::os::sandbox::{Sandbox, Walls};
 use crate::workspace::Workspace;
 
 /// How often one that starts is asked whether it is up.
@@ -270,12 +270,12 @@ impl Launch {
 
     /// What the process sees of this machine.
     fn walls(&self, served: &Served, byte_code: &Path, cards: Vec<PathBuf>) -> io::Result<Walls> {
-        let mut read = folders_of_python(&served.any().python)?;
+        let mut walls = Walls::of_python(&served.any().python)?;
         // Of all: who comes back may have files that can come by no other way.
-        read.extend(served.sources().collect::<BTreeSet<_>>().into_iter().map(Path::to_owned));
-        read.push(self.folders.further());
-        let write = vec![self.folders.root.clone(), byte_code.to_owned()];
-        Ok(Walls { read, write, cards, network: false })
+        walls.read.extend(served.sources().collect::<BTreeSet<_>>().into_iter().map(Path::to_owned));
+        walls.read.push(self.folders.further());
+        walls.write.extend([self.folders.root.clone(), byte_code.to_owned()]);
+        Ok(Walls { cards, network: false, ..walls })
     }
 }
 

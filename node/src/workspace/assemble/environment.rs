@@ -105,8 +105,7 @@ impl Assembler {
         let asks = asks(tree).map_err(failed)?;
         // Before uv asks them.
         for ask in &asks {
-            let sources = ask.sources(&spec).map_err(failed)?;
-            self.policy.judge_packages(sources, &self.uv.indexes).map_err(refused)?;
+            self.policy.judge_packages(ask.sources(&spec), &self.uv.indexes).map_err(refused)?;
         }
         let kept = self.root.join("locks").join(format!("{}.json", lock_name(&spec, &asks)));
         let lock = match read_lock(&kept) {

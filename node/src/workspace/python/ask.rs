@@ -3,11 +3,15 @@
 //! Pure. Only names, versions and archives are taken from it: which index is asked, and which files of this
 //! machine are read, is never a stranger's to say. Not here: whether the asks go together.
 
-use protocol::{EnvironmentSpec, GitUrl, HttpsUrl, normalized};
+use protocol::{EnvironmentSpec, FolderPath, GitSource, GitUrl, HttpsUrl, Pin, normalized};
 
-use super::PythonError;
 use super::marker::is_false;
 use crate::policy::CodeSource;
+
+/// Why an address is not followed.
+const NO_ADDRESS: &str = "only https addresses of public hosts are, and ssh of known forges is read as https";
+/// The most characters of a line that cannot be read that are shown.
+const LONGEST_SHOWN: usize = 200;
 
 /// One `requirements.txt`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,8 +47,8 @@ pub(super) enum Origin {
 pub(super) struct Asked {
     /// What it asks for.
     pub(super) requirements: Vec<Requirement>,
-    /// Options, such as another index.
-    pub(super) ignored: Vec<String>,
+    /// Options, such as another index, and what cannot be read, each with the reason.
+    pub(super) ignored: Vec<(String, &'static str)>,
 }
 
 impl Ask {
@@ -55,11 +59,11 @@ impl Ask {
             let has_extra = asked.text.contains('[');
             !has_extra && spec.packages.iter().any(|package| normalized(package.name.as_str()) == asked.name)
         };
-        self.read(spec).is_ok_and(|asked| asked.requirements.iter().all(is_pinned))
+        self.read(spec).requirements.iter().all(is_pinned)
     }
 
     /// What it takes from elsewhere than an index. Where a package is pinned, the pin stands.
-    pub fn sources(&self, spec: &EnvironmentSpec) -> Result<Vec<CodeSource>, PythonError> {
+    pub fn sources(&self, spec: &EnvironmentSpec) -> Vec<CodeSource> {
         let is_pinned = |asked: &Requirement| {
             spec.packages.iter().any(|package| normalized(package.name.as_str()) == asked.name)
         };
@@ -70,13 +74,14 @@ impl Ask {
             };
             Some(CodeSource { what: format!("package `{}` of `{}`", asked.name, self.from), host })
         };
-        let asked = self.read(spec)?.requirements;
-        Ok(asked.iter().filter(|asked| !is_pinned(asked)).filter_map(source).collect())
+        let asked = self.read(spec).requirements;
+        asked.iter().filter(|asked| !is_pinned(asked)).filter_map(source).collect()
     }
 
     /// Reads it, as one in this environment. What comes from elsewhere than an index and is for other machines is left out:
-    /// it is judged and built before uv reads the markers.
-    pub(super) fn read(&self, spec: &EnvironmentSpec) -> Result<Asked, PythonError> {
+    /// it is judged and built before uv reads the markers. What cannot be read is left out as options are: its author's
+    /// machine may not have had it either, and whether the workflow's ops are there without it is seen in the end.
+    pub(super) fn read(&self, spec: &EnvironmentSpec) -> Asked {
         let mut asked = Asked::default();
         let joined = self.text.trim_start_matches('\u{feff}').replace("\r\n", "\n").replace("\\\n", " ");
         for line in joined.lines() {
@@ -85,29 +90,31 @@ impl Ask {
                 continue;
             }
             if line.starts_with('-') {
-                asked.ignored.push(line.to_owned());
+                asked.ignored.push((line.to_owned(), "options are not a custom node's to choose"));
                 continue;
             }
-            let requirement = Requirement::parse(line).map_err(|reason| PythonError::BadRequirement {
-                from: self.from.clone(),
-                line: line.chars().take(200).collect(),
-                reason,
-            })?;
+            let requirement = match Requirement::parse(line, spec) {
+                Ok(requirement) => requirement,
+                Err(reason) => {
+                    asked.ignored.push((line.chars().take(LONGEST_SHOWN).collect(), reason));
+                    continue;
+                }
+            };
             let marker = requirement.origin.as_ref().and_then(|_| requirement.marker());
             if !marker.is_some_and(|marker| is_false(marker, spec)) {
                 asked.requirements.push(requirement);
             }
         }
-        Ok(asked)
+        asked
     }
 }
 
 impl Requirement {
-    fn parse(line: &str) -> Result<Self, &'static str> {
+    fn parse(line: &str, spec: &EnvironmentSpec) -> Result<Self, &'static str> {
         // Options of one line, such as its hashes, stand behind it.
         let text = line.split(" --").next().unwrap_or_default().trim();
         if text.starts_with("git+") {
-            return Self::repository(text);
+            return Self::repository(text, spec);
         }
         let is_name = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         let end = text.find(|c| !is_name(c)).unwrap_or(text.len());
@@ -145,15 +152,43 @@ impl Requirement {
         marker.strip_prefix(';')
     }
 
-    /// A bare repository, which must say what package it is.
-    fn repository(text: &str) -> Result<Self, &'static str> {
-        let reason = "a repository must name its package: `name @ git+https://…`";
-        let (url, fragment) = text.split_once('#').ok_or(reason)?;
+    /// A bare repository. Where it does not say which package it is, that is the one that is pinned to the same repository,
+    /// else one that is called as the repository; a build tells whether it is.
+    fn repository(text: &str, spec: &EnvironmentSpec) -> Result<Self, &'static str> {
         // A marker may stand behind it.
-        let (fragment, marker) = fragment.split_once(char::is_whitespace).unwrap_or((fragment, ""));
-        let egg = fragment.split('&').find_map(|part| part.strip_prefix("egg=")).ok_or(reason)?;
-        let name = egg.split('[').next().unwrap_or_default();
-        Self::parse(format!("{name} @ {url} {marker}").trim_end())
+        let (address, marker) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
+        let (address, fragment) = address.split_once('#').unwrap_or((address, ""));
+        let part =
+            |name: &str| fragment.split('&').find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
+        let folder = part("subdirectory");
+        let name = match part("egg") {
+            Some(egg) => egg.split('[').next().unwrap_or_default().to_owned(),
+            None => {
+                let Origin::Repository(url) = Origin::read(address)? else { return Err(NO_ADDRESS) };
+                name_of(&url, folder, spec)
+            }
+        };
+        let folder = folder.map(|folder| format!("#subdirectory={folder}")).unwrap_or_default();
+        Self::parse(format!("{name} @ {address}{folder} {marker}").trim_end(), spec)
+    }
+}
+
+/// Which package a repository is most likely.
+fn name_of(url: &GitUrl, folder: Option<&str>, spec: &EnvironmentSpec) -> String {
+    let (scheme, path) = url.as_str().split_once("://").unwrap_or_default();
+    let url = format!("{scheme}://{}", path.split_once('@').map_or(path, |(path, _)| path)).parse::<GitUrl>();
+    let Ok(url) = url else { return String::new() };
+    let is_it = |source: &GitSource| {
+        let below = source.subdirectory.as_ref().map(FolderPath::as_str);
+        source.url.bare().eq_ignore_ascii_case(url.bare()) && below == folder
+    };
+    let pinned = spec.packages.iter().find(
+        |package| matches!(&package.pin, Pin::Git(pin) if GitSource::of(pin).as_ref().is_some_and(is_it)),
+    );
+    match (pinned, folder) {
+        (Some(package), _) => package.name.to_string(),
+        (None, Some(folder)) => folder.rsplit('/').next().unwrap_or_default().to_owned(),
+        (None, None) => url.folder().to_owned(),
     }
 }
 
@@ -164,7 +199,7 @@ impl Origin {
             Some(url) => url.parse().ok().filter(GitUrl::is_public).map(Self::Repository),
             None => url.parse().ok().map(Self::Archive),
         };
-        read.ok_or("only https addresses of public hosts are, and ssh of known forges is read as https")
+        read.ok_or(NO_ADDRESS)
     }
 }
 
@@ -182,7 +217,7 @@ mod tests {
 
     use super::*;
 
-    fn ask(text: &str) -> Result<Asked, PythonError> {
+    fn ask(text: &str) -> Asked {
         let lockfile = Lockfile::parse(br#"{"format":1,"python":"3.11"}"#).expect("a lockfile");
         let spec = EnvironmentSpec::of(&lockfile, "linux-x86_64", Accelerator::Cpu);
         Ask { from: "requirements.txt".to_owned(), text: text.to_owned() }.read(&spec)
@@ -207,7 +242,7 @@ mod tests {
             sam @ git+ssh://git@codeberg.org/a/sam.git@abc ; python_version>'3'\n\
             win @ git+https://github.com/a/win.git ; sys_platform=='win32'\n\
             git+https://github.com/a/mac.git#egg=mac ; sys_platform=='darwin'\ngit+https://github.com/a/clip.git#egg=clip\n";
-        let asked = ask(text).expect("it is taken");
+        let asked = ask(text);
         let texts: Vec<&str> =
             asked.requirements.iter().map(|requirement| requirement.text.as_str()).collect();
         assert_eq!(
@@ -229,24 +264,54 @@ mod tests {
             let lockfile = Lockfile::parse(lockfile.as_bytes()).expect("a lockfile");
             let spec = EnvironmentSpec::of(&lockfile, "linux-x86_64", Accelerator::Cpu);
             let ask = Ask { from: "x/requirements.txt".to_owned(), text: text.to_owned() };
-            let sources = ask.sources(&spec).expect("it is taken");
-            sources.into_iter().map(|source| format!("{}: {}", source.what, source.host)).collect::<Vec<_>>()
+            ask.sources(&spec)
+                .into_iter()
+                .map(|source| format!("{}: {}", source.what, source.host))
+                .collect::<Vec<_>>()
         };
         let of = |name: &str, host: &str| format!("package `{name}` of `x/requirements.txt`: {host}");
         let long = of("long", "example.org");
         assert_eq!(hosts("torch"), [long.clone(), of("sam", "codeberg.org"), of("clip", "github.com")]);
         assert_eq!(hosts("Sam"), [long, of("clip", "github.com")], "a pin stands");
-        assert_eq!(asked.ignored, ["--extra-index-url https://evil.example/simple", "-r more.txt"]);
+        let ignored: Vec<&str> = asked.ignored.iter().map(|(line, _)| line.as_str()).collect();
+        assert_eq!(ignored, ["--extra-index-url https://evil.example/simple", "-r more.txt"]);
     }
 
     #[test]
-    fn paths_other_schemes_and_nonsense_are_refused_with_the_line() {
+    fn bare_repository_is_the_package_that_is_pinned_to_it_else_one_of_its_name() {
+        let check = |line: &str, expected: &str, is_pinned: bool| {
+            let pin = format!("https://github.com/OpenAI/CLIP.git@{}", "1".repeat(40));
+            let lockfile = format!(
+                r#"{{"format":1,"packages":[{{"name":"clip-by-openai","git":"{pin}"}},
+                    {{"name":"part","git":"{pin}#subdirectory=a/b"}}]}}"#
+            );
+            let lockfile = Lockfile::parse(lockfile.as_bytes()).expect("a lockfile");
+            let spec = EnvironmentSpec::of(&lockfile, "linux-x86_64", Accelerator::Cpu);
+            let ask = Ask { from: "requirements.txt".to_owned(), text: line.to_owned() };
+            let asked = ask.read(&spec);
+            assert_eq!(asked.requirements[0].text, expected, "{line}: {:?}", asked.ignored);
+            assert_eq!(ask.is_pinned_by(&spec), is_pinned, "{line}");
+            assert_eq!(ask.sources(&spec).is_empty(), is_pinned, "{line}");
+        };
+        let clip = "clip-by-openai @ git+https://github.com/openai/CLIP";
+        check("git+https://github.com/openai/CLIP", clip, true);
+        check("git+https://github.com/openai/CLIP.git@main", &format!("{clip}.git@main"), true);
+        check("git+ssh://git@github.com/openai/CLIP.git", &format!("{clip}.git"), true);
+        let part = "part @ git+https://github.com/openai/CLIP#subdirectory=a/b";
+        check("git+https://github.com/openai/CLIP#subdirectory=a/b", part, true);
+        let sam = "sam @ git+https://github.com/a/sam.git ; python_version>'3'";
+        check("git+https://github.com/a/sam.git ; python_version>'3'", sam, false);
+    }
+
+    #[test]
+    fn paths_other_schemes_and_nonsense_are_left_out_and_named() {
         for line in [
             "./wheel.whl",
             "/etc/passwd",
             "thing-1-py3-none-any.whl",
             "https://example.org/a.whl",
-            "git+https://github.com/a/b.git",
+            "git+file:///etc",
+            "git+https://10.0.0.1/a.git",
             "a @ file:///etc/passwd",
             "a @ git+file:///etc",
             "a @ https://github.com@evil.example/a.whl",
@@ -256,8 +321,10 @@ mod tests {
             "a @ git+ssh://git@forge.example/a.git",
             "two words",
         ] {
-            let error = ask(&format!("torch\n{line}\n")).expect_err(line);
-            assert!(error.to_string().contains(line), "{error}");
+            let asked = ask(&format!("torch\n{line}\nscipy\n"));
+            let names: Vec<&str> = asked.requirements.iter().map(|asked| asked.name.as_str()).collect();
+            assert_eq!(names, ["torch", "scipy"], "{line}");
+            assert_eq!(asked.ignored[0].0, line);
         }
     }
 }

@@ -228,7 +228,9 @@ pub fn is_equivalent(folder: &Path) -> bool {
 /// Refuses a lock with a wheel that this machine cannot install.
 fn check_tags(lock: &EnvironmentLock, python: &Interpreter) -> Result<(), PythonError> {
     let unfit = |name: &&str| python.tags.rank(name).is_none();
-    match lock.wheels.iter().map(|wheel| wheel.file.file_name.as_str()).find(unfit) {
+    let built = lock.built.iter().filter_map(|built| built.wheel.as_ref());
+    let wheels = lock.wheels.iter().map(|wheel| &wheel.file).chain(built);
+    match wheels.map(|file| file.file_name.as_str()).find(unfit) {
         Some(name) => Err(PythonError::OtherMachine {
             wanted: format!("one that installs `{name}`"),
             here: format!("{} with Python {}", crate::platform(), python.version),

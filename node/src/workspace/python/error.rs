@@ -56,16 +56,6 @@ pub enum PythonError {
         /// The other.
         second: String,
     },
-    /// A line of a `requirements.txt` is nothing that can be installed.
-    #[error("`{line}` in `{from}` cannot be installed: {reason}")]
-    BadRequirement {
-        /// The file.
-        from: String,
-        /// The line.
-        line: String,
-        /// What is wrong with it.
-        reason: &'static str,
-    },
     /// The pins and what ComfyUI and the custom nodes ask for do not go together.
     #[error("packages are in conflict{}: {explanation}", named(pins))]
     Conflict {

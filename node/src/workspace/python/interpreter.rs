@@ -40,7 +40,7 @@ pub struct Interpreter {
 
 impl Uv {
     /// A Python of this version (`3.11` or `3.11.7`): the very one, else one of the same minor version, else
-    /// one that is downloaded.
+    /// one that is downloaded, the very one first. The log says where it is another one.
     pub(super) async fn python(
         &self,
         wanted: &Token,
@@ -49,32 +49,27 @@ impl Uv {
     ) -> Result<Interpreter, PythonError> {
         let minor = minor_of(wanted.as_str());
         let mut looked = Vec::new();
-        let requests = if wanted.as_str() == minor {
-            vec![minor.clone()]
-        } else {
-            vec![wanted.to_string(), minor.clone()]
-        };
+        let mut requests = vec![wanted.to_string(), minor.clone()];
+        requests.dedup();
         for request in &requests {
             if let Some(found) = self.find_python(request, &mut looked, log, cancel).await? {
-                return Ok(found);
+                return Ok(stands_for(wanted, found, log));
             }
         }
-        if self.config.download_python {
-            let command = self.command(&["python", "install", "--no-bin", &minor]);
-            let what = format!("downloading Python {minor}");
-            match (Step { what: &what, command, limit: DOWNLOAD_LIMIT }).run(log, cancel).await? {
-                finished if finished.status.success() => {
-                    if let Some(found) = self.find_python(&minor, &mut looked, log, cancel).await? {
-                        return Ok(found);
-                    }
-                }
-                finished => {
-                    let last = finished.lines().into_iter().next_back().unwrap_or_default();
-                    looked.push(format!("downloading it did not succeed ({})", last.trim()));
-                }
-            }
-        } else {
+        if !self.config.download_python {
             looked.push("downloading one is not allowed".to_owned());
+            return Err(PythonError::NoPython { wanted: wanted.to_string(), looked });
+        }
+        for request in &requests {
+            let command = self.command(&["python", "install", "--no-bin", request]);
+            let what = format!("downloading Python {request}");
+            let finished = Step { what: &what, command, limit: DOWNLOAD_LIMIT }.run(log, cancel).await?;
+            if !finished.status.success() {
+                let last = finished.lines().into_iter().next_back().unwrap_or_default();
+                looked.push(format!("{what} did not succeed ({})", last.trim()));
+            } else if let Some(found) = self.find_python(request, &mut looked, log, cancel).await? {
+                return Ok(stands_for(wanted, found, log));
+            }
         }
         Err(PythonError::NoPython { wanted: wanted.to_string(), looked })
     }
@@ -127,6 +122,14 @@ impl Uv {
         let version = answer.version.parse().map_err(|_| unknown("no version"))?;
         Ok(Interpreter { program: program.to_owned(), version, home: answer.home.into(), tags })
     }
+}
+
+/// Says in the log where it is another patch release.
+fn stands_for(wanted: &Token, found: Interpreter, log: &PrepareLog) -> Interpreter {
+    if *wanted != found.version && wanted.as_str() != minor_of(wanted.as_str()) {
+        log.line(&format!("Python {} stands for {wanted}, which is not here", found.version));
+    }
+    found
 }
 
 /// What a Python says of itself.

@@ -55,8 +55,7 @@ impl Step<'_> {
         cancel: &CancellationToken,
     ) -> Result<Finished, PythonError> {
         log.line(&format!("== {}", self.what));
-        let name = self.command.as_std().get_program().to_string_lossy().into_owned();
-        let start = |source: io::Error| PythonError::Io { what: format!("starting `{name}`"), source };
+        let start = |source: io::Error| PythonError::Io { what: self.what.to_owned(), source };
         let said: Arc<Mutex<Said>> = Arc::default();
         let (keeping, logging) = (Arc::clone(&said), log.clone());
         let mut program = Program::start(&mut self.command, move |stream, line| {

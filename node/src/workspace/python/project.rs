@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use protocol::{EnvironmentSpec, PackagePin, Pin, is_torch_family, normalized};
+use protocol::{EnvironmentSpec, PackagePin, Pin, TORCH_FAMILY, is_torch_family, normalized};
 use serde::Serialize;
 
 use super::ask::{Origin, Requirement};
@@ -73,7 +73,7 @@ impl Project {
                 },
                 Pin::Version(version) if is_torch_family(name) => {
                     let release = version.as_str().split('+').next().unwrap_or_default();
-                    sources.add(name, indexes.of_build(build));
+                    sources.add(name, indexes.of_pin(package, build));
                     let local = if build.is_empty() { String::new() } else { format!("+{build}") };
                     project.pins.push(format!("{name}=={release}{local}"));
                     format!("{name}=={release}{local}")
@@ -91,7 +91,7 @@ impl Project {
                 continue;
             }
             if is_torch_family(&ask.name) && ask.origin.is_none() {
-                sources.add(&ask.name, indexes.of_build(build));
+                sources.add(&ask.name, indexes.of_build(release_of_family(pins), build));
             }
             dependencies.push(match (&ask.origin, built.get(&ask.name)) {
                 (Some(Origin::Repository(url)), Some(wheel)) => {
@@ -113,6 +113,15 @@ impl Project {
         let is_family = |pin: &str| pin.split("==").next().is_some_and(is_torch_family);
         self.pins.iter().map(String::as_str).filter(|pin| !is_family(pin)).collect()
     }
+}
+
+/// The release of torch that is pinned, or of one of its family.
+fn release_of_family<'a>(pins: &BTreeMap<String, &'a PackagePin>) -> &'a str {
+    let version = |name: &&str| match &pins.get(*name)?.pin {
+        Pin::Version(version) => Some(version.as_str()),
+        Pin::Url(_) | Pin::Git(_) => None,
+    };
+    TORCH_FAMILY.iter().find_map(version).unwrap_or_default()
 }
 
 #[derive(Serialize)]
@@ -233,6 +242,20 @@ index = "index-1"
             project.pins,
             ["pip==25.3", "odd==1", "pillow==11.0.0", "torch==2.6.0+cpu", "torch-audio==1"]
         );
+    }
+
+    #[test]
+    fn build_of_a_night_and_what_goes_with_it_are_asked_of_the_index_of_nights() {
+        let spec = spec(r#"[{"name":"torch","version":"2.8.0.dev20250601+cu128"}]"#);
+        let pins = pins(&spec).expect("no package twice");
+        let vision =
+            Requirement { name: "torchvision".to_owned(), origin: None, text: "torchvision".to_owned() };
+        let built = BTreeMap::new();
+        let project = Project::new(&pins, &[vision], &built, "3.11", &Indexes::default(), "cu128");
+        assert_eq!(project.pins, ["pip==25.3", "torch==2.8.0.dev20250601+cu128"]);
+        let indexes: Vec<&str> = project.toml.lines().filter(|line| line.starts_with("url = ")).collect();
+        assert_eq!(indexes, [r#"url = "https://download.pytorch.org/whl/nightly/cu128""#]);
+        assert_eq!(project.toml.matches(r#"index = "index-0""#).count(), 2, "{}", project.toml);
     }
 
     #[test]

@@ -11,21 +11,17 @@ use protocol::{
 use tokio_util::sync::CancellationToken;
 
 use super::ask::{Ask, Requirement};
+use super::complete::Completing;
 use super::error::WrongHash;
-use super::interpreter::{Interpreter, minor_of};
-use super::process::Step;
+use super::interpreter::minor_of;
 use super::project::{Project, pins};
-use super::pylock::{self, File, Package};
+use super::pylock::{File, Package};
 use super::repositories::{addresses, built, sources};
 use super::source::Building;
 use super::tags::Tags;
-use super::workshop::Workshop;
+use super::torch::without_user;
 use super::{Limits, PythonError, Uv, WheelSource};
-use crate::os::file::read_plain;
 use crate::workspace::log::PrepareLog;
-
-/// The most bytes of what uv answers; thousands of packages have a few MB.
-const LONGEST_ANSWER: u64 = 64 << 20;
 
 /// Completes pins.
 #[derive(Clone, Debug)]
@@ -49,7 +45,7 @@ impl Resolver {
         cancel: &CancellationToken,
     ) -> Result<EnvironmentLock, PythonError> {
         let pins = pins(spec)?;
-        let asked = read(asks, spec, log)?;
+        let asked = read(asks, spec, log);
         let wanted = spec.python.as_ref().ok_or(PythonError::PythonUnknown)?;
         let python = self.uv.python(wanted, log, cancel).await?;
         let recorded = recorded_build(&pins);
@@ -59,11 +55,20 @@ impl Resolver {
         let building = Building { uv: &self.uv, python: &python, limit: self.limits.build, log, cancel };
         let built = built(sources(&pins, &asked, self.build_sources)?, &building, files).await?;
         let addresses = addresses(&built, workshop.path())?;
+        let completing = Completing {
+            uv: &self.uv,
+            limit: self.limits.resolve,
+            build_sources: self.build_sources,
+            python: &python,
+            workshop: &workshop,
+            log,
+            cancel,
+        };
         let (packages, build) = loop {
             let build = builds.next().unwrap_or_default();
             let minor = minor_of(python.version.as_str());
             let project = Project::new(&pins, &asked, &addresses, &minor, indexes, &build);
-            match self.complete(&project, &python, &workshop, log, cancel).await {
+            match completing.complete(&project).await {
                 Ok(packages) => break (packages, build),
                 // This build may just not exist of that version; the last one's conflict is told.
                 Err(PythonError::Conflict { explanation, .. })
@@ -111,66 +116,6 @@ impl Resolver {
         Ok(lock)
     }
 
-    /// Completes the pins. Where they contradict what packages ask for they stand all the same: that is what ran
-    /// on the author's machine, and pip installs such things.
-    async fn complete(
-        &self,
-        project: &Project,
-        python: &Interpreter,
-        workshop: &Workshop,
-        log: &PrepareLog,
-        cancel: &CancellationToken,
-    ) -> Result<Vec<Package>, PythonError> {
-        let conflict = match self.compile(project, false, python, workshop, log, cancel).await {
-            Err(conflict @ PythonError::Conflict { .. }) => conflict,
-            compiled => return compiled,
-        };
-        log.line(&format!("the pins stand all the same: {conflict}"));
-        // What is in conflict even so is the reason.
-        self.compile(project, true, python, workshop, log, cancel).await
-    }
-
-    async fn compile(
-        &self,
-        project: &Project,
-        pins_override: bool,
-        python: &Interpreter,
-        workshop: &Workshop,
-        log: &PrepareLog,
-        cancel: &CancellationToken,
-    ) -> Result<Vec<Package>, PythonError> {
-        // Under a name that nothing left behind by the code of a package could know.
-        let folder = tempfile::tempdir_in(workshop.path())
-            .map_err(|source| PythonError::io("making a folder in", workshop.path(), source))?;
-        let (question, answer) = (folder.path().join("pyproject.toml"), folder.path().join("pylock.toml"));
-        std::fs::write(&question, &project.toml)
-            .map_err(|source| PythonError::io("writing", &question, source))?;
-        let compile = ["pip", "compile", "--format", "pylock.toml", "--quiet"];
-        // What a source needs may be known only to its own code.
-        let mut command = match self.build_sources {
-            true => workshop.uv(&self.uv, &compile, &python.program)?,
-            false => self.uv.command(&compile),
-        };
-        command.arg(&question).arg("--output-file").arg(&answer).arg("--python").arg(&python.program);
-        if !self.build_sources {
-            command.arg("--no-build");
-        }
-        if pins_override {
-            let pins = folder.path().join("overrides.txt");
-            std::fs::write(&pins, project.overrides().join("\n"))
-                .map_err(|source| PythonError::io("writing", &pins, source))?;
-            command.arg("--override").arg(&pins);
-        }
-        let what = "completing the packages";
-        let finished = Step { what, command, limit: self.limits.resolve }.run(log, cancel).await?;
-        if !finished.status.success() {
-            return Err(PythonError::of(what, &finished.lines(), &project.pins));
-        }
-        let reading = |source| PythonError::io("reading", &answer, source);
-        let text = String::from_utf8(read_plain(&answer, LONGEST_ANSWER).map_err(reading)?);
-        pylock::parse(&text.map_err(|error| PythonError::Unreadable(error.to_string()))?)
-    }
-
     async fn locked(&self, chosen: &Chosen, files: &dyn WheelSource) -> Result<LockedFile, PythonError> {
         let unreadable = |error: protocol::ParseTextError| PythonError::Unreadable(error.to_string());
         let urls: Vec<WebUrl> = vec![chosen.url.parse().map_err(unreadable)?];
@@ -183,14 +128,16 @@ impl Resolver {
     }
 }
 
-fn read(asks: &[Ask], spec: &EnvironmentSpec, log: &PrepareLog) -> Result<Vec<Requirement>, PythonError> {
+fn read(asks: &[Ask], spec: &EnvironmentSpec, log: &PrepareLog) -> Vec<Requirement> {
     let mut requirements = Vec::new();
     for ask in asks {
-        let asked = ask.read(spec)?;
-        asked.ignored.iter().for_each(|line| log.line(&format!("`{line}` in `{}` is not obeyed", ask.from)));
+        let asked = ask.read(spec);
+        for (line, reason) in &asked.ignored {
+            log.line(&format!("`{line}` in `{}` is not obeyed: {reason}", ask.from));
+        }
         requirements.extend(asked.requirements);
     }
-    Ok(requirements)
+    requirements
 }
 
 /// The build of torch that the lockfile names, empty for the plain one.
@@ -215,11 +162,11 @@ fn is_equivalent(pins: &BTreeMap<String, &PackagePin>, build: &str, accelerator:
     family.any(|(_, package)| plain || local(package) != build)
 }
 
-/// The index that a package is asked of.
+/// The index that a package is asked of, for messages.
 fn index_of(name: &str, pin: Option<&PackagePin>, build: &str, indexes: &super::Indexes) -> String {
-    let torch = is_torch_family(name).then(|| indexes.of_build(build)).flatten();
+    let torch = pin.filter(|_| is_torch_family(name)).and_then(|pin| indexes.of_pin(pin, build));
     let recorded = pin.and_then(|pin| pin.index.as_ref()).map(ToString::to_string);
-    torch.or(recorded).unwrap_or_else(|| indexes.packages.clone())
+    without_user(&torch.or(recorded).unwrap_or_else(|| indexes.packages.clone()))
 }
 
 /// The file that a package is installed from on this machine.
@@ -287,7 +234,7 @@ impl Chosen {
         let of_name = || file_name.split('-').nth(1).unwrap_or("0").to_owned();
         Ok(Self {
             version: version.clone().unwrap_or_else(of_name),
-            url: file.url.as_deref().and_then(|url| url.split('#').next()).ok_or_else(no_url)?.to_owned(),
+            url: without_user(file.url.as_deref().and_then(|url| url.split('#').next()).ok_or_else(no_url)?),
             sha256: sha256(file).ok_or_else(no_hash)?,
             size: file.size,
             is_source: !is_wheel(file),
@@ -310,6 +257,7 @@ fn sha256(file: &File) -> Option<Sha256> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::pylock;
     use super::super::tags::{Libc, linux};
     use super::*;
 

@@ -1,5 +1,6 @@
 //! With the real uv and a package index of the test's own.
 
+mod building;
 pub(crate) mod index;
 mod repositories;
 
@@ -184,77 +185,38 @@ async fn torch_comes_from_the_index_of_its_build_and_the_choice_is_recorded() {
 }
 
 #[tokio::test]
-async fn source_is_built_once_and_others_install_what_was_built() {
-    let Some(first) = Setting::new(vec![sdist("old", "0.6", "")]).await else { return };
-    let lock = first.resolve(r#"[{"name":"old","version":"0.6"}]"#, "").await.expect("a source");
-    assert_eq!((names(&lock).len(), lock.built.len()), (0, 1));
-    let environment = first.build(&lock).await.expect("it is built");
-    assert_eq!(python(&environment, "import old; print(old.VERSION)"), "0.6");
-    let wheel = environment.lock.built[0].wheel.clone().expect("the wheel is recorded");
-    assert_eq!(environment.key, lock.key(None), "what was built changes no name");
-    assert_eq!(environment.built.len(), 1);
-
-    let second = Setting::new(Vec::new()).await.expect("there is a uv");
-    second.downloads.add(&wheel, &environment.built[0]);
-    let built = second.build(&environment.lock).await.expect("the built wheel is enough");
-    assert_eq!(built.lock, environment.lock);
-    assert_eq!(python(&built, "import old; print(old.VERSION)"), "0.6");
-
-    // One whose owner allows no builds takes what was built, and builds nothing where that does not come.
-    let third = Setting::new(Vec::new()).await.expect("there is a uv");
-    let protocol::BuildSource::File(source) = &lock.built[0].source else { panic!("an archive") };
-    third.downloads.add(source, &first.downloads.path(source));
-    let environments = Environments { build_sources: false, ..third.environments() };
-    let build = async || {
-        environments.build(&environment.lock, None, &*third.downloads, &third.log, &third.cancel).await
-    };
-    let refused = build().await.expect_err("nobody gives the wheel").to_string();
-    assert!(refused.contains("`--allow-install-scripts`: `old` 0.6"), "{refused}");
-    third.downloads.add(&wheel, &environment.built[0]);
-    assert_eq!(build().await.expect("the wheel is here").lock, environment.lock);
+async fn plain_build_of_torch_is_taken_where_there_is_none_for_processors() {
+    let Some(setting) = Setting::new(vec![wheel("torch", "2.6.0", &[])]).await else { return };
+    let lock = setting.resolve(r#"[{"name":"torch","version":"2.6.0"}]"#, "").await.expect("the plain one");
+    assert_eq!(names(&lock), ["torch==2.6.0"]);
+    assert!(!lock.equivalent, "it is the recorded one");
 }
 
 #[tokio::test]
-async fn source_is_refused_where_building_is_not_allowed() {
-    let Some(setting) = Setting::new(vec![sdist("old", "0.6", "")]).await else { return };
-    let lockfile = br#"{"format":1,"python":"3.11","packages":[{"name":"old","version":"0.6"}]}"#;
-    let lockfile = Lockfile::parse(lockfile).expect("a lockfile");
-    let spec = EnvironmentSpec::of(&lockfile, &crate::platform(), Accelerator::Cpu);
-    let resolver = Resolver { uv: setting.uv.clone(), limits: Limits::default(), build_sources: false };
-    let resolved = resolver.resolve(&spec, &[], &*setting.downloads, &setting.log, &setting.cancel).await;
-    let error = resolved.expect_err("it has no wheel");
-    assert!(
-        matches!(&error, PythonError::NoWheel { explanation } if explanation.contains("old")),
-        "{error:?}"
+async fn recorded_patch_of_python_is_downloaded_first_and_another_one_is_noted() {
+    let Some(setting) = Setting::new(Vec::new()).await else { return };
+    let wanted = "3.11.0".parse().expect("a version");
+    let found = setting.uv.python(&wanted, &setting.log, &setting.cancel).await.expect("there is a 3.11");
+    let note = format!("Python {} stands for 3.11.0, which is not here", found.version);
+    assert!(setting.log.tail().contains(&note), "{:?}", setting.log.tail());
+
+    // One that finds nothing and downloads nothing, and keeps what it is asked.
+    let at = |name: &str| setting.folder.path().join(name);
+    let script = format!(
+        "#!/bin/sh\ntest \"$1\" = --version && echo 'uv {PINNED_UV}' && exit\n\
+         test \"$2\" = install && echo \"$4\" >> {}\nexit 1\n",
+        at("asked").display()
     );
-}
-
-#[tokio::test]
-async fn build_that_hangs_is_stopped_and_leaves_nothing() {
-    let hangs = "import time\n    print('soon', flush=True)\n    time.sleep(1000)";
-    let Some(setting) = Setting::new(vec![sdist("slow", "1", hangs)]).await else { return };
-    let lock = setting.resolve(r#"[{"name":"slow","version":"1"}]"#, "").await.expect("a source");
-    let mut environments = setting.environments();
-    environments.limits.build = Duration::from_secs(3);
-    let built = environments.build(&lock, None, &*setting.downloads, &setting.log, &setting.cancel).await;
-    let error = built.expect_err("it hangs");
-    assert!(matches!(error, PythonError::BuildHangs { .. }), "{error:?}");
-    let said = error.to_string();
-    for word in ["building `slow-1.zip`", "longer than 3 s", "pin a version that has a wheel", "soon"] {
-        assert!(said.contains(word), "{word}: {said}");
-    }
-    assert!(listed(&environments.folder).is_empty());
-    assert!(listed(&setting.uv.folder("temporary")).is_empty());
-}
-
-#[tokio::test]
-async fn build_that_fails_shows_its_last_lines() {
-    let fails = "raise RuntimeError('no compiler here')";
-    let Some(setting) = Setting::new(vec![sdist("bad", "1", fails)]).await else { return };
-    let lock = setting.resolve(r#"[{"name":"bad","version":"1"}]"#, "").await.expect("a source");
-    let error = setting.build(&lock).await.expect_err("it fails");
-    assert!(matches!(error, PythonError::Failed { .. }), "{error:?}");
-    assert!(error.to_string().contains("no compiler here"), "{error}");
+    std::fs::write(at("uv.sh"), script).expect("written");
+    std::fs::set_permissions(at("uv.sh"), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .expect("made one");
+    let mut config = UvConfig::new(at("empty"));
+    config.program = Some(at("uv.sh"));
+    let uv = Uv::find(config, &setting.log, &setting.cancel).await.expect("it says so");
+    let error =
+        uv.python(&wanted, &setting.log, &setting.cancel).await.map(|_| ()).expect_err("there is none");
+    assert!(error.to_string().contains("downloading Python 3.11.0 did not succeed"), "{error}");
+    assert_eq!(std::fs::read_to_string(at("asked")).expect("it was asked"), "3.11.0\n3.11\n");
 }
 
 #[tokio::test]
@@ -498,24 +460,6 @@ async fn links_that_an_install_script_leaves_lead_to_nothing_of_the_owners() {
     check(4, "environment.json", "owners/made", None).await;
     assert!(!at("owners/made").exists() && !at("owners/custom_nodes/b/ran").exists());
     assert_eq!(listed(&at("environments")).len(), 1);
-}
-
-#[tokio::test]
-async fn link_that_a_build_leaves_is_no_wheel() {
-    let owners = tempfile::tempdir().expect("a folder");
-    let file = owners.path().join("secret");
-    std::fs::write(&file, "of the owner").expect("written");
-    // Within its walls it has another folder of that name, so the link leads to a wheel there.
-    let statement = format!(
-        "import os; os.makedirs('{}', exist_ok=True); \
-         os.symlink('{}', os.path.join(folder, 'old-0.6-py3-none-any.whl'))",
-        owners.path().display(),
-        file.display()
-    );
-    let Some(setting) = Setting::new(vec![sdist("old", "0.6", &statement)]).await else { return };
-    let lock = setting.resolve(r#"[{"name":"old","version":"0.6"}]"#, "").await.expect("a source");
-    let error = setting.build(&lock).await.expect_err("no wheel");
-    assert!(matches!(&error, PythonError::Failed { step, .. } if step.contains("building")), "{error}");
 }
 
 #[tokio::test]

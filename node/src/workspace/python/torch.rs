@@ -2,7 +2,7 @@
 //!
 //! Pure, and the one place that decides it: what a plan shows is what is installed.
 
-use protocol::Accelerator;
+use protocol::{Accelerator, PackagePin, Pin};
 
 /// Where packages come from unless they say otherwise.
 pub const PACKAGE_INDEX: &str = "https://pypi.org/simple";
@@ -52,19 +52,44 @@ impl Indexes {
         let indexes = [self.packages.as_str(), PACKAGE_INDEX, TORCH_INDEX];
         let indexes = indexes.into_iter().chain(self.torch.as_deref());
         let is_host = |index: &str| {
-            let authority =
-                index.split("://").nth(1).unwrap_or_default().split('/').next().unwrap_or_default();
             // The owner's own may have a name and a password in it.
-            let named = authority.rsplit('@').next().unwrap_or_default().split(':').next();
+            let index = without_user(index);
+            let authority = index.split("://").nth(1).unwrap_or_default().split('/').next();
+            let named = authority.unwrap_or_default().split(':').next();
             named.is_some_and(|named| named.eq_ignore_ascii_case(host))
         };
         FILE_HOSTS.contains(&host) || indexes.into_iter().any(is_host)
     }
 
-    /// The index of a build of torch (empty: the plain one).
-    pub(super) fn of_build(&self, build: &str) -> Option<String> {
-        let torch = self.torch.as_ref()?;
-        (!build.is_empty()).then(|| format!("{}/{build}", torch.trim_end_matches('/')))
+    /// A text that has these addresses, without the owner's name and password in them.
+    pub(super) fn nameless(&self, text: &str) -> String {
+        let own = self.torch.iter().chain([&self.packages]);
+        own.fold(text.to_owned(), |text, address| text.replace(address.as_str(), &without_user(address)))
+    }
+
+    /// Where a pinned package of the torch family is asked for in this build (empty: the plain one): where it was recorded,
+    /// if that is the recorded build.
+    pub(crate) fn of_pin(&self, package: &PackagePin, build: &str) -> Option<String> {
+        let Pin::Version(version) = &package.pin else { return None };
+        let (release, recorded) = version.as_str().split_once('+').unwrap_or((version.as_str(), ""));
+        let index = package.index.as_ref().filter(|_| recorded == build);
+        index.map(ToString::to_string).or_else(|| self.of_build(release, build))
+    }
+
+    /// The index of a build of this release; `None` for that of everything.
+    pub(super) fn of_build(&self, release: &str, build: &str) -> Option<String> {
+        match build {
+            // Those of a night are nowhere else, and what is not for Linux is beside the build for processors.
+            "" if is_nightly(release) => Some(format!("{}/cpu", self.of_builds(release)?)),
+            "" => None,
+            build => Some(format!("{}/{build}", self.of_builds(release)?)),
+        }
+    }
+
+    /// Below which each build of this release has its index.
+    pub(crate) fn of_builds(&self, release: &str) -> Option<String> {
+        let nightly = if is_nightly(release) { "/nightly" } else { "" };
+        Some(format!("{}{nightly}", self.torch.as_ref()?.trim_end_matches('/')))
     }
 
     /// The builds that are tried in order for what was recorded (`cu124`; empty for the plain one).
@@ -73,10 +98,25 @@ impl Indexes {
             return vec![String::new()];
         }
         match build_for(recorded, accelerator) {
+            // Some platforms have only the plain one.
+            Some(build) if accelerator == Accelerator::Cpu => vec![build, String::new()],
             Some(build) => vec![build],
             None => candidates(accelerator),
         }
     }
+}
+
+fn is_nightly(release: &str) -> bool {
+    release.contains("dev")
+}
+
+/// An address without the name and the password in it.
+pub(super) fn without_user(address: &str) -> String {
+    let start = address.find("://").map_or(0, |scheme| scheme + 3);
+    let (scheme, rest) = address.split_at(start);
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    format!("{scheme}{}{path}", authority.rsplit('@').next().unwrap_or_default())
 }
 
 /// Which build of torch such a machine gets, as its local version says (`cu124`; empty for the plain one of
@@ -147,7 +187,8 @@ mod tests {
         };
         check("cu124", "cuda12.4", &["cu124"]);
         check("", "cuda12.6", &["cu126", "cu124", "cu121", "cu128", "cu129", "cu118", "cu117", ""]);
-        check("cu128", "cpu", &["cpu"]);
+        check("cu128", "cpu", &["cpu", ""]);
+        check("", "cpu", &["cpu", ""]);
         let own = Indexes { torch: None, ..Indexes::default() };
         assert_eq!(own.builds("cu124", Accelerator::Cpu), [""]);
     }
@@ -167,9 +208,37 @@ mod tests {
     }
 
     #[test]
+    fn names_and_passwords_are_taken_out_of_addresses() {
+        let check = |address: &str, expected: &str| assert_eq!(without_user(address), expected);
+        check(
+            "https://me:se@cret@mirror.example:8443/a@b/simple?c@d",
+            "https://mirror.example:8443/a@b/simple?c@d",
+        );
+        check("me:secret@proxy.example:3128", "proxy.example:3128");
+        check("http://me@proxy.example", "http://proxy.example");
+        let own =
+            Indexes { torch: Some("https://me:secret@torch.example/whl".to_owned()), ..Indexes::default() };
+        let question = "url = 'https://me:secret@torch.example/whl/cu124'";
+        assert_eq!(own.nameless(question), "url = 'https://torch.example/whl/cu124'");
+        for plain in ["https://pypi.org/simple", "proxy.example:3128", "socks5://10.0.0.1:1080", ""] {
+            check(plain, plain);
+        }
+    }
+
+    #[test]
     fn build_has_an_index_of_its_own_and_the_plain_one_has_not() {
-        let indexes = Indexes::default();
-        assert_eq!(indexes.of_build("cpu").as_deref(), Some("https://download.pytorch.org/whl/cpu"));
-        assert_eq!(indexes.of_build(""), None);
+        let check = |package: &str, build: &str, expected: Option<&str>| {
+            let package: PackagePin = serde_json::from_str(package).expect("a package");
+            assert_eq!(Indexes::default().of_pin(&package, build).as_deref(), expected, "{package:?}");
+        };
+        let release = r#"{"name":"torch","version":"2.6.0+cu124"}"#;
+        check(release, "cpu", Some("https://download.pytorch.org/whl/cpu"));
+        check(release, "", None);
+        let night = r#"{"name":"torch","version":"2.8.0.dev20250601+cu128"}"#;
+        check(night, "cu128", Some("https://download.pytorch.org/whl/nightly/cu128"));
+        check(night, "", Some("https://download.pytorch.org/whl/nightly/cpu"));
+        let own = r#"{"name":"torch","version":"2.6.0+cu124","index":"https://torch.example/simple"}"#;
+        check(own, "cu124", Some("https://torch.example/simple"));
+        check(own, "cu126", Some("https://download.pytorch.org/whl/cu126"));
     }
 }

@@ -6,14 +6,15 @@
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
 use super::process::Step;
+use super::torch::without_user;
 use super::{Indexes, PythonError};
+use crate::os::program::leashed;
 use crate::os::sandbox::Sandbox;
 use crate::workspace::log::PrepareLog;
 
@@ -42,6 +43,18 @@ const PASSED: [&str; 13] = [
     "https_proxy",
     "all_proxy",
     "no_proxy",
+];
+
+/// What of that, and of what is set here, is an address, in which a name and a password may be.
+const ADDRESSES: [&str; 8] = [
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+    "UV_DEFAULT_INDEX",
+    "PIP_INDEX_URL",
 ];
 
 /// Which uv is used, and where it keeps its things.
@@ -164,6 +177,14 @@ impl Uv {
         scrub(command, &self.config);
     }
 
+    /// Whether an address that it is given has a name and a password of the owner's in it.
+    pub(super) fn has_passwords(&self) -> bool {
+        let command = self.command(&[]);
+        let torch = self.config.indexes.torch.iter().map(String::as_str);
+        let addresses = addresses(&command).into_iter().map(|(_, address)| address);
+        addresses.chain(torch).any(|address| without_user(address) != address)
+    }
+
     /// A folder of its own below its own folder.
     pub(super) fn folder(&self, name: &str) -> PathBuf {
         self.config.folder.join(name)
@@ -176,10 +197,23 @@ impl Uv {
     }
 }
 
-/// A call of a program with an environment that was built from nothing.
+/// Takes the owner's names and passwords out of what a call sees.
+pub(super) fn without_passwords(command: &mut Command) {
+    let stripped: Vec<_> =
+        addresses(command).into_iter().map(|(name, address)| (name, without_user(address))).collect();
+    command.envs(stripped);
+}
+
+fn addresses(command: &Command) -> Vec<(&'static str, &str)> {
+    let values = command.as_std().get_envs().filter_map(|(name, value)| Some((name, value?.to_str()?)));
+    values
+        .filter_map(|(name, value)| Some((*ADDRESSES.iter().find(|address| name == **address)?, value)))
+        .collect()
+}
+
+/// A call of a program with an environment that was built from nothing, which ends when this process does.
 fn scrubbed(program: &Path, config: &UvConfig) -> Command {
-    let mut command = Command::new(program);
-    command.stdin(Stdio::null());
+    let mut command = leashed(program);
     scrub(&mut command, config);
     command
 }
@@ -242,6 +276,18 @@ mod tests {
         assert!(numbers("0.13.9") > numbers("0.9.30"));
         assert!(numbers("0.8.22") < numbers(OLDEST_UV));
         assert!(numbers(PINNED_UV) >= numbers(OLDEST_UV));
+    }
+
+    #[tokio::test]
+    async fn program_of_a_preparation_ends_with_the_node_that_started_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = UvConfig::new(folder.path().to_owned());
+        std::fs::create_dir(folder.path().join("home")).expect("made");
+        let mut child = scrubbed(Path::new("sleep"), &config).arg("1000").spawn().expect("it starts");
+        // As the end of this process would.
+        drop(child.stdin.take());
+        let ended = tokio::time::timeout(VERSION_LIMIT, child.wait()).await;
+        assert!(!ended.expect("it is killed").expect("it ends").success());
     }
 
     #[tokio::test]

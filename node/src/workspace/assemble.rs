@@ -161,16 +161,20 @@ impl Assembler {
         record.registry = self.registry_nodes(lockfile, known, &record, files, log, &mut holds).await?;
         record.save(&folder).map_err(failed)?;
         let told = record.clone();
-        let left_out = blocking(move || Ok(told.left_out())).await?;
-        for left_out in &left_out {
+        let mut left_out = blocking(move || Ok(told.left_out())).await?;
+        let tell = |left_out: &String| {
             warn!(workflow = %wanted.workflow, left_out, "workspace is not all that its author had");
             log.line(left_out);
-        }
+        };
+        left_out.iter().for_each(tell);
         let (tree, environment) = {
             let code = self.code(&record, known, files, log, &mut holds);
             let parts = Parts { lockfile, known, files, log, cancel };
             self.code_and_python(code, &parts, steps).await?
         };
+        let of_code = tree.left_out();
+        of_code.iter().for_each(tell);
+        left_out.extend(of_code);
         record.environment = Some(environment.key);
         record.save(&folder).map_err(failed)?;
         steps.enter(PrepareStep::Models);

@@ -4,6 +4,8 @@
 //! of what travelled lie beside it, for it to be compared with. Blocks. Not here: how a repository is fetched (`git`),
 //! and what Python the tree needs (`python`).
 
+mod pointers;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -12,8 +14,12 @@ use protocol::{BlobHash, BlobRef, CodeHash, CodeSpec, CustomNode, FileName, GitP
 use super::carried::{self, CarriedError};
 use super::git::{Fetching, GitError, GitStore, make_folder};
 
+pub(super) use pointers::left_out;
+
 /// The folder of ComfyUI in which custom nodes are.
 const CUSTOM_NODES: &str = "custom_nodes";
+/// The folder of a tree in which ComfyUI is.
+const COMFYUI: &str = "ComfyUI";
 /// The folder beside ComfyUI's with the archives of what travelled.
 const ARCHIVES: &str = "carried";
 
@@ -63,6 +69,11 @@ pub enum CodeError {
 }
 
 impl CodeTree {
+    /// What it is without, although its commits are whole; in words. Blocks.
+    pub fn left_out(&self) -> Vec<String> {
+        self.comfyui.parent().map(left_out).unwrap_or_default()
+    }
+
     /// The lists of Python packages that its parts ask for, ComfyUI's first.
     pub fn requirements(&self) -> Vec<PathBuf> {
         let folders = [&self.comfyui].into_iter().chain(&self.custom_nodes);
@@ -78,7 +89,7 @@ impl CodeTrees {
 
     /// Whether the tree of a spec is here.
     pub fn has(&self, spec: &CodeSpec) -> bool {
-        self.root.join(spec.hash().to_string()).join("ComfyUI").is_dir()
+        self.root.join(spec.hash().to_string()).join(COMFYUI).is_dir()
     }
 
     /// The archives that a tree needs of what travels with the bundle.
@@ -113,9 +124,10 @@ impl CodeTrees {
             return Ok(tree);
         }
         make_folder(&folder, |draft| {
-            let kept = draft.join(ARCHIVES);
+            let (kept, beside) = (draft.join(ARCHIVES), draft);
             let draft = to_tree(hash, draft, &nodes);
-            self.git.lay_out(&comfyui, &draft.comfyui, fetching)?;
+            let made = self.git.lay_out(&comfyui, &draft.comfyui, fetching)?;
+            let mut pointers = vec![(COMFYUI.to_owned(), made.pointers)];
             for (part, place) in nodes.iter().zip(&draft.custom_nodes) {
                 // A submodule of ComfyUI, or a folder of the same name, is not to be overlaid.
                 if place.exists() {
@@ -123,7 +135,8 @@ impl CodeTrees {
                 }
                 match &part.origin {
                     Origin::Git(pin) => {
-                        self.git.lay_out(pin, place, fetching)?;
+                        let made = self.git.lay_out(pin, place, fetching)?;
+                        pointers.push((part.name.clone(), made.pointers));
                     }
                     Origin::Carried(name, files) => {
                         let archive = archives.get(&files.hash);
@@ -133,6 +146,8 @@ impl CodeTrees {
                     }
                 }
             }
+            pointers::keep(beside, pointers)
+                .map_err(|source| GitError::Io { path: beside.to_owned(), source })?;
             Ok::<_, CodeError>(())
         })?;
         Ok(tree)
@@ -140,10 +155,15 @@ impl CodeTrees {
 
     /// The files of a tree that are not as its commits and archives have them, below the folder of ComfyUI.
     pub fn differences(&self, spec: &CodeSpec) -> Result<Vec<String>, CodeError> {
+        self.differences_in(spec, &self.root.join(spec.hash().to_string()).join(COMFYUI))
+    }
+
+    /// The same of a copy of the tree, in which more may be.
+    pub fn differences_in(&self, spec: &CodeSpec, copy: &Path) -> Result<Vec<String>, CodeError> {
         let (comfyui, nodes) = parts(spec)?;
         let hash = spec.hash();
         let folder = self.root.join(hash.to_string());
-        let tree = to_tree(hash, &folder, &nodes);
+        let tree = to_tree(hash, copy.parent().unwrap_or(copy), &nodes);
         let mut differing = self.git.differences(&comfyui, &tree.comfyui)?;
         for (part, place) in nodes.iter().zip(&tree.custom_nodes) {
             let files = match &part.origin {
@@ -190,7 +210,7 @@ impl Part {
 }
 
 fn to_tree(hash: CodeHash, folder: &Path, nodes: &[Part]) -> CodeTree {
-    let comfyui = folder.join("ComfyUI");
+    let comfyui = folder.join(COMFYUI);
     let place = |part: &Part| comfyui.join(CUSTOM_NODES).join(&part.name);
     CodeTree { hash, custom_nodes: nodes.iter().map(place).collect(), comfyui }
 }

@@ -43,4 +43,8 @@ fn tell(workspace: &VerifiedWorkspace) {
             println!("  {part:6}  and {} more", faults.len() - SHOWN);
         }
     }
+    println!(
+        "  `comfy-farm workspace rm {}` removes it with what is damaged, and a node that is to have it builds it anew",
+        workspace.lockfile
+    );
 }

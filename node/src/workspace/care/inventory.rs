@@ -13,12 +13,15 @@ use tracing::warn;
 
 use super::{CareError, Caretaker, WorkspaceEntry};
 use crate::os::beneath;
+use crate::workspace::code;
 use crate::workspace::log::PrepareLog;
 use crate::workspace::program;
 use crate::workspace::python::is_equivalent;
 use crate::workspace::record::WorkspaceRecord;
 use crate::workspace::shelf::Shelf;
 
+/// The file in a part that several share which says that it is not what it is to be.
+const DAMAGED: &str = "damaged";
 /// How deep folders are counted.
 const DEEPEST: usize = 200;
 
@@ -118,7 +121,9 @@ impl Caretaker {
                 };
                 let entry = self.entry(kept.lockfile, on_disk);
                 let left_out = || {
-                    let left_out = kept.record.as_ref().map(WorkspaceRecord::left_out).unwrap_or_default();
+                    let mut left_out =
+                        kept.record.as_ref().map(WorkspaceRecord::left_out).unwrap_or_default();
+                    left_out.extend(parts.first().map(|code| code::left_out(code)).unwrap_or_default());
                     (!left_out.is_empty()).then(|| left_out.join("; "))
                 };
                 let unread = || {
@@ -202,6 +207,24 @@ impl Caretaker {
         }
         Ok(total)
     }
+}
+
+/// Notes whether a part was found to be what it is to be, for whoever removes a workspace of it.
+pub(super) fn note_damage(part: &Path, is_damaged: bool) {
+    let note = part.join(DAMAGED);
+    let noted = match is_damaged {
+        true if part.is_dir() => std::fs::write(&note, b""),
+        false if note.exists() => std::fs::remove_file(&note),
+        _ => Ok(()),
+    };
+    if let Err(error) = noted {
+        warn!(part = %part.display(), %error, "whether it is damaged is not remembered");
+    }
+}
+
+/// Whether a part was found not to be what it is to be.
+pub(super) fn is_damaged(part: &Path) -> bool {
+    part.join(DAMAGED).exists()
 }
 
 /// The names in a folder, but for drafts and those that are no text; none, where there is no folder.

@@ -4,12 +4,12 @@
 //! are wanted, and what goes with them of what they share (`sweep`).
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use protocol::LockfileHash;
 use tracing::{info, warn};
 
-use super::inventory::{Kept, bytes};
+use super::inventory::{Kept, bytes, is_damaged};
 use super::{CareError, Caretaker, Removed};
 use crate::os::file::clear_link_drafts;
 use crate::os::removal::remove;
@@ -31,6 +31,7 @@ impl Caretaker {
         match named {
             Some(named) => {
                 for kept in named {
+                    self.remove_damaged(&kept, &mut removed)?;
                     if !self.take_out(kept.lockfile) {
                         return Err(CareError::AtWork(kept.lockfile));
                     }
@@ -49,6 +50,35 @@ impl Caretaker {
         }
         removed.bytes += self.sweep()?;
         Ok(removed)
+    }
+
+    /// Removes what of a workspace was found to be damaged, also where others share it: they are made anew as well.
+    fn remove_damaged(&self, kept: &Kept, removed: &mut Removed) -> Result<(), CareError> {
+        let damaged: Vec<_> = kept.parts(&self.root).into_iter().filter(|part| is_damaged(part)).collect();
+        if damaged.is_empty() {
+            return Ok(());
+        }
+        let is_of = |kept: &Kept| kept.parts(&self.root).iter().any(|part| damaged.contains(part));
+        for other in self.kept()?.iter().filter(|other| is_of(other)) {
+            if !self.take_out(other.lockfile) {
+                return Err(CareError::AtWork(other.lockfile));
+            }
+        }
+        // Also one that was made anew of others since.
+        let running = self.running.as_ref().map(|running| running.shelf.in_use()).unwrap_or_default();
+        let is_in_use = |part: &PathBuf| {
+            running.iter().any(|(code, environment)| {
+                [code.to_string(), environment.to_string()].iter().any(|name| part.ends_with(name))
+            })
+        };
+        for part in damaged {
+            if is_in_use(&part) {
+                return Err(CareError::AtWork(kept.lockfile));
+            }
+            removed.bytes += bytes(&part);
+            remove_folder(&part)?;
+        }
+        Ok(())
     }
 
     /// Removes the least recently used of those that are not wanted, until all of them take no more than this.

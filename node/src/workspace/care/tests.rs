@@ -1,6 +1,7 @@
 //! Workspaces that are laid out by hand, looked after.
 
 mod sweep;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -238,43 +239,6 @@ async fn name_that_is_no_text_costs_no_folder() {
         entries.iter().map(|entry| (entry.lockfile, entry.state.as_str())).collect::<Vec<_>>(),
         [(second, "whole")]
     );
-}
-
-#[tokio::test]
-async fn verification_finds_what_changed_in_each_part() {
-    let (kept, upstream) = (Kept::new().await, Upstream::new());
-    let main = upstream.commit(&[("main.py", 0o100644, "run\n")]);
-    let model = kept.care.store.import_bytes(b"a tiny model").await.expect("there is room");
-    let lockfile = json!({ "format": 1, "comfyui": main, "models": [
-        { "path": "models/vae/tiny.safetensors", "size": model.size, "blob": model.hash, "disabled": false },
-    ]});
-    let lockfile = Lockfile::parse(lockfile.to_string().as_bytes()).expect("a lockfile");
-    let trees = CodeTrees::new(kept.at("code"), GitStore::open(kept.at("git")).expect("opens"));
-    let policy = Policy { private_origins: true, ..Policy::default() };
-    let fetching = Fetching { policy: &policy, progress: &|_| {}, cancel: &CancellationToken::new() };
-    let tree = trees.build(&CodeSpec::of(&lockfile, &[]), &BTreeMap::new(), &fetching).expect("built");
-    let key = EnvironmentKey(BlobHash([1; 32]));
-    let library = format!("environments/{key}/lib/python3.11/site-packages/lib.py");
-    kept.write(&library, b"VERSION = 1\n");
-    let hash = BASE64URL_NOPAD.encode(&Sha256::digest(b"VERSION = 1\n"));
-    let record = library.replace("lib.py", "lib-1.dist-info/RECORD");
-    kept.write(&record, format!("lib.py,sha256={hash},12\n").as_bytes());
-    let ready = kept.at("ready").join(lockfile.hash().to_string());
-    let version = WorkflowVersion { name: "fox".parse().expect("a name"), version: 1 };
-    let mut record = WorkspaceRecord::begin(&ready, &lockfile, &version).expect("written");
-    record.environment = Some(key);
-    record.save(&ready).expect("written");
-
-    let verified = kept.care.verify(None).await.expect("verified");
-    assert!(verified.len() == 1 && verified[0].is_good(), "{verified:?}");
-    fs::remove_file(tree.comfyui.join("main.py")).expect("own file");
-    kept.write(&library, b"VERSION = 2\n");
-    fs::write(kept.care.store.path_of(model.hash).expect("there"), b"another one!").expect("own file");
-    let verified = kept.care.verify(Some(&lockfile.hash().to_string())).await.expect("verified").remove(0);
-    assert_eq!(verified.code, ["main.py"]);
-    assert_eq!(verified.python, ["lib/python3.11/site-packages/lib.py"]);
-    assert_eq!(verified.models, ["models/vae/tiny.safetensors: it was damaged, and is forgotten"]);
-    let _pin: GitPin = main;
 }
 
 #[tokio::test]

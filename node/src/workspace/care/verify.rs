@@ -1,18 +1,19 @@
-//! Whether workspaces are still what their lockfiles say: code by its commits, Python by its wheels, models by their
-//! hashes. Reads every file of them.
+//! Whether workspaces are still what their lockfiles say: code by its commits, Python by its lock and wheels, models by
+//! their hashes and places. Reads every file of them.
 //!
 //! Not here: what is done about it.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
-use protocol::{BlobHash, CodeHash, EnvironmentKey, LockedModel, error_chain};
+use protocol::{BlobHash, CodeHash, EnvironmentKey, LockedModel, error_chain, normalized};
 
+use super::inventory::note_damage;
 use super::{CareError, Caretaker, VerifiedWorkspace};
 use crate::workspace::assemble::by_place;
-use crate::workspace::code::CodeTrees;
+use crate::workspace::code::{CodeError, CodeTrees};
 use crate::workspace::git::GitStore;
-use crate::workspace::python::{Damage, verify};
+use crate::workspace::python::{Damage, lock_of, verify};
 use crate::workspace::record::WorkspaceRecord;
 
 /// What was found of parts, each of which is looked at once.
@@ -35,7 +36,7 @@ impl Caretaker {
                 lockfile: kept.lockfile,
                 code: self.code(&record, &mut found).await?,
                 python: self.python(&record, &mut found).await?,
-                models: self.models(&record, &mut found).await,
+                models: self.models(&record, &kept.folder.join("files"), &mut found).await,
                 workflows: record.workflows,
             });
         }
@@ -48,13 +49,9 @@ impl Caretaker {
             return Ok(known.clone());
         }
         let spec = record.code_spec();
-        let differing = self.blocking(move |care| {
-            let git = GitStore::open(care.root.join("git"));
-            let trees = git.map(|git| CodeTrees::new(care.root.join("code"), git));
-            let differing = trees.map_err(Into::into).and_then(|trees| trees.differences(&spec));
-            Ok(differing.unwrap_or_else(|error| vec![error_chain(&error)]))
-        });
-        let differing = differing.await?;
+        let differing =
+            self.blocking(move |care| Ok(care.differences(|trees| trees.differences(&spec)))).await?;
+        note_damage(&self.root.join("code").join(hash.to_string()), !differing.is_empty());
         found.code.insert(hash, differing.clone());
         Ok(differing)
     }
@@ -65,39 +62,61 @@ impl Caretaker {
             return Ok(known.clone());
         }
         let folder: PathBuf = self.root.join("environments").join(key.to_string());
-        let damage = self.blocking(move |_| {
+        let (part, spec) = (folder.clone(), record.code_spec());
+        let damage = self.blocking(move |care| {
             let words = |damage: Damage| {
                 let missing = if damage.missing { ", which is missing" } else { "" };
                 format!("{}{missing}", damage.path.display())
             };
-            match verify(&folder) {
-                Ok(damage) => Ok(damage.into_iter().map(words).collect::<Vec<_>>()),
-                Err(error) => Ok(vec![format!("it cannot be read: {error}")]),
+            let mut found = match verify(&folder) {
+                Ok(damage) => damage.into_iter().map(words).collect::<Vec<_>>(),
+                Err(error) => vec![format!("it cannot be read: {error}")],
+            };
+            found.extend(
+                missing_packages(&folder)
+                    .into_iter()
+                    .map(|name| format!("package `{name}`, which is missing")),
+            );
+            // The copy of the code in which its install scripts ran, and the processes are.
+            let copy = folder.join("ComfyUI");
+            if copy.is_dir() {
+                let differing = care.differences(|trees| trees.differences_in(&spec, &copy));
+                found.extend(differing.into_iter().map(|file| format!("ComfyUI/{file}")));
             }
+            Ok(found)
         });
         let damage = damage.await?;
+        note_damage(&part, !damage.is_empty());
         found.python.insert(key, damage.clone());
         Ok(damage)
     }
 
-    async fn models(&self, record: &WorkspaceRecord, found: &mut Found) -> Vec<String> {
+    /// What of some code is not as it is to be, or why that is not known.
+    fn differences(&self, compare: impl FnOnce(CodeTrees) -> Result<Vec<String>, CodeError>) -> Vec<String> {
+        let git = GitStore::open(self.root.join("git"));
+        let trees = git.map(|git| CodeTrees::new(self.root.join("code"), git));
+        let differing = trees.map_err(CodeError::from).and_then(compare);
+        differing.unwrap_or_else(|error| vec![error_chain(&error)])
+    }
+
+    async fn models(&self, record: &WorkspaceRecord, files: &Path, found: &mut Found) -> Vec<String> {
         let mut damaged = Vec::new();
         for model in record.lockfile.models.iter().filter(|model| !model.disabled) {
-            if let Some(fault) = self.model(model, found).await {
+            if let Some(fault) = self.model(model, files, found).await {
                 damaged.push(format!("{}: {fault}", model.path));
             }
         }
         damaged
     }
 
-    async fn model(&self, model: &LockedModel, found: &mut Found) -> Option<String> {
+    async fn model(&self, model: &LockedModel, files: &Path, found: &mut Found) -> Option<String> {
         let by_sha256 = || self.store.with_sha256(model.sha256.as_ref()?);
         let known = model.blob.and_then(|hash| self.store.get(hash)).or_else(by_sha256);
         let Some(blob) = known.or_else(|| by_place(&self.store, model)) else {
             return Some("it is not here".to_owned());
         };
         if let Some(known) = found.models.get(&blob.hash) {
-            return known.clone();
+            return known.clone().or_else(|| self.misplaced(model, blob.hash, files));
         }
         let fault = match self.store.verify(blob.hash).await {
             Ok(true) => None,
@@ -105,6 +124,34 @@ impl Caretaker {
             Err(error) => Some(error_chain(&error)),
         };
         found.models.insert(blob.hash, fault.clone());
-        fault
+        fault.or_else(|| self.misplaced(model, blob.hash, files))
     }
+
+    /// What is wrong with the place of a model that the store has.
+    fn misplaced(&self, model: &LockedModel, hash: BlobHash, files: &Path) -> Option<String> {
+        let linked = std::fs::read_link(files.join(model.path.as_str()));
+        match linked {
+            Ok(target) if Some(&target) == self.store.path_of(hash).as_ref() => None,
+            Ok(target) => Some(format!("its place in the workspace leads to `{}`", target.display())),
+            Err(_) => Some("it is not at its place in the workspace".to_owned()),
+        }
+    }
+}
+
+/// The packages of an environment's lock of which nothing is installed.
+fn missing_packages(environment: &Path) -> Vec<String> {
+    let Some(lock) = lock_of(environment) else { return Vec::new() };
+    let folders = |folder: PathBuf| std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let installed =
+        folders(environment.join("lib")).flat_map(|python| folders(python.path().join("site-packages")));
+    let installed: BTreeSet<String> = installed
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let (name, _version) = name.strip_suffix(".dist-info")?.rsplit_once('-')?;
+            Some(normalized(name))
+        })
+        .collect();
+    let built = lock.built.iter().map(|built| &built.name);
+    let names = lock.wheels.iter().map(|wheel| &wheel.name).chain(built).map(|name| name.to_string());
+    names.filter(|name| !installed.contains(&normalized(name))).collect()
 }

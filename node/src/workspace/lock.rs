@@ -39,7 +39,7 @@ pub use carried::{CarriedNode, CarryError};
 pub use error::{Fault, LockError, What};
 pub use sources::without_token;
 
-use named::{ModelFile, ModelFolders};
+use named::{ModelFile, ModelFolders, NamedFiles};
 use packages::Installed;
 
 /// What is to be recorded.
@@ -130,15 +130,15 @@ pub fn lock(request: &LockRequest<'_>, tell: &(dyn Fn(IndexProgress) + Sync)) ->
         packages::installed(comfyui, request.python, &mut findings)?;
     let system = system::needs(comfyui, sites, request.programs)?;
     let folders = ModelFolders::of(comfyui, request.models)?;
-    let files = named::models(workflow, &folders, &mut findings);
-    let inputs = named::inputs(workflow, &comfyui.join("input"), &mut findings);
+    let NamedFiles { models: files, inputs } =
+        named::files(workflow, &folders, &comfyui.join("input"), &mut findings);
     if !findings.faults.is_empty() {
         return Err(LockError::Faults { folder: comfyui.to_owned(), faults: findings.faults });
     }
-    let paths: Vec<PathBuf> = files.iter().map(|file| file.file.clone()).collect();
+    let paths: Vec<PathBuf> = files.values().map(|file| file.file.clone()).collect();
     let names = names_of(&paths, request.known, tell)?;
     let model = |(file, names): (ModelFile, FileNames)| model(file, names, request, &mut findings.notes);
-    let models = files.into_iter().zip(names).map(model).collect();
+    let models = files.into_values().zip(names).map(model).collect();
     let lockfile = Lockfile {
         python: Some(python),
         comfyui: pin,

@@ -15,9 +15,30 @@ pub(super) struct NamedModel<'a> {
     pub(super) model: &'a str,
 }
 
-/// Whether a value looks like the file of a model.
+/// Whether a value looks like the file of a model by its ending.
 pub(crate) fn names_a_model(value: &str) -> bool {
-    const ENDINGS: [&str; 8] = [".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".gguf"];
+    const ENDINGS: [&str; 20] = [
+        ".safetensors",
+        ".sft",
+        ".ckpt",
+        ".pt",
+        ".pt2",
+        ".pth",
+        ".bin",
+        ".gguf",
+        ".ggml",
+        ".onnx",
+        ".engine",
+        ".trt",
+        ".plan",
+        ".pkl",
+        ".pickle",
+        ".npz",
+        ".tflite",
+        ".pb",
+        ".h5",
+        ".torchscript",
+    ];
     let value = value.to_ascii_lowercase();
     ENDINGS.iter().any(|ending| value.ends_with(ending))
 }

@@ -3,130 +3,142 @@
 //! A workflow does not say which folder an input is of, so a model's name is looked for in those of every kind.
 //! Not here: what the files hold.
 
+mod embeddings;
+mod folders;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
-use mesh::folders::paths::{ModelFolder, listed_folders, private_paths};
-use protocol::{ModelPath, Workflow};
+use mesh::store::ByteSize;
+use protocol::{ModelPath, Workflow, link_of};
+use serde_json::Value;
 
-use super::{Findings, LockError};
+use self::folders::below;
+use super::Findings;
 use crate::engine::comfyui::models::names_a_model;
 
-/// ComfyUI's list of folders elsewhere.
-const EXTRA_PATHS: &str = "extra_model_paths.yaml";
-/// How deep a model may lie in a folder that no list names.
-const MAX_DEPTH: usize = 8;
+pub(super) use folders::{ModelFile, ModelFolders};
+
 /// How ComfyUI marks which of its folders a file is of.
 const MARK_OF_INPUTS: &str = " [input]";
+/// The longest text that is taken for a name: that of a path in the folders of models.
+const LONGEST_NAME: usize = 512;
+/// What `VAELoader` has by the name of two files.
+const VAES_OF_TWO_FILES: [&str; 4] = ["taesd", "taesdxl", "taesd3", "taef1"];
 
-/// A model, and the file that it is here.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct ModelFile {
-    /// Where it goes in a ComfyUI folder.
-    pub(super) path: ModelPath,
-    /// Where it lies here.
-    pub(super) file: PathBuf,
-    /// Whether its owner gives it to nobody.
-    pub(super) is_private: bool,
+/// What a workflow names.
+#[derive(Debug, Default)]
+pub(super) struct NamedFiles {
+    /// Its models, each once.
+    pub(super) models: BTreeMap<ModelPath, ModelFile>,
+    /// Its input files, by their path in the input folder.
+    pub(super) inputs: BTreeMap<String, PathBuf>,
 }
 
-/// Where models lie.
-#[derive(Debug)]
-pub(super) struct ModelFolders {
-    /// Folders like `models`, in which each kind has a folder.
-    roots: Vec<PathBuf>,
-    /// The folder of each kind, in the order in which they are searched.
-    kinds: Vec<ModelFolder>,
-    /// What their owner gives to nobody.
-    private: Vec<PathBuf>,
+/// The files that a workflow names. What looks like one and is none is told.
+pub(super) fn files(
+    workflow: &Workflow,
+    folders: &ModelFolders,
+    inputs: &Path,
+    findings: &mut Findings,
+) -> NamedFiles {
+    let mut named = NamedFiles::default();
+    for text in texts(workflow) {
+        named.add_embeddings(&text, folders, findings);
+        if text.input == "vae_name" && VAES_OF_TWO_FILES.contains(&text.text) {
+            named.add_vae(&text, folders, findings);
+        } else if text.text.len() <= LONGEST_NAME {
+            named.add(&text, folders, inputs, findings);
+        }
+    }
+    named
 }
 
-impl ModelFolders {
-    /// Those of a ComfyUI and these.
-    pub(super) fn of(comfyui: &Path, others: &[PathBuf]) -> Result<Self, LockError> {
-        let roots: Vec<PathBuf> =
-            [comfyui.join("models")].into_iter().chain(others.iter().cloned()).collect();
-        let mut kinds = Vec::new();
-        for root in &roots {
-            let entries = fs::read_dir(root).map_err(|source| LockError::io(root, source))?;
-            let folders = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
-            let mut folders: Vec<ModelFolder> =
-                folders.filter_map(|path| Some(ModelFolder { kind: name_of(&path)?, path })).collect();
-            folders.sort_by(|a, b| a.kind.cmp(&b.kind));
-            kinds.extend(folders);
+impl NamedFiles {
+    /// What a text names as a whole.
+    fn add(&mut self, named: &Text<'_>, folders: &ModelFolders, inputs: &Path, findings: &mut Findings) {
+        let &Text { input, text, .. } = named;
+        let is_model = names_a_model(text);
+        if is_model && self.take(folders.find(text)) {
+            return;
         }
-        let extra = comfyui.join(EXTRA_PATHS);
-        if extra.is_file() {
-            let listed = listed_folders(&extra).map_err(|source| LockError::io(&extra, source))?;
-            kinds.extend(listed.into_iter().filter(|folder| folder.path.is_dir()));
-        }
-        let mut private = Vec::new();
-        for folder in roots.iter().chain(kinds.iter().map(|folder| &folder.path)) {
-            private.extend(private_paths(folder).map_err(|source| LockError::io(folder, source))?);
-        }
-        Ok(Self { roots, kinds, private })
-    }
-
-    /// Every file that may be meant by a model's name.
-    fn find(&self, name: &str) -> Vec<ModelFile> {
-        let Some(name) = below(name) else { return Vec::new() };
-        let places = self
-            .kinds
-            .iter()
-            .map(|folder| (format!("models/{}/{name}", folder.kind), folder.path.join(&name)));
-        let found: Vec<ModelFile> = places.filter_map(|(path, file)| self.model_file(&path, file)).collect();
-        if found.is_empty() { self.find_deeper(&name) } else { found }
-    }
-
-    /// Files whose path ends like this: some custom nodes have folders in folders.
-    fn find_deeper(&self, name: &str) -> Vec<ModelFile> {
-        let mut found = Vec::new();
-        for root in &self.roots {
-            let mut open = vec![(root.clone(), 0)];
-            while let Some((folder, depth)) = open.pop() {
-                let below = folder.strip_prefix(root).unwrap_or(&folder).join(name);
-                found.extend(self.model_file(&format!("models/{}", below.display()), folder.join(name)));
-                let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
-                // No links, which may lead back.
-                let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-                if depth < MAX_DEPTH {
-                    open.extend(folders.map(|entry| (entry.path(), depth + 1)));
-                }
-            }
-        }
-        found
-    }
-
-    fn model_file(&self, path: &str, file: PathBuf) -> Option<ModelFile> {
-        let path = path.parse().ok().filter(|_| file.is_file())?;
-        let is_private = self.private.iter().any(|private| file.starts_with(private));
-        Some(ModelFile { path, file, is_private })
-    }
-}
-
-/// The models that a workflow names, each once.
-pub(super) fn models(workflow: &Workflow, folders: &ModelFolders, findings: &mut Findings) -> Vec<ModelFile> {
-    let mut models = BTreeMap::new();
-    for Text { op, class, input, text } in texts(workflow).filter(|text| names_a_model(text.text)) {
-        let found = folders.find(text);
-        if found.is_empty() {
+        let name = text.strip_suffix(MARK_OF_INPUTS).unwrap_or(text);
+        if let Some((file, name)) = below(name).map(|name| (inputs.join(&name), name))
+            && file.is_file()
+        {
+            self.inputs.insert(name, file);
+        } else if is_model {
+            findings.lacking.push(lacking_model(
+                text,
+                named,
+                "in no folder of models; if its custom node fetches it, `--trace` takes it along",
+            ));
+        } else if !(may_be_a_path(text) && self.take(folders.find(text)))
+            && !self.add_folder(named, folders, findings)
+            && is_loaded(named.class, input, name)
+        {
             findings.lacking.push(format!(
-                "{} which op `{op}` ({class}) names for `{input}`: it is in no folder of models; if its custom node \
-                 fetches it, `--trace` takes it along",
-                lacking_model(text)
+                "input `{text}`, which {} reads: it is not in `{}`",
+                named.op(),
+                inputs.display()
             ));
         }
-        for model in found {
-            models.entry(model.path.clone()).or_insert(model);
+    }
+
+    /// The files of a folder that is a model as a whole.
+    fn add_folder(&mut self, named: &Text<'_>, folders: &ModelFolders, findings: &mut Findings) -> bool {
+        let files = folders.find_folder(named.text);
+        if !files.is_empty() {
+            let size = files.iter().flat_map(|model| model.file.metadata()).map(|file| file.len()).sum();
+            findings.notes.push(format!(
+                "{} names the folder `{}`: all its {} files are models of the workflow, {} together",
+                named.op(),
+                named.text,
+                files.len(),
+                ByteSize(size)
+            ));
+        }
+        self.take(files)
+    }
+
+    /// The embeddings that a prompt names in the middle of its words.
+    fn add_embeddings(&mut self, named: &Text<'_>, folders: &ModelFolders, findings: &mut Findings) {
+        for name in embeddings::names(named.text) {
+            let bare = name.trim_matches(',');
+            if !self.take(folders.find_embedding(&name)) && !self.take(folders.find_embedding(bare)) {
+                findings.lacking.push(format!(
+                    "embedding `{bare}`, which {} names for `{}`: it is in no folder of embeddings, and ComfyUI passes \
+                     over it",
+                    named.op(),
+                    named.input
+                ));
+            }
         }
     }
-    models.into_values().collect()
+
+    /// The two files of a VAE that has none of its own name.
+    fn add_vae(&mut self, named: &Text<'_>, folders: &ModelFolders, findings: &mut Findings) {
+        for half in ["encoder", "decoder"] {
+            let name = format!("{}_{half}", named.text);
+            if !self.take(folders.find_beginning("vae_approx", &format!("{name}."))) {
+                findings.lacking.push(lacking_model(&name, named, "not in `models/vae_approx`"));
+            }
+        }
+    }
+
+    /// Adds these; whether there are any.
+    fn take(&mut self, models: Vec<ModelFile>) -> bool {
+        let is_any = !models.is_empty();
+        self.models.extend(models.into_iter().map(|model| (model.path.clone(), model)));
+        is_any
+    }
 }
 
-/// How it begins to be told that a model of this name is not there.
-fn lacking_model(name: &str) -> String {
-    format!("model `{name}`,")
+fn lacking_model(name: &str, named: &Text<'_>, where_not: &str) -> String {
+    let op = named.op();
+    format!("model `{name}`, which {op} names for `{}`: it is {where_not}", named.input)
 }
 
 /// Whether these words tell that a model is not there which is the one at this path.
@@ -134,30 +146,6 @@ pub(super) fn is_lacking_model(words: &str, path: &ModelPath) -> bool {
     let name = words.strip_prefix("model `").and_then(|rest| Some(rest.split_once("`,")?.0));
     let folder = name.and_then(below).and_then(|name| path.as_str().strip_suffix(&name));
     folder.is_some_and(|folder| folder.ends_with('/'))
-}
-
-/// The input files that a workflow names, by their path in the input folder.
-pub(super) fn inputs(
-    workflow: &Workflow,
-    folder: &Path,
-    findings: &mut Findings,
-) -> BTreeMap<String, PathBuf> {
-    let mut inputs = BTreeMap::new();
-    for Text { op, class, input, text } in texts(workflow).filter(|text| !names_a_model(text.text)) {
-        let name = text.strip_suffix(MARK_OF_INPUTS).unwrap_or(text);
-        let file = below(name).map(|name| (folder.join(&name), name));
-        match file.filter(|(file, _)| file.is_file()) {
-            Some((file, name)) => {
-                inputs.insert(name, file);
-            }
-            None if is_loaded(class, input, name) => findings.lacking.push(format!(
-                "input `{text}`, which op `{op}` ({class}) reads: it is not in `{}`",
-                folder.display()
-            )),
-            None => {}
-        }
-    }
-    inputs
 }
 
 /// A text that an op is given.
@@ -168,26 +156,40 @@ struct Text<'a> {
     text: &'a str,
 }
 
-fn texts(workflow: &Workflow) -> impl Iterator<Item = Text<'_>> {
-    let inputs = workflow.iter().flat_map(|(id, op)| op.inputs.iter().map(move |input| (id, op, input)));
-    inputs.filter_map(|(op, of, (input, value))| {
-        Some(Text { op, class: &of.class_type, input, text: value.as_str()? })
-    })
+impl Text<'_> {
+    fn op(&self) -> String {
+        format!("op `{}` ({})", self.op, self.class)
+    }
+}
+
+/// All texts of a workflow, also those in lists and maps, as some custom nodes have their models in.
+fn texts(workflow: &Workflow) -> Vec<Text<'_>> {
+    let mut texts = Vec::new();
+    for (op, of) in workflow.iter() {
+        for (input, value) in &of.inputs {
+            let mut open = vec![value];
+            while let Some(value) = open.pop() {
+                match value {
+                    Value::String(text) => texts.push(Text { op, class: &of.class_type, input, text }),
+                    Value::Array(values) if link_of(value).is_none() => open.extend(values),
+                    Value::Object(values) => open.extend(values.values()),
+                    _ => {}
+                }
+            }
+        }
+    }
+    texts
+}
+
+/// Whether a text that does not look like a model by its ending could be the path of a file: it has folders or an ending.
+fn may_be_a_path(text: &str) -> bool {
+    let ending = Path::new(text).extension().and_then(|ending| ending.to_str());
+    let has_ending = ending.is_some_and(|ending| ending.bytes().all(|byte| byte.is_ascii_alphanumeric()));
+    has_ending || text.contains(['/', '\\'])
 }
 
 /// Whether an op of ComfyUI itself reads an input file by this name.
 fn is_loaded(class: &str, input: &str, name: &str) -> bool {
     let loads = ["LoadImage", "LoadImageMask", "LoadAudio", "LoadVideo"].contains(&class);
     loads && ["image", "audio", "file"].contains(&input) && !name.ends_with(']')
-}
-
-/// A path that leads down, with `/` between its parts; `None` for others.
-fn below(name: &str) -> Option<String> {
-    let name = name.replace('\\', "/");
-    let is_down = Path::new(&name).components().all(|part| matches!(part, Component::Normal(_)));
-    (is_down && !name.is_empty() && !name.ends_with('/')).then_some(name)
-}
-
-fn name_of(path: &Path) -> Option<String> {
-    path.file_name()?.to_str().map(str::to_owned)
 }

@@ -60,7 +60,7 @@ pub use lockfile::{
     CustomNode, FileName, FolderPath, GitCommit, GitPin, GitSource, GitUrl, HttpsUrl, LockedModel, Lockfile,
     LockfileError, LockfileHash, MAX_LOCKFILE, MAX_MIRRORS, ModelPath, PackagePin, ParseTextError, Pin,
     PublisherKey, PublisherSignature, RegistryPin, Sha256, SignatureError, Source, SystemNeed, SystemNeeds,
-    Token, WebUrl,
+    Token, WebUrl, is_code,
 };
 pub use nearest::nearest;
 pub use offer::{Device, Engine, Offer, SlotOffer, lacking};

@@ -23,7 +23,7 @@ pub use system::{SystemNeed, SystemNeeds};
 pub(crate) use text::relative_path;
 pub use text::{
     FileName, FolderPath, GitCommit, GitUrl, HttpsUrl, ModelPath, ParseTextError, PublisherKey, Sha256,
-    Token, WebUrl,
+    Token, WebUrl, is_code,
 };
 
 /// The largest lockfile that is read, in bytes.

@@ -42,7 +42,7 @@ use self::way::Patience;
 pub use checkout::Checkout;
 pub use error::GitError;
 pub use fetch::Fetching;
-pub(super) use local::{Difference, LocalRepository, Remote};
+pub(super) use local::{LocalRepository, Remote};
 pub(super) use upkeep::clear_leftovers;
 
 /// How deep submodules may be nested.

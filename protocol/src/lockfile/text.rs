@@ -106,8 +106,7 @@ checked_text!(
     ModelPath,
     |text| {
         let is_of_nodes = text.starts_with("custom_nodes/") || text.starts_with("home/");
-        let is_code = CODE.iter().any(|ending| text.to_ascii_lowercase().ends_with(ending));
-        let inside = text.starts_with("models/") || (is_of_nodes && !is_code);
+        let inside = text.starts_with("models/") || (is_of_nodes && !is_code(text));
         match inside && relative_path(text).is_ok() {
             true => Ok(text.to_owned()),
             false => Err("a path below `models/`, or of a file without code below `custom_nodes/` or `home/`"),
@@ -193,6 +192,12 @@ checked_text!(
         )
     }
 );
+
+/// Whether a file of this path is code by its ending.
+pub fn is_code(path: &str) -> bool {
+    let path = path.to_ascii_lowercase();
+    CODE.iter().any(|ending| path.ends_with(ending))
+}
 
 impl From<HttpsUrl> for GitUrl {
     fn from(url: HttpsUrl) -> Self {

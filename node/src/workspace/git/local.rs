@@ -5,13 +5,17 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use git2::{ErrorCode, Repository, Status, StatusOptions};
+use git2::{ErrorCode, ObjectType, Repository, Status, StatusOptions, TreeWalkMode, TreeWalkResult};
 use protocol::GitCommit;
 
 use super::GitError;
+use super::checkout::is_lfs_pointer;
+
+/// What every pointer of git-lfs is shorter than, in bytes.
+const LONGEST_POINTER: usize = 1024;
 
 /// A repository with its files.
 pub(in crate::workspace) struct LocalRepository {
@@ -117,6 +121,36 @@ impl LocalRepository {
         Ok(statuses.iter().map(difference).collect())
     }
 
+    /// The files of which the commit has only a pointer to where git-lfs keeps them, and the folder the bytes; with those
+    /// of submodules.
+    pub(in crate::workspace) fn pointers(&self) -> Result<Vec<String>, GitError> {
+        let read = |source| fail("read", &self.folder, source);
+        let Ok(tree) = self.repository.head().and_then(|head| head.peel_to_tree()) else {
+            return Ok(Vec::new());
+        };
+        let odb = self.repository.odb().map_err(read)?;
+        let (mut pointers, mut modules) = (Vec::new(), Vec::new());
+        let walked = tree.walk(TreeWalkMode::PreOrder, |folder, entry| {
+            let path = format!("{folder}{}", entry.name().unwrap_or_default());
+            // What a partial clone does not have here is as good as read: git itself has put it into the folder.
+            let is_small = || odb.read_header(entry.id()).is_ok_and(|(size, _)| size < LONGEST_POINTER);
+            let is_pointer = || odb.read(entry.id()).is_ok_and(|blob| is_lfs_pointer(blob.data()));
+            match entry.kind() {
+                Some(ObjectType::Commit) => modules.push(path),
+                Some(ObjectType::Blob) if is_small() && is_pointer() => pointers.push(path),
+                _ => {}
+            }
+            TreeWalkResult::Ok
+        });
+        walked.map_err(read)?;
+        pointers.retain(|path| !is_pointer_here(&self.folder.join(path)));
+        for module in modules {
+            let inner = Self::open(&self.folder.join(&module))?.map(|inner| inner.pointers()).transpose()?;
+            pointers.extend(inner.unwrap_or_default().into_iter().map(|path| format!("{module}/{path}")));
+        }
+        Ok(pointers)
+    }
+
     /// Copies the files that git knows of to a new folder, as they are here; with those of submodules.
     pub(in crate::workspace) fn copy_to(&self, folder: &Path) -> io::Result<()> {
         let read = |source: git2::Error| io::Error::other(source);
@@ -149,6 +183,13 @@ impl LocalRepository {
         };
         Ok(ignored.map(path).collect())
     }
+}
+
+/// Whether a file is a pointer itself, as where git-lfs is not installed; one that is not there is told elsewhere.
+fn is_pointer_here(path: &Path) -> bool {
+    let Ok(file) = fs::File::open(path) else { return true };
+    let mut begin = Vec::new();
+    file.take(LONGEST_POINTER as u64).read_to_end(&mut begin).is_ok() && is_lfs_pointer(&begin)
 }
 
 fn fail(attempt: &'static str, folder: &Path, source: git2::Error) -> GitError {

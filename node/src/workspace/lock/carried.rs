@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use mesh::store::ByteSize;
 use protocol::{
     BlobRef, CarriedFile, CustomNode, FileName, MAX_CARRIED, MAX_CARRIED_FILES, RegistryPin,
-    WriteBundleError, write_carried,
+    WriteBundleError, is_code, write_carried,
 };
 
 use super::error::What;
-use super::repositories::{is_code, kept};
+use super::repositories::kept;
 use super::{Fault, Findings, some_of};
 use crate::workspace::git::{GitError, LocalRepository};
 

@@ -186,6 +186,18 @@ pub enum Fault {
         /// Some of the files, and how many more.
         files: String,
     },
+    /// The files that run are not in a repository's commit.
+    #[error(
+        "{what} has files that git-lfs keeps apart from its commit ({files}), and nodes would have pointers in their \
+         place: commit the files themselves and push them{}",
+        what.or_carry()
+    )]
+    Pointers {
+        /// Whose.
+        what: What,
+        /// Some of the files, and how many more.
+        files: String,
+    },
     /// A name or address in it is none that a lockfile can have.
     #[error("{what} cannot be recorded: {fault}{}", what.or_carry())]
     Text {

@@ -3,36 +3,34 @@
 //!
 //! Not here: the Python packages that they need.
 
+mod changes;
+mod upstreams;
+
 use std::fs;
 use std::path::Path;
 
-use protocol::{CustomNode, GitPin, GitUrl, MAX_MIRRORS, ParseTextError, RegistryPin};
+use protocol::{CustomNode, GitPin, GitUrl, ParseTextError, RegistryPin};
 use serde::Deserialize;
 
+use self::changes::Changes;
+use self::upstreams::pin;
 use super::carried::{Taken, carry};
 use super::error::What;
-use super::{Fault, Findings, LockError, LockRequest, some_of};
-use crate::workspace::git::{Difference, LocalRepository, Remote};
+use super::{Fault, Findings, LockError, LockRequest};
+use crate::workspace::git::LocalRepository;
 
-/// The folders of ComfyUI that are its user's: what differs there is no other ComfyUI.
-const OF_THE_USER: [&str; 8] =
-    ["models/", "input/", "output/", "temp/", "user/", "custom_nodes/", "venv/", ".venv/"];
-/// The endings of code: a new file of another kind changes nothing that runs.
-const CODE: [&str; 5] = [".py", ".so", ".pyd", ".cu", ".js"];
+pub(super) use upstreams::Upstreams;
+
 /// Where ComfyUI-Manager keeps what it switched off.
 const SWITCHED_OFF: &str = ".disabled";
 /// The list of its files in what ComfyUI-Manager installed from the registry.
 const TRACKING: &str = ".tracking";
-/// How many differing files are named.
-const NAMED: usize = 3;
 
 /// The commit of ComfyUI itself.
 pub(super) fn comfyui(folder: &Path, findings: &mut Findings) -> Option<GitPin> {
     match LocalRepository::open(folder) {
         Ok(Some(repository)) => {
-            let is_own = |path: &str| !OF_THE_USER.iter().any(|folder| path.starts_with(folder));
-            let changed = changes(&What::ComfyUi, &repository, is_own, findings);
-            findings.faults.extend(changed.map(|files| Fault::Changed { what: What::ComfyUi, files }));
+            Changes::of(&What::ComfyUi, &repository, findings).tell(What::ComfyUi, findings);
             pin(What::ComfyUi, &repository, findings)
         }
         Ok(None) => {
@@ -116,13 +114,11 @@ fn enabled(
     if is_asked {
         return carry(name, path, &Taken::Repository(&repository), None, findings);
     }
-    match changes(&what, &repository, |_| true, findings) {
-        Some(_) if request.carry_dirty => {
-            return carry(name, path, &Taken::Repository(&repository), None, findings);
-        }
-        Some(files) => findings.faults.push(Fault::Changed { what: what.clone(), files }),
-        None => {}
+    let changes = Changes::of(&what, &repository, findings);
+    if request.carry_dirty && changes.are_any() {
+        return carry(name, path, &Taken::Repository(&repository), None, findings);
     }
+    changes.tell(what.clone(), findings);
     let GitPin { url, commit, mirrors } = pin(what, &repository, findings)?;
     let rebuilt = url.folder();
     if rebuilt != name {
@@ -173,115 +169,6 @@ fn disabled(name: &str, path: &Path, findings: &mut Findings) -> Option<CustomNo
         findings.notes.push(format!("custom node `{name}` is switched off and left out"));
     }
     recorded
-}
-
-/// The remotes of a repository, as a lockfile has them.
-pub(super) struct Upstreams {
-    /// Each address once: first those that are known to have its commit, and of these such as everybody reaches.
-    pub(super) urls: Vec<GitUrl>,
-    /// How many are left out, which only its user reaches and nobody needs.
-    left_out: usize,
-    /// Why others are none that a lockfile can have.
-    faults: Vec<ParseTextError>,
-}
-
-impl Upstreams {
-    /// Those of this repository.
-    pub(super) fn of(repository: &LocalRepository) -> Self {
-        let (mut urls, mut faults): (Vec<(bool, GitUrl)>, _) = (Vec::new(), Vec::new());
-        for Remote { url, has_commit } in repository.remotes() {
-            match url.parse::<GitUrl>() {
-                Ok(url) if urls.iter().any(|(_, known)| known.is_same(&url)) => {}
-                Ok(url) => urls.push((has_commit, url)),
-                Err(fault) => faults.push(fault),
-            }
-        }
-        let all = urls.len();
-        // What lies where, on the user's machine and in the network, is nobody's business.
-        if urls.iter().any(|(has_commit, url)| *has_commit && url.is_public()) {
-            urls.retain(|(_, url)| url.is_public());
-        }
-        let left_out = all - urls.len();
-        urls.sort_by_key(|(has_commit, url)| (!has_commit, !url.is_public()));
-        urls.truncate(1 + MAX_MIRRORS);
-        Self { urls: urls.into_iter().map(|(_, url)| url).collect(), left_out, faults }
-    }
-}
-
-/// The upstreams and commit of a repository.
-fn pin(what: What, repository: &LocalRepository, findings: &mut Findings) -> Option<GitPin> {
-    let Upstreams { mut urls, left_out, faults } = Upstreams::of(repository);
-    let mirrors = urls.split_off(urls.len().min(1));
-    let url = urls.pop();
-    let not_recorded = |fault: &ParseTextError| format!("{what}: a remote is not recorded: {fault}");
-    match &url {
-        Some(_) => findings.notes.extend(faults.iter().map(not_recorded)),
-        None if faults.is_empty() => findings.faults.push(Fault::NoRemote { what: what.clone() }),
-        None => {
-            let fault = |fault| Fault::Text { what: what.clone(), fault };
-            findings.faults.extend(faults.into_iter().map(fault));
-        }
-    }
-    if let Some(url) = &url
-        && left_out > 0
-    {
-        findings.notes.push(format!(
-            "{what}: {left_out} of its remotes, which not everybody reaches, are left out: `{url}` has the commit"
-        ));
-    }
-    let commit = match repository.commit() {
-        Ok(Some(commit)) => commit,
-        Ok(None) => {
-            findings.faults.push(Fault::NoCommit { what });
-            return None;
-        }
-        Err(fault) => {
-            findings.faults.push(Fault::Git { what, fault });
-            return None;
-        }
-    };
-    let url = url?;
-    if ![&url].into_iter().chain(&mirrors).any(GitUrl::is_public) {
-        findings.lacking.push(format!("{what}: `{url}` is no https address that everybody reaches"));
-    }
-    if !repository.is_published() {
-        match what {
-            // Nothing else could be done, and what is known here may be old.
-            What::ComfyUi => findings.notes.push(format!(
-                "{what} is at a commit that no branch of `{url}` is known to have here: nodes can fetch it only if it \
-                 is pushed"
-            )),
-            What::CustomNode(_) => findings.faults.push(Fault::Unpublished { what, url: url.to_string() }),
-        }
-    }
-    Some(GitPin { url, commit, mirrors })
-}
-
-/// The files of a repository that change what runs, in words; `None` where there are none.
-fn changes(
-    what: &What,
-    repository: &LocalRepository,
-    is_own: impl Fn(&str) -> bool,
-    findings: &mut Findings,
-) -> Option<String> {
-    let differences = match repository.differences() {
-        Ok(differences) => differences,
-        Err(fault) => {
-            findings.faults.push(Fault::Git { what: what.clone(), fault });
-            return None;
-        }
-    };
-    let changes = |difference: &Difference| {
-        is_own(&difference.path) && (!difference.is_new || is_code(&difference.path))
-    };
-    let files = differences.iter().filter(|difference| changes(difference));
-    let files: Vec<String> = files.map(|difference| format!("`{}`", difference.path)).collect();
-    (!files.is_empty()).then(|| some_of(files, NAMED))
-}
-
-/// Whether a file of this path is code.
-pub(super) fn is_code(path: &str) -> bool {
-    CODE.iter().any(|ending| path.ends_with(ending))
 }
 
 /// A text that was checked, or the fault that it is none.

@@ -1,5 +1,7 @@
 //! Made-up ComfyUI folders of real repositories, with a real Python, recorded.
 
+mod changes;
+
 use std::fs;
 use std::io::Seek;
 use std::os::unix::fs::PermissionsExt;
@@ -367,24 +369,6 @@ fn private_nodes_travel_only_where_that_is_asked() {
     let expected =
         "custom node `bare` cannot travel with the bundle: `bare/etc` is a link that leads outside";
     assert!(leads_out.to_string().contains(expected), "{leads_out}");
-}
-
-#[test]
-fn changed_node_travels_whole_where_that_is_asked_and_changed_comfyui_never() {
-    let (folder, nodes) = (Folder::new(), Upstream::new());
-    let (name, _) = folder.clone_node(&nodes, "nodes.py");
-    folder.write(&format!("custom_nodes/{name}/nodes.py"), "changed\n");
-    assert!(folder.fault().contains("or take all its files along with `--dirty carry`"));
-    let locked = folder.lock_carrying(&[], true).expect("recorded");
-    let (init, changed) = (format!("{name}/__init__.py"), format!("{name}/nodes.py"));
-    let files = [(init.as_str(), "\n"), (changed.as_str(), "changed\n")];
-    assert_eq!(carried(&locked, &name), with_text(&files));
-    folder.write("main.py", "changed\n");
-    let refused = folder.lock_carrying(&[], true).expect_err("it cannot travel").to_string();
-    assert!(
-        refused.contains("ComfyUI is not as its commit has it") && !refused.contains("--dirty"),
-        "{refused}"
-    );
 }
 
 #[test]

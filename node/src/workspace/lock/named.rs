@@ -69,16 +69,18 @@ impl NamedFiles {
             && file.is_file()
         {
             self.inputs.insert(name, file);
-        } else if is_model {
+            return;
+        }
+        if is_model {
             findings.lacking.push(lacking_model(
                 text,
                 named,
                 "in no folder of models; if its custom node fetches it, `--trace` takes it along",
             ));
-        } else if !(may_be_a_path(text) && self.take(folders.find(text)))
-            && !self.add_folder(named, folders, findings)
-            && is_loaded(named.class, input, name)
-        {
+            return;
+        }
+        let is_taken = may_be_a_path(text) && self.take(folders.find(text));
+        if !is_taken && !self.add_folder(named, folders, findings) && is_loaded(named.class, input, name) {
             findings.lacking.push(format!(
                 "input `{text}`, which {} reads: it is not in `{}`",
                 named.op(),

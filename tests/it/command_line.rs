@@ -232,25 +232,41 @@ async fn publisher_makes_a_key_signs_a_bundle_and_is_trusted_by_the_owner_of_a_n
 }
 
 #[tokio::test]
-async fn rebuild_of_the_older_bundle_is_planned_to_the_last_url() -> anyhow::Result<()> {
+async fn rebuild_of_the_older_bundle_is_planned_to_the_last_url_without_a_network() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
     let bundle = format!("{}/comfy-pack/cpack/example-old-format.cpack.zip", farm_tests::facts().display());
     let arguments = ["workspace", "plan", &bundle, "--accelerator", "cuda12.4", "--json"];
-    let ran = comfy_farm(None, &arguments).await?;
-    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
-    let plan: Value = serde_json::from_str(&ran.stdout)?;
+    let Some(mut command) = Process::comfy_farm_alone(folder.path(), &arguments).await? else {
+        return Ok(());
+    };
+    let output = command.output().await?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let plan: Value = serde_json::from_slice(&output.stdout)?;
     let steps = plan["steps"].as_array().expect("a list");
-    let of = |kind: &str| steps.iter().filter(|step| step["step"] == kind).count();
-    assert_eq!((of("git"), of("python"), of("package")), (3, 1, 120), "{plan}");
-    for step in steps {
-        let has_url = |key: &str| step[key].as_str().is_some_and(|url| url.starts_with("https://"));
-        let is_told = match step["step"].as_str() {
-            Some("git") => has_url("url"),
-            Some("package") => has_url("index") || has_url("pin"),
-            Some("model") => !step["urls"].as_array().expect("a list").is_empty(),
-            _ => true,
-        };
-        assert!(is_told, "{step}");
+    let of = |kind: &'static str| steps.iter().filter(move |step| step["step"] == kind);
+    let text = |step: &Value, key: &str| step[key].as_str().unwrap_or_default().to_owned();
+    let git: Vec<String> = of("git").map(|step| text(step, "url")).collect();
+    let expected = ["comfyanonymous/ComfyUI", "ltdrdata/ComfyUI-Manager", "bentoml/comfy-pack"];
+    assert_eq!(git, expected.map(|repository| format!("https://github.com/{repository}.git")));
+    assert_eq!((of("python").count(), of("package").count()), (1, 120), "{plan}");
+    assert_eq!(steps.len(), 3 + 1 + 120 + 1, "{plan}");
+    for step in of("package") {
+        // The page of the package itself, or the archive or repository that it is pinned to.
+        let name = text(step, "name").to_lowercase().replace(['_', '.'], "-");
+        let (url, pin) = (text(step, "url"), text(step, "pin"));
+        let is_page = ["https://pypi.org/simple", "https://download.pytorch.org/whl"]
+            .iter()
+            .any(|index| url == format!("{index}/{name}/"));
+        assert!(is_page || pin.starts_with("https://"), "{step}");
     }
+    let models: Vec<&Value> = of("model").collect();
+    let [model] = models.as_slice() else { panic!("{plan}") };
+    assert_eq!(model["path"], "ComfyUI/models/checkpoints/pixelArtDiffusionXL_spriteShaper.safetensors");
+    assert_eq!(model["size"], 6_938_040_682_u64);
+    assert_eq!(model["sha256"], "7adffa28d4003a773c2d4e5f10ae1ba63c33573967864a7f9a4a3be9c9f04a93");
+    let url = "https://huggingface.co/IronBullXD/AI_Mooodeeels/resolve/11e721aed56491605270aae3c4d65316d59fcb54/\
+               pixelArtDiffusionXL_spriteShaper%20(1).safetensors?download=true";
+    assert_eq!(model["urls"], serde_json::json!([url]));
     assert_eq!(plan["lacking"], serde_json::json!([]), "{plan}");
     Ok(())
 }

@@ -11,6 +11,8 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
+use crate::tools::skipped;
+
 /// The `comfy-farm` that was built with these tests.
 pub fn binary() -> PathBuf {
     let test = std::env::current_exe().expect("a running test has a file");
@@ -18,6 +20,20 @@ pub fn binary() -> PathBuf {
     let binary = folder.join("comfy-farm");
     assert!(binary.exists(), "`{}` is missing: run `cargo build --workspace --bins` first", binary.display());
     binary
+}
+
+/// A command behind a program that starts it.
+fn behind(program: &str, options: &[&str], plain: &Command) -> Command {
+    let plain = plain.as_std();
+    let mut command = Command::new(program);
+    command.args(options).arg(plain.get_program()).args(plain.get_args());
+    for (name, value) in plain.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command
 }
 
 /// A process that this test started.
@@ -51,17 +67,18 @@ impl Process {
 
     /// The same inside a network namespace.
     pub fn comfy_farm_in(namespace: &str, folder: &Path, arguments: &[&str]) -> Command {
-        let plain = Self::comfy_farm(folder, arguments);
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", namespace]).arg(plain.as_std().get_program());
-        command.args(plain.as_std().get_args());
-        for (name, value) in plain.as_std().get_envs() {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
+        behind("ip", &["netns", "exec", namespace], &Self::comfy_farm(folder, arguments))
+    }
+
+    /// The same with no network at all, not even a loopback that is up; `None` where this user may not have that.
+    pub async fn comfy_farm_alone(folder: &Path, arguments: &[&str]) -> anyhow::Result<Option<Command>> {
+        let alone = ["--map-root-user", "--net", "--"];
+        let tried = Command::new("unshare").args(alone).arg("true").output().await?;
+        if !tried.status.success() {
+            skipped(&format!("no network of its own: {}", String::from_utf8_lossy(&tried.stderr).trim()));
+            return Ok(None);
         }
-        command
+        Ok(Some(behind("unshare", &alone, &Self::comfy_farm(folder, arguments))))
     }
 
     /// The next line of stdout, within a minute.

@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 
 use protocol::{
     Accelerator, BlobHash, BlobRef, CodeHash, CodeSpec, CustomNode, EnvironmentHash, EnvironmentSpec, GitPin,
-    LockedModel, Lockfile, LockfileHash, PackagePin, Pin, Sha256, SystemNeeds, is_torch_family,
+    LockedModel, Lockfile, LockfileHash, PackagePin, Pin, Sha256, SystemNeeds, hashes_of, is_torch_family,
+    normalized,
 };
 use serde::Serialize;
 
@@ -79,9 +80,12 @@ pub enum Step {
         name: String,
         /// The version, archive or repository that it is pinned to.
         pin: String,
-        /// The index that is asked for it; absent for an archive or repository.
+        /// The index's page of its files; absent for an archive or repository.
         #[serde(skip_serializing_if = "Option::is_none")]
-        index: Option<String>,
+        url: Option<String>,
+        /// The SHA-256 of each file that may be installed; empty for any of its version.
+        #[serde(skip_serializing_if = "<[Sha256]>::is_empty")]
+        hashes: Vec<Sha256>,
     },
     /// One model.
     Model {
@@ -187,7 +191,9 @@ impl Plan {
                 (version.to_string(), Some(index.to_owned()))
             }
         };
-        self.steps.push(Step::Package { name, pin, index });
+        let url = index.map(|index| format!("{}/{}/", index.trim_end_matches('/'), normalized(&name)));
+        let hashes = hashes_of(package, &pin).to_vec();
+        self.steps.push(Step::Package { name, pin, url, hashes });
     }
 
     fn add_model(&mut self, model: &LockedModel, travels: bool) {
@@ -228,19 +234,24 @@ mod tests {
             "custom_nodes":[{"from":"registry","id":"some-nodes","version":"1.0.8"},
                 {"from":"carried","name":"own","files":{"hash":"OWN","size":3}},
                 {"from":"file","name":"single.py","disabled":false}],
-            "packages":[{"name":"torch","version":"2.6.0+cu124"},{"name":"pillow","version":"11.0.0"}],
+            "packages":[{"name":"torch","version":"2.6.0+cu124","hashes":["SHA256"]},
+                {"name":"Pillow_Heif","version":"0.21.0","hashes":["SHA256"]},
+                {"name":"own","version":"1","index":"https://packages.example.org/simple/"}],
             "models":[{"path":"models/vae/a.safetensors","size":3,"disabled":false},
                 {"path":"home/torch/a.json","size":3,"blob":"TRAVELS","disabled":false},
                 {"path":"models/vae/b.safetensors","size":3,"disabled":true}]}"#;
         let lockfile = lockfile.replace("OWN", &BlobHash::of(b"own").to_string());
+        let sha256 = Sha256([7; 32]);
+        let lockfile = lockfile.replace("SHA256", &sha256.to_string());
         let lockfile = lockfile.replace("TRAVELS", &BlobHash::of(b"travels").to_string());
         let lockfile = Lockfile::parse(lockfile.as_bytes()).expect("a lockfile");
         let travelling = [BlobHash::of(b"travels")].into();
         let plan = plan(&lockfile, &travelling, "linux-x86_64", Accelerator::Cpu);
-        let package = |name: &str, pin: &str, index: &str| Step::Package {
+        let package = |name: &str, pin: &str, url: &str, hashes: &[Sha256]| Step::Package {
             name: name.to_owned(),
             pin: pin.to_owned(),
-            index: Some(index.to_owned()),
+            url: Some(url.to_owned()),
+            hashes: hashes.to_vec(),
         };
         assert_eq!(
             plan.steps,
@@ -259,8 +270,10 @@ mod tests {
                     path: "ComfyUI/custom_nodes/some-nodes".to_owned(),
                 },
                 Step::Python { version: "3.11".to_owned() },
-                package("pillow", "11.0.0", PACKAGE_INDEX),
-                package("torch", "2.6.0+cpu", "https://download.pytorch.org/whl/cpu"),
+                package("own", "1", "https://packages.example.org/simple/own/", &[]),
+                package("Pillow_Heif", "0.21.0", "https://pypi.org/simple/pillow-heif/", &[sha256]),
+                // Another build than the recorded one has other files.
+                package("torch", "2.6.0+cpu", "https://download.pytorch.org/whl/cpu/torch/", &[]),
                 Step::Model {
                     path: "home/torch/a.json".to_owned(),
                     size: 3,

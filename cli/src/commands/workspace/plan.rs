@@ -37,8 +37,17 @@ fn line(step: &Step) -> String {
             format!("carried   {path}\n  {} as blob {}", ByteSize(files.size), files.hash)
         }
         Step::Python { version } => format!("Python    {version}"),
-        Step::Package { name, pin, index: None } => format!("package   {name}\n  {pin}"),
-        Step::Package { name, pin, index: Some(index) } => format!("package   {name}=={pin}\n  {index}"),
+        Step::Package { name, pin, url, hashes } => {
+            let pinned = match url {
+                None => format!("package   {name}\n  {pin}"),
+                Some(url) => format!("package   {name}=={pin}\n  {url}"),
+            };
+            match hashes.as_slice() {
+                [] => pinned,
+                [sha256] => format!("{pinned}\n  sha256:{sha256}"),
+                hashes => format!("{pinned}\n  one of {} files by their SHA-256", hashes.len()),
+            }
+        }
         Step::Model { path, size, sha256, blob, urls } => {
             let names = [
                 blob.map(|blob| format!("\n  blob {blob}")),
@@ -57,6 +66,9 @@ fn summary(plan: &Plan) {
     println!("\n{} steps, {models} models of {} together", plan.steps.len(), ByteSize(sizes.sum()));
     let code = plan.code.map_or_else(|| "once the registry has answered".to_owned(), |code| code.to_string());
     println!("environment {}\ncode        {code}\nlockfile    {}", plan.environment, plan.lockfile);
+    println!(
+        "uv adds what these packages need and no lockfile names when a node resolves them, and picks their files"
+    );
     if plan.equivalent {
         println!("equivalent and not identical: torch is another build than the recorded one");
     }

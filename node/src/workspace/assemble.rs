@@ -12,7 +12,7 @@ mod wheels;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -246,6 +246,7 @@ impl Assembler {
             archives = files.archives(&spec, holds).await?;
         }
         let (policy, steps, cancel) = (self.policy.clone(), files.steps.clone(), files.cancel.clone());
+        let packed: BTreeSet<String> = known.git.iter().map(|pack| pack.pin.commit.to_string()).collect();
         blocking(move || {
             let commits = steps.part(PrepareStep::Code);
             let progress = |bytes| {
@@ -257,6 +258,13 @@ impl Assembler {
             trees.build(&spec, &archives, &fetching).map_err(|error| match error {
                 // To try again would bring as much again.
                 CodeError::Git(refused) if refused.is_refusal() => BuildError::Refused(error_chain(&refused)),
+                CodeError::Git(error) if error.lacks().is_some_and(|commit| packed.contains(commit)) => {
+                    let reason = error_chain(&error);
+                    BuildError::Failed(format!(
+                        "{reason} (a node of this farm had it from there, so the history was rewritten since: start a node \
+                         that has it, and others take it from that)"
+                    ))
+                }
                 error => failed(error),
             })
         })

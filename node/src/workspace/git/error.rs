@@ -228,6 +228,15 @@ fn each(tried: &[GitError]) -> String {
 }
 
 impl GitError {
+    /// The commit that its repositories answered that they do not have.
+    pub(in crate::workspace) fn lacks(&self) -> Option<&str> {
+        match self {
+            Self::NoCommit { commit, .. } => Some(commit),
+            Self::NoUpstream { tried, .. } => tried.iter().find_map(Self::lacks),
+            _ => None,
+        }
+    }
+
     /// Whether the owner or what the commit has in it is the reason: to try again would bring the same once more.
     pub fn is_refusal(&self) -> bool {
         match self {

@@ -53,9 +53,28 @@ async fn each_fault_has_its_step_its_source_and_a_hint_and_the_node_goes_on() {
     };
 
     let gone = json!({ "url": main.url, "commit": "1".repeat(40) });
-    let found = node.fault(with("comfyui", gone), &publisher).await;
+    let found = node.fault(with("comfyui", gone.clone()), &publisher).await;
     let hint = "record a commit that is there";
+    assert!(!found.1.contains("had it from there"), "{}", found.1);
     check(found, PrepareStep::Code, &["commit `111", &url, "the history was rewritten", hint]);
+
+    // A node that has left had it.
+    let pin: protocol::GitPin = serde_json::from_value(gone.clone()).expect("a commit");
+    let mut rewritten = with("comfyui", gone);
+    rewritten.sign(publisher.signing_key());
+    let mut resolution = Resolution::new(rewritten.hash());
+    resolution.git.push(protocol::GitPack { pin, pack: protocol::BlobRef::of(b"its pack") });
+    resolution.sign(publisher.signing_key());
+    let store = node.exchange.store();
+    let document = store.import_bytes(&rewritten.to_canonical_json()).await.expect("there is room");
+    let resolution = store.import_bytes(&resolution.to_canonical_json()).await.expect("there is room");
+    let want = WantedWorkspace { resolution: Some(resolution), ..wanted(&rewritten, document, &node) };
+    let reason =
+        node.assemble(&want, PublisherKey(publisher.peer().0)).await.expect_err("it is gone").to_string();
+    assert!(
+        reason.contains("a node of this farm had it from there, so the history was rewritten"),
+        "{reason}"
+    );
 
     // To try again would bring the same commit.
     let outer = Upstream::new();

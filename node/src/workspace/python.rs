@@ -27,6 +27,7 @@ mod wheels;
 mod counter;
 mod install;
 mod build;
+mod changed;
 mod source;
 mod script;
 mod verify;
@@ -39,6 +40,7 @@ use std::time::Duration;
 
 pub use ask::Ask;
 pub use build::{Environment, Environments, Private, is_equivalent, lock_of};
+pub(super) use changed::Changed;
 pub use error::{PythonError, WrongHash};
 pub(crate) use fitting::lock_for;
 pub use interpreter::Interpreter;

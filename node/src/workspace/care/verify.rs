@@ -13,7 +13,7 @@ use super::{CareError, Caretaker, VerifiedWorkspace};
 use crate::workspace::assemble::by_place;
 use crate::workspace::code::{CodeError, CodeTrees};
 use crate::workspace::git::GitStore;
-use crate::workspace::python::{Damage, lock_of, verify};
+use crate::workspace::python::{Changed, Damage, lock_of, verify};
 use crate::workspace::record::WorkspaceRecord;
 
 /// What was found of parts, each of which is looked at once.
@@ -81,7 +81,9 @@ impl Caretaker {
             let copy = folder.join("ComfyUI");
             if copy.is_dir() {
                 let differing = care.differences(|trees| trees.differences_in(&spec, &copy));
-                found.extend(differing.into_iter().map(|file| format!("ComfyUI/{file}")));
+                let scripts = Changed::load(&folder);
+                let differing = differing.into_iter().filter(|file| !scripts.accounts_for(&copy, file));
+                found.extend(differing.map(|file| format!("ComfyUI/{file}")));
             }
             Ok(found)
         });

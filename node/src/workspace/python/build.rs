@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use protocol::{EnvironmentKey, EnvironmentLock, LockedWheel, LockfileHash};
 use tokio_util::sync::CancellationToken;
 
+use super::changed::Changed;
 use super::install::Installing;
 use super::script::{INSTALL_SCRIPT, run_install_script};
 use super::source::Building;
@@ -169,7 +170,12 @@ impl Environments {
                 return Err(reading(io::Error::other("an install script changed its Python")));
             }
         }
-        Ok(())
+        let (tree, folder) = (private.comfyui.clone(), folder.to_owned());
+        let compared = tokio::task::spawn_blocking(move || {
+            Changed::of(&tree, &folder.join(CODE)).and_then(|changed| changed.save(&folder))
+        });
+        let compared = compared.await.unwrap_or_else(|broken| Err(io::Error::other(broken)));
+        compared.map_err(|source| PythonError::io("comparing", &comfyui, source))
     }
 
     /// What is installed of a lock; what is built here is named in the lock that is returned.

@@ -6,42 +6,37 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 /// Where the program is that lists what the loader knows, on systems that do not have it in `PATH`.
 const SYSTEM_PROGRAMS: [&str; 2] = ["/sbin", "/usr/sbin"];
 
-/// What this system has.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Installed {
-    libraries: BTreeSet<String>,
-    programs: Vec<PathBuf>,
+/// Where a program is that is called by its name alone.
+pub(crate) fn program(name: &str) -> Option<PathBuf> {
+    find(folders_in("PATH"), name)
 }
 
-impl Installed {
+/// The libraries that a program finds by their names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Libraries(BTreeSet<String>);
+
+impl Libraries {
     /// Looks; `None` where the loader does not tell what it knows, as without glibc. Blocks.
     pub(crate) fn look() -> Option<Self> {
-        let folders = |name| env::var_os(name).iter().flat_map(env::split_paths).collect::<Vec<PathBuf>>();
-        let programs = folders("PATH");
-        let listing =
-            find(programs.iter().map(PathBuf::as_path).chain(SYSTEM_PROGRAMS.map(Path::new)), "ldconfig")?;
+        let folders = folders_in("PATH").into_iter().chain(SYSTEM_PROGRAMS.map(PathBuf::from));
+        let listing = find(folders, "ldconfig")?;
         let mut libraries = libraries_of(&output(Command::new(listing).arg("-p"))?, env::consts::ARCH);
-        for folder in folders("LD_LIBRARY_PATH") {
+        for folder in folders_in("LD_LIBRARY_PATH") {
             let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
             libraries.extend(entries.filter_map(|entry| entry.file_name().into_string().ok()));
         }
-        Some(Self { libraries, programs })
+        Some(Self(libraries))
     }
 
-    /// Whether a program finds this library.
-    pub(crate) fn has_library(&self, name: &str) -> bool {
-        self.libraries.contains(name)
-    }
-
-    /// Where a program is that is called by its name alone.
-    pub(crate) fn program(&self, name: &str) -> Option<PathBuf> {
-        find(self.programs.iter().map(PathBuf::as_path), name)
+    /// Whether this is one of them.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.0.contains(name)
     }
 }
 
@@ -56,11 +51,15 @@ pub(crate) fn packages_of(names: &BTreeSet<&str>) -> BTreeMap<String, String> {
     packages_in(&output(&mut command).unwrap_or_default(), names)
 }
 
-fn find<'a>(mut folders: impl Iterator<Item = &'a Path>, name: &str) -> Option<PathBuf> {
-    let is_program = |path: &Path| {
+fn folders_in(variable: &str) -> Vec<PathBuf> {
+    env::var_os(variable).iter().flat_map(env::split_paths).collect()
+}
+
+fn find(folders: impl IntoIterator<Item = PathBuf>, name: &str) -> Option<PathBuf> {
+    let is_program = |path: &PathBuf| {
         path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
     };
-    folders.find_map(|folder| Some(folder.join(name)).filter(|path| is_program(path)))
+    folders.into_iter().map(|folder| folder.join(name)).find(is_program)
 }
 
 /// What a program prints, also where some of its questions had no answer.
@@ -132,9 +131,9 @@ ffmpeg: /usr/bin/ffmpeg";
 
     #[test]
     fn this_system_has_what_this_program_itself_was_started_with() {
-        let Some(installed) = Installed::look() else { return };
-        assert!(installed.has_library("libc.so.6") && !installed.has_library("libnowhere.so.1"));
-        assert!(installed.program("sh").is_some_and(|path| path.is_absolute()));
-        assert_eq!(installed.program("no-such-program"), None);
+        assert!(program("sh").is_some_and(|path| path.is_absolute()));
+        assert_eq!(program("no-such-program"), None);
+        let Some(libraries) = Libraries::look() else { return };
+        assert!(libraries.has("libc.so.6") && !libraries.has("libnowhere.so.1"));
     }
 }

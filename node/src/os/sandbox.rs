@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use super::installed;
 use super::program::leashed;
 
 mod python;
@@ -90,10 +91,7 @@ pub(crate) struct Walls {
 impl Sandbox {
     /// Looks for bubblewrap, and tries it.
     pub async fn find() -> Result<Self, NoSandbox> {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let bwrap =
-            std::env::split_paths(&path).map(|folder| folder.join("bwrap")).find(|path| path.is_file());
-        let sandbox = Self { bwrap: bwrap.ok_or(NoSandbox::NotInstalled)? };
+        let sandbox = Self { bwrap: installed::program("bwrap").ok_or(NoSandbox::NotInstalled)? };
         let mut trial = Command::new(&sandbox.bwrap);
         trial.args(flags(&Walls::default())).args(["--", "/bin/sh", "-c", "exit 0"]).kill_on_drop(true);
         let broken = |reason: String| NoSandbox::Broken(reason);

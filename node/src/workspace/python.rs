@@ -50,7 +50,7 @@ pub use script::{INSTALL_SCRIPT, run_install_script};
 pub(crate) use torch::build_for;
 pub use torch::{Indexes, PACKAGE_INDEX, TORCH_INDEX};
 pub use uv::{PINNED_UV, Uv, UvConfig};
-pub use verify::{Damage, verify};
+pub use verify::{Damage, missing_packages, verify};
 pub use wheels::{WheelError, WheelSource};
 
 /// How long each kind of step may take before it counts as hanging.

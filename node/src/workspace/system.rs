@@ -6,22 +6,17 @@
 
 use protocol::SystemNeeds;
 
-use crate::os::installed::Installed;
+use crate::os::installed::{Libraries, program};
 
-/// What this machine lacks, in words; nothing where it cannot be told. Blocks.
+/// What this machine lacks, in words; of libraries nothing where it cannot be told. Blocks.
 pub(super) fn lacking(needs: &SystemNeeds) -> Vec<String> {
-    if needs.is_empty() {
-        return Vec::new();
-    }
-    Installed::look().map(|here| lacking_of(needs, &here)).unwrap_or_default()
-}
-
-fn lacking_of(needs: &SystemNeeds, here: &Installed) -> Vec<String> {
-    let libraries = needs.libraries.iter().filter(|need| !here.has_library(need.name.as_str()));
+    let here = if needs.libraries.is_empty() { None } else { Libraries::look() };
+    let is_lacking = |name: &str| here.as_ref().is_some_and(|here| !here.has(name));
+    let libraries = needs.libraries.iter().filter(|need| is_lacking(need.name.as_str()));
     let libraries = libraries.map(|need| {
         format!("packages or custom nodes are linked to a library that this machine lacks: {need}")
     });
-    let programs = needs.programs.iter().filter(|need| here.program(need.name.as_str()).is_none());
+    let programs = needs.programs.iter().filter(|need| program(need.name.as_str()).is_none());
     let programs =
         programs.map(|need| format!("custom nodes call a program that this machine lacks: {need}"));
     libraries.chain(programs).collect()
@@ -43,8 +38,10 @@ mod tests {
             libraries: vec![need("libc.so.6", Some("libc6")), need("libnowhere.so.1", Some("libnowhere1"))],
             programs: vec![need("sh", None), need("no-such-program", None)],
         };
-        let Some(here) = Installed::look() else { return };
-        let told = lacking_of(&needs, &here);
+        if Libraries::look().is_none() {
+            return;
+        }
+        let told = lacking(&needs);
         assert_eq!(told.len(), 2, "{told:?}");
         assert!(
             told[0].ends_with("lacks: libnowhere.so.1 (Debian and Ubuntu: `apt install libnowhere1`)"),

@@ -3,17 +3,17 @@
 //!
 //! Not here: what is done about it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use protocol::{BlobHash, CodeHash, EnvironmentKey, LockedModel, error_chain, normalized};
+use protocol::{BlobHash, CodeHash, EnvironmentKey, LockedModel, error_chain};
 
 use super::inventory::note_damage;
 use super::{CareError, Caretaker, VerifiedWorkspace};
 use crate::workspace::assemble::by_place;
 use crate::workspace::code::{CodeError, CodeTrees};
 use crate::workspace::git::GitStore;
-use crate::workspace::python::{Changed, Damage, lock_of, verify};
+use crate::workspace::python::{Changed, Damage, missing_packages, verify};
 use crate::workspace::record::WorkspaceRecord;
 
 /// What was found of parts, each of which is looked at once.
@@ -68,15 +68,14 @@ impl Caretaker {
                 let missing = if damage.missing { ", which is missing" } else { "" };
                 format!("{}{missing}", damage.path.display())
             };
-            let mut found = match verify(&folder) {
-                Ok(damage) => damage.into_iter().map(words).collect::<Vec<_>>(),
+            let looked = verify(&folder).and_then(|damage| Ok((damage, missing_packages(&folder)?)));
+            let mut found = match looked {
+                Ok((damage, missing)) => {
+                    let missing = missing.iter().map(|name| format!("package `{name}`, which is missing"));
+                    damage.into_iter().map(words).chain(missing).collect::<Vec<_>>()
+                }
                 Err(error) => vec![format!("it cannot be read: {error}")],
             };
-            found.extend(
-                missing_packages(&folder)
-                    .into_iter()
-                    .map(|name| format!("package `{name}`, which is missing")),
-            );
             // The copy of the code in which its install scripts ran, and the processes are.
             let copy = folder.join("ComfyUI");
             if copy.is_dir() {
@@ -138,22 +137,4 @@ impl Caretaker {
             Err(_) => Some("it is not at its place in the workspace".to_owned()),
         }
     }
-}
-
-/// The packages of an environment's lock of which nothing is installed.
-fn missing_packages(environment: &Path) -> Vec<String> {
-    let Some(lock) = lock_of(environment) else { return Vec::new() };
-    let folders = |folder: PathBuf| std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let installed =
-        folders(environment.join("lib")).flat_map(|python| folders(python.path().join("site-packages")));
-    let installed: BTreeSet<String> = installed
-        .filter_map(|entry| {
-            let name = entry.file_name().into_string().ok()?;
-            let (name, _version) = name.strip_suffix(".dist-info")?.rsplit_once('-')?;
-            Some(normalized(name))
-        })
-        .collect();
-    let built = lock.built.iter().map(|built| &built.name);
-    let names = lock.wheels.iter().map(|wheel| &wheel.name).chain(built).map(|name| name.to_string());
-    names.filter(|name| !installed.contains(&normalized(name))).collect()
 }

@@ -13,9 +13,12 @@ use tokio_util::sync::CancellationToken;
 use super::tree::{Entry, Kind};
 use super::{GitError, GitStore, Held, Part, make_folder};
 
+/// What every pointer of git-lfs is shorter than, in bytes.
+pub(super) const LONGEST_POINTER: usize = 1024;
+
 /// Whether these are the bytes of a file that git-lfs keeps elsewhere: they only say where.
 pub(in crate::workspace) fn is_lfs_pointer(bytes: &[u8]) -> bool {
-    bytes.len() < 1024 && bytes.starts_with(b"version https://git-lfs.github.com/spec/")
+    bytes.len() < LONGEST_POINTER && bytes.starts_with(b"version https://git-lfs.github.com/spec/")
 }
 
 /// What was laid out.

@@ -12,10 +12,7 @@ use git2::{ErrorCode, ObjectType, Repository, Status, StatusOptions, TreeWalkMod
 use protocol::GitCommit;
 
 use super::GitError;
-use super::checkout::is_lfs_pointer;
-
-/// What every pointer of git-lfs is shorter than, in bytes.
-const LONGEST_POINTER: usize = 1024;
+use super::checkout::{LONGEST_POINTER, is_lfs_pointer};
 
 /// A repository with its files.
 pub(in crate::workspace) struct LocalRepository {

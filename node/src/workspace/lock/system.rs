@@ -15,7 +15,7 @@ use object::{Endianness, ReadCache};
 use protocol::{SystemNeed, SystemNeeds};
 
 use super::LockError;
-use crate::os::installed::{Installed, packages_of};
+use crate::os::installed::{Libraries, packages_of, program};
 
 /// The beginnings of names that need no word: what each system has, and what comes with the driver of a card or with Python.
 const OF_EVERY_SYSTEM: [&str; 16] = [
@@ -47,15 +47,17 @@ pub(super) fn needs(
     sites: Vec<PathBuf>,
     programs: &[String],
 ) -> Result<SystemNeeds, LockError> {
-    let Some(here) = Installed::look() else { return Ok(SystemNeeds::default()) };
-    if let Some(name) = programs.iter().find(|name| here.program(name).is_none()) {
+    if let Some(name) = programs.iter().find(|name| program(name).is_none()) {
         return Err(LockError::NoProgram { name: name.clone() });
     }
     let mut linked = Linked::default();
-    for folder in sites.into_iter().chain(custom_nodes(comfyui)) {
-        linked.enter(&folder, DEEPEST);
+    let mut libraries = BTreeSet::new();
+    if let Some(here) = Libraries::look() {
+        for folder in sites.into_iter().chain(custom_nodes(comfyui)) {
+            linked.enter(&folder, DEEPEST);
+        }
+        libraries.extend(linked.lacking().filter(|name| here.has(name)));
     }
-    let libraries = linked.lacking().filter(|name| here.has_library(name)).collect();
     Ok(described(&libraries, &programs.iter().map(String::as_str).collect()))
 }
 
@@ -69,11 +71,10 @@ fn custom_nodes(comfyui: &Path) -> impl Iterator<Item = PathBuf> {
 /// Adds the programs that a run called, by their paths: those that are found by their names alone, as they will be on
 /// another machine.
 pub(super) fn add_programs(needs: &mut SystemNeeds, called: &BTreeSet<PathBuf>) {
-    let Some(here) = Installed::look() else { return };
     let name = |path: &PathBuf| path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
     let is_new = |name: &&str| !needs.programs.iter().any(|need| need.name.as_str() == *name);
     let found =
-        called.iter().filter_map(|path| name(path).filter(|name| here.program(name).as_ref() == Some(path)));
+        called.iter().filter_map(|path| name(path).filter(|name| program(name).as_ref() == Some(path)));
     let found: BTreeSet<String> = found.collect();
     let called = found.iter().map(String::as_str).filter(is_new).collect();
     needs.programs.extend(described(&BTreeSet::new(), &called).programs);
@@ -205,7 +206,7 @@ mod tests {
     #[test]
     fn programs_that_a_run_called_are_added_where_another_machine_would_find_them_by_name() {
         let mut needs = SystemNeeds::default();
-        let sh = Installed::look().and_then(|here| here.program("sh")).expect("each system has one");
+        let sh = program("sh").expect("each system has one");
         let own = PathBuf::from("/home/author/.cache/downloaded/ffmpeg");
         let called = BTreeSet::from([sh, own]);
         for _ in 0..2 {

@@ -2,11 +2,14 @@
 //!
 //! Not here: what is done about it. What was added beside them, such as byte code, is not looked at.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use data_encoding::BASE64URL_NOPAD;
+use protocol::normalized;
 
+use super::build::lock_of;
 use super::source::hash;
 use crate::os::file::read_plain;
 
@@ -35,6 +38,22 @@ pub fn verify(environment: &Path) -> io::Result<Vec<Damage>> {
     }
     damage.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(damage)
+}
+
+/// The packages that an environment was installed from and that are not there any more.
+pub fn missing_packages(environment: &Path) -> io::Result<Vec<String>> {
+    let Some(lock) = lock_of(environment) else { return Ok(Vec::new()) };
+    let mut installed = BTreeSet::new();
+    for packages in site_packages(environment)? {
+        for entry in std::fs::read_dir(&packages)? {
+            let name = entry?.file_name();
+            let folder = name.to_str().and_then(|name| name.strip_suffix(".dist-info"));
+            installed.extend(folder.and_then(|name| Some(normalized(name.rsplit_once('-')?.0))));
+        }
+    }
+    let built = lock.built.iter().map(|built| &built.name);
+    let names = lock.wheels.iter().map(|wheel| &wheel.name).chain(built).map(|name| name.to_string());
+    Ok(names.filter(|name| !installed.contains(&normalized(name))).collect())
 }
 
 /// The folders that packages are installed into.

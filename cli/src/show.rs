@@ -27,6 +27,11 @@ pub(crate) fn json(value: &Value) {
     println!("{value}");
 }
 
+/// The end of a member's id, by which people tell it from others.
+pub(crate) fn short_peer(peer: &str) -> &str {
+    &peer[peer.len().saturating_sub(10)..]
+}
+
 /// Prints rows below a header, columns as wide as they need.
 pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) {
     let width = |column: usize| {
@@ -64,7 +69,7 @@ impl JobProgress {
         let run = &event.data["run"];
         let phase = run["phase"].as_str().unwrap_or_default();
         let node = run["node"].as_str().unwrap_or_default();
-        let node = &node[node.len().saturating_sub(10)..];
+        let node = short_peer(node);
         let text = match event.name.as_str() {
             "started" => format!("on node {node}"),
             "progress" => phase.to_owned(),

@@ -63,7 +63,10 @@ async fn tell(arguments: &DemoArguments, farm: &mut Farm, folder: &Path, out: &P
     client.deploy(&bundle, &[("name", WORKFLOW.to_owned()), ("accept_attached", accept)]).await?;
 
     let first = one_job(&client, &input, out).await?;
-    eprintln!("draining node {}: it takes no more jobs and goes on serving blobs", short(&first.node));
+    eprintln!(
+        "draining node {}: it takes no more jobs and goes on serving blobs",
+        show::short_peer(&first.node)
+    );
     client.post(&format!("/v1/nodes/{}/drain", first.node), &json!({})).await?;
     let second = one_job(&client, &input, out).await?;
     ensure!(second.node != first.node, "the second job ran on node {}, which was drained", first.node);
@@ -71,8 +74,8 @@ async fn tell(arguments: &DemoArguments, farm: &mut Farm, folder: &Path, out: &P
         bytes_by_source(&second.job, &protocol::BlobHash::of(PICTURE).to_string());
     eprintln!(
         "node {} took the picture from node {}: {from_peer} bytes from the peer, {from_coordinator} from the coordinator",
-        short(&second.node),
-        short(&first.node),
+        show::short_peer(&second.node),
+        show::short_peer(&first.node),
     );
     ensure!(from_peer == PICTURE.len() as u64, "not all of the picture came from the first node");
     ensure!(from_coordinator == 0, "a part of the picture came from the coordinator");
@@ -120,7 +123,11 @@ async fn one_job(client: &Client, input: &Path, out: &Path) -> anyhow::Result<Do
         bail!("`{}` is not the expected picture: {difference}", saved.display());
     }
     let node = text(&job["run"], "node").to_owned();
-    eprintln!("  {} in {seconds:.2} s on node {}, pixels as expected", saved.display(), short(&node));
+    eprintln!(
+        "  {} in {seconds:.2} s on node {}, pixels as expected",
+        saved.display(),
+        show::short_peer(&node)
+    );
     Ok(Done { node, saved: saved.clone(), seconds, job })
 }
 
@@ -156,8 +163,4 @@ fn bytes_by_source(job: &Value, blob: &str) -> (u64, u64) {
         *(if coordinator { &mut from_coordinator } else { &mut from_peer }) += bytes;
     }
     (from_peer, from_coordinator)
-}
-
-fn short(peer: &str) -> &str {
-    &peer[peer.len().saturating_sub(10)..]
 }

@@ -32,10 +32,10 @@ pub(super) async fn jobs(arguments: &JobsArguments, file: &SettingsFile) -> anyh
 
 fn row(job: &Value) -> Vec<String> {
     let remark = match text(job, "state") {
-        "running" => text(&job["run"], "phase"),
+        "running" => text(&job["run"], "phase").to_owned(),
         "queued" => waits_for(job),
-        "failed" => text(&job["error"], "detail"),
-        _ => "",
+        "failed" => text(&job["error"], "detail").to_owned(),
+        _ => String::new(),
     };
     let submitted = text(job, "submitted").split('.').next().unwrap_or_default();
     let remark = remark.lines().next().unwrap_or_default();
@@ -45,7 +45,10 @@ fn row(job: &Value) -> Vec<String> {
 }
 
 /// The first node's reason, which says more than the one of the farm as a whole.
-fn waits_for(job: &Value) -> &str {
+fn waits_for(job: &Value) -> String {
     let mut waits = job["waits"].as_array().into_iter().flatten();
-    text(waits.find(|wait| !wait["node"].is_null()).unwrap_or(&job["waits"][0]), "reason")
+    match waits.find(|wait| !wait["node"].is_null()) {
+        Some(wait) => format!("node {}: {}", show::short_peer(text(wait, "node")), text(wait, "reason")),
+        None => text(&job["waits"][0], "reason").to_owned(),
+    }
 }

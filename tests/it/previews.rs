@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use data_encoding::BASE64;
-use farm_tests::{Farm, FarmOptions, Studio, comfyui_folder};
+use farm_tests::{Farm, FarmOptions, Studio, comfyui_folder, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -96,9 +96,15 @@ pub(crate) async fn watch_on_managed_node(
     std::fs::create_dir_all(models.join("checkpoints"))?;
     make_checkpoint(&sources.installed, &models.join(place)).await?;
     let bytes = std::fs::read(models.join(place))?;
+    let sha256 = hex::encode(Sha256::digest(&bytes));
+    // The node comes to know of it by watching its folder.
+    eventually(|| async {
+        let held = farm.get(&format!("/v1/blobs/sha256:{sha256}")).await?;
+        Ok(held["holders"].as_array().is_some_and(|holders| !holders.is_empty()).then_some(()))
+    })
+    .await?;
     let model = json!({
-        "path": format!("models/{place}"), "size": bytes.len(), "sha256": hex::encode(Sha256::digest(&bytes)),
-        "disabled": false,
+        "path": format!("models/{place}"), "size": bytes.len(), "sha256": sha256, "disabled": false,
     });
     let node = studio.custom_node("farm_test", &[("__init__.py", FARM_TEST)]).await?;
     let lockfile = lockfile(studio, "ComfyUI", &[node], &[model]).await?;

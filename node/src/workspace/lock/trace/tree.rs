@@ -4,14 +4,16 @@
 
 use std::fs;
 use std::io::{self, Seek};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use protocol::CustomNode;
 
-use super::{LockRequest, Locked, TraceError, link_models};
+use super::TraceError;
+use crate::os::file::link;
 use crate::workspace::carried;
 use crate::workspace::git::LocalRepository;
 use crate::workspace::lock::repositories::Upstreams;
+use crate::workspace::lock::{LockRequest, Locked};
 
 /// What writes down which addresses the process asks for.
 const LISTENER: &str = include_str!("prestartup_script.py");
@@ -65,4 +67,13 @@ impl Tree {
         fs::write(listener.join("__init__.py"), "NODE_CLASS_MAPPINGS = {}\n").map_err(fail)?;
         link_models(locked, &self.files).map_err(fail)
     }
+}
+
+/// Links the models of a lockfile to where they lie.
+fn link_models(locked: &Locked, files: &Path) -> io::Result<()> {
+    fs::create_dir_all(files)?;
+    for (model, file) in locked.lockfile.models.iter().zip(&locked.model_files) {
+        link(&fs::canonicalize(file)?, &files.join(model.path.as_str()))?;
+    }
+    Ok(())
 }

@@ -177,7 +177,7 @@ impl CodeSpec {
 /// What a custom node adds to a tree, wherever that comes from.
 fn content(node: &CustomNode) -> Value {
     match node.git() {
-        Some(pin) => json!({ "from": "git", "folder": pin.url.folder(), "commit": pin.commit }),
+        Some(pin) => json!({ "from": "git", "folder": node.name(), "commit": pin.commit }),
         None => json!(node),
     }
 }
@@ -335,6 +335,7 @@ mod tests {
             url: url.parse().expect("an address"),
             commit: "1".repeat(40).parse().expect("a commit"),
             mirrors: Vec::new(),
+            folder: None,
             disabled,
         };
         let code = |custom_nodes| CodeSpec::of(&Lockfile { custom_nodes, ..Lockfile::default() }, &[]).hash();
@@ -346,22 +347,26 @@ mod tests {
 
     #[test]
     fn commit_of_another_repository_is_the_same_code_and_another_folder_is_not() {
-        let code = |urls: [&str; 2], node: [&str; 2]| {
+        let code = |urls: [&str; 2], node: [&str; 2], folder: Option<&str>| {
             let commit: GitCommit = "1".repeat(40).parse().expect("a commit");
             let [url, mirror] = urls.map(|url| url.parse().expect("an address"));
             let comfyui = GitPin { mirrors: vec![mirror], ..GitPin::new(url, commit.clone()) };
             let [url, mirror] = node.map(|url| url.parse().expect("an address"));
-            let node = CustomNode::Git { url, commit, mirrors: vec![mirror], disabled: false };
+            let folder = folder.map(|folder| folder.parse().expect("a name"));
+            let node = CustomNode::Git { url, commit, mirrors: vec![mirror], folder, disabled: false };
             let lockfile =
                 Lockfile { comfyui: Some(comfyui), custom_nodes: vec![node], ..Lockfile::default() };
             (CodeSpec::of(&lockfile, &[]).hash(), lockfile.hash())
         };
         let (own, fork) = ("https://example.org/a/nodes.git", "https://fork.example/b/nodes");
-        let one = code([own, fork], [own, fork]);
-        let turned = code([fork, own], [fork, own]);
+        let one = code([own, fork], [own, fork], None);
+        let turned = code([fork, own], [fork, own], None);
         assert_eq!(one.0, turned.0);
         assert_ne!(one.1, turned.1, "whoever signs a lockfile vouches for where its commits come from");
-        assert_ne!(one.0, code([own, fork], ["https://example.org/a/others", fork]).0);
+        let others = "https://example.org/a/others";
+        assert_ne!(one.0, code([own, fork], [others, fork], None).0);
+        assert_ne!(one.0, code([own, fork], [own, fork], Some("others")).0);
+        assert_eq!(one.0, code([own, fork], [others, fork], Some("nodes")).0);
     }
 
     #[test]

@@ -96,8 +96,9 @@ pub(super) fn name_and_version(node: &CustomNode) -> (String, String) {
         if *is_disabled { format!("{version}, switched off") } else { version }
     };
     match node {
-        CustomNode::Git { url, commit, mirrors, disabled: off } => {
-            (url.to_string(), disabled(format!("{commit}{}", also_at(mirrors)), off))
+        CustomNode::Git { url, commit, mirrors, folder, disabled: off } => {
+            let folder = folder.as_ref().map_or_else(String::new, |folder| format!(" as `{folder}`"));
+            (format!("{url}{folder}"), disabled(format!("{commit}{}", also_at(mirrors)), off))
         }
         CustomNode::Registry { id, version } => (id.to_string(), version.to_string()),
         CustomNode::Carried { name, files, registry } => {

@@ -144,20 +144,19 @@ pub fn plan(
 
 impl Plan {
     fn add_node(&mut self, node: &CustomNode) {
+        let path = format!("ComfyUI/custom_nodes/{}", node.name());
         match node {
             CustomNode::Git { url, commit, mirrors, .. } => {
                 let pin = GitPin { url: url.clone(), commit: commit.clone(), mirrors: mirrors.clone() };
-                self.steps.push(git(&pin, format!("ComfyUI/custom_nodes/{}", url.folder())));
+                self.steps.push(git(&pin, path));
             }
             CustomNode::Registry { id, version } => self.steps.push(Step::Registry {
                 id: id.to_string(),
                 version: version.to_string(),
                 url: version_url(COMFY_REGISTRY, id, version),
-                path: format!("ComfyUI/custom_nodes/{id}"),
+                path,
             }),
-            CustomNode::Carried { name, files, .. } => {
-                self.steps.push(Step::Carried { files: *files, path: format!("ComfyUI/custom_nodes/{name}") })
-            }
+            CustomNode::Carried { files, .. } => self.steps.push(Step::Carried { files: *files, path }),
             CustomNode::File { name, .. } => {
                 self.lacking.push(format!(
                     "custom node `{name}`: a single file, which the bundle does not carry; the workspace is built without it"
@@ -233,6 +232,8 @@ mod tests {
                 "mirrors":["https://fork.example/ComfyUI"]},
             "custom_nodes":[{"from":"registry","id":"some-nodes","version":"1.0.8"},
                 {"from":"carried","name":"own","files":{"hash":"OWN","size":3}},
+                {"from":"git","url":"https://example.org/b/nodes","commit":"ca457f7ba1ff33bd0d724cd7324131509efcf3ec",
+                    "folder":"other-nodes","disabled":false},
                 {"from":"file","name":"single.py","disabled":false}],
             "packages":[{"name":"torch","version":"2.6.0+cu124","hashes":["SHA256"]},
                 {"name":"Pillow_Heif","version":"0.21.0","hashes":["SHA256"]},
@@ -261,6 +262,12 @@ mod tests {
                     commit: "ca457f7ba1ff33bd0d724cd7324131509efcf3ec".to_owned(),
                     mirrors: vec!["https://fork.example/ComfyUI".to_owned()],
                     path: "ComfyUI".to_owned(),
+                },
+                Step::Git {
+                    url: "https://example.org/b/nodes".to_owned(),
+                    commit: "ca457f7ba1ff33bd0d724cd7324131509efcf3ec".to_owned(),
+                    mirrors: Vec::new(),
+                    path: "ComfyUI/custom_nodes/other-nodes".to_owned(),
                 },
                 Step::Carried { files: BlobRef::of(b"own"), path: "ComfyUI/custom_nodes/own".to_owned() },
                 Step::Registry {

@@ -226,7 +226,8 @@ fn git_node(
         repairs.add(&node.path, "has no commit: it is left out, and its ops are missing");
         return Ok(None);
     };
-    Ok(Some(CustomNode::Git { url, commit: checked(&node.path, commit)?, mirrors: Vec::new(), disabled }))
+    let commit = checked(&node.path, commit)?;
+    Ok(Some(CustomNode::Git { url, commit, mirrors: Vec::new(), folder: None, disabled }))
 }
 
 fn registry_nodes(snapshot: &Object<'_>, nodes: &mut Vec<CustomNode>) -> Result<(), SnapshotError> {

@@ -134,7 +134,7 @@ pub(super) fn snapshot(lockfile: &Lockfile) -> Value {
     let (mut repositories, mut registry, mut files) = (Map::new(), Map::new(), Vec::new());
     for node in &lockfile.custom_nodes {
         match node {
-            // It knows one address of a repository.
+            // It knows one address of a repository, and calls its folder as `git clone` does.
             CustomNode::Git { url, commit, disabled, .. } => {
                 repositories.insert(url.to_string(), json!({ "hash": commit, "disabled": disabled }));
             }
@@ -266,8 +266,9 @@ mod tests {
         lockfile.models[0].blob = Some(BlobHash::of(b"tiny"));
         let without_mirrors = lockfile.custom_nodes.clone();
         for node in &mut lockfile.custom_nodes {
-            if let CustomNode::Git { mirrors, .. } = node {
+            if let CustomNode::Git { mirrors, folder, .. } = node {
                 mirrors.push("https://mirror.example/nodes".parse().unwrap());
+                *folder = Some("own-name".parse().unwrap());
             }
         }
         assert_ne!(lockfile.custom_nodes, without_mirrors);
@@ -293,7 +294,10 @@ mod tests {
         assert_eq!(shapes(&ours), shapes(&theirs));
         let (by_snapshot, _) = to_lockfile(&ours, None).unwrap();
         assert_eq!(by_snapshot.python.unwrap().as_str(), "3.11");
-        assert_eq!(by_snapshot.custom_nodes, without_mirrors, "comfy-pack knows the first address");
+        assert_eq!(
+            by_snapshot.custom_nodes, without_mirrors,
+            "comfy-pack knows the first address and no folder"
+        );
         assert_eq!(by_snapshot.models[0].sources, lockfile.models[0].sources);
         let headers = |zip: &[u8]| -> Vec<_> {
             let mut archive = zip::ZipArchive::new(Cursor::new(zip)).unwrap();

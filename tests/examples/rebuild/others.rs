@@ -100,6 +100,7 @@ fn write_packed(path: &Path, inputs: &Inputs, manager: &str) -> anyhow::Result<(
         url: MANAGER.parse()?,
         commit: manager.parse()?,
         mirrors: Vec::new(),
+        folder: None,
         disabled: false,
     }];
     lockfile.models.clear();

@@ -9,7 +9,7 @@ mod upstreams;
 use std::fs;
 use std::path::Path;
 
-use protocol::{CustomNode, GitPin, GitUrl, ParseTextError, RegistryPin};
+use protocol::{CustomNode, FileName, GitPin, GitUrl, ParseTextError, RegistryPin};
 use serde::Deserialize;
 
 use self::changes::Changes;
@@ -120,13 +120,22 @@ fn enabled(
     }
     changes.tell(what.clone(), findings);
     let GitPin { url, commit, mirrors } = pin(what, &repository, findings)?;
-    let rebuilt = url.folder();
-    if rebuilt != name {
-        findings
-            .notes
-            .push(format!("custom node `{name}` becomes `custom_nodes/{rebuilt}`, as `git clone` names it"));
+    let folder = recorded_folder(&url, name);
+    let node = CustomNode::Git { url, commit, mirrors, folder, disabled: false };
+    if node.name() != name {
+        findings.notes.push(format!(
+            "custom node `{name}` becomes `custom_nodes/{}`, as `git clone` names it: its own name is more than letters, \
+             digits and `._+!-`",
+            node.name()
+        ));
     }
-    Some(CustomNode::Git { url, commit, mirrors, disabled: false })
+    Some(node)
+}
+
+/// What is recorded of the name of a repository's folder: nothing where `git clone` calls it so, or where it is none that
+/// a lockfile can have.
+pub(super) fn recorded_folder(url: &GitUrl, name: &str) -> Option<FileName> {
+    if url.folder() == name { None } else { name.parse().ok() }
 }
 
 /// A folder that ComfyUI-Manager installed from the registry, which leaves a list of its files; or a bare one.
@@ -162,7 +171,7 @@ fn disabled(name: &str, path: &Path, findings: &mut Findings) -> Option<CustomNo
             let mut urls = Upstreams::of(&repository).urls;
             let mirrors = urls.split_off(urls.len().min(1));
             let commit = repository.commit().ok()??;
-            Some(CustomNode::Git { url: urls.pop()?, commit, mirrors, disabled: true })
+            Some(CustomNode::Git { url: urls.pop()?, commit, mirrors, folder: None, disabled: true })
         })
     };
     if recorded.is_none() {

@@ -1,13 +1,14 @@
 //! Made-up ComfyUI folders of real repositories, with a real Python, recorded.
 
 mod changes;
+mod folders;
 
 use std::fs;
 use std::io::Seek;
 use std::os::unix::fs::PermissionsExt;
 
 use git2::Repository;
-use protocol::{BlobHash, BlobRef, CustomNode, GitPin, Pin, RegistryPin, read_carried};
+use protocol::{BlobHash, BlobRef, CustomNode, FileName, GitPin, Pin, RegistryPin, read_carried};
 use serde_json::{Value, json};
 use sha2::Digest;
 use tempfile::TempDir;
@@ -206,6 +207,7 @@ fn folder_is_recorded_with_its_commits_packages_and_what_the_workflow_names() {
         url: pin.url.clone(),
         commit: pin.commit.clone(),
         mirrors: Vec::new(),
+        folder: None,
         disabled,
     };
     assert_eq!(custom_nodes.len(), 2, "{custom_nodes:?}");
@@ -359,7 +361,8 @@ fn private_nodes_travel_only_where_that_is_asked() {
     let files = [format!("{unpushed}/__init__.py"), format!("{unpushed}/nodes.py")];
     let paths: Vec<String> = carried(&locked, &unpushed).into_iter().map(|(path, _)| path).collect();
     assert_eq!(paths, files);
-    let git = CustomNode::Git { url: pin.url, commit: pin.commit, mirrors: Vec::new(), disabled: false };
+    let GitPin { url, commit, mirrors } = pin;
+    let git = CustomNode::Git { url, commit, mirrors, folder: None, disabled: false };
     assert!(locked.lockfile.custom_nodes.contains(&git), "{plain}: {:?}", locked.lockfile.custom_nodes);
     let typing_error = folder.lock_carrying(&["bare", "own", &unpushed, "onw"], false);
     assert!(typing_error.expect_err("there is none").to_string().contains("custom node `onw`"));

@@ -12,7 +12,7 @@ use super::TraceError;
 use crate::os::file::link;
 use crate::workspace::carried;
 use crate::workspace::git::LocalRepository;
-use crate::workspace::lock::repositories::Upstreams;
+use crate::workspace::lock::repositories::{Upstreams, recorded_folder};
 use crate::workspace::lock::{LockRequest, Locked};
 
 /// What writes down which addresses the process asks for.
@@ -41,17 +41,22 @@ impl Tree {
         fs::create_dir_all(&own).map_err(fail)?;
         for entry in fs::read_dir(&custom_nodes).map_err(fail)? {
             let entry = entry.map_err(fail)?;
-            let is_on = !entry.file_name().to_string_lossy().ends_with(".disabled");
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            let is_on = !name.ends_with(".disabled");
             let repository = is_on.then(|| LocalRepository::open(&entry.path())).transpose()?.flatten();
             let Some(repository) = repository else { continue };
             let Upstreams { urls, .. } = Upstreams::of(&repository);
-            let is_it = |node: &&CustomNode| node.git().is_some_and(|pin| urls.first() == Some(&pin.url));
-            let travels = |name: &str| locked.carried.iter().any(|node| node.name.as_str() == name);
+            let Some(own_url) = urls.first() else { continue };
+            let is_it = |node: &&CustomNode| match node {
+                CustomNode::Git { url, folder, disabled: false, .. } => {
+                    url == own_url && *folder == recorded_folder(own_url, &name)
+                }
+                _ => false,
+            };
+            let travels = locked.carried.iter().any(|node| node.name.as_str() == name);
             let node = locked.lockfile.custom_nodes.iter().find(is_it);
-            if let Some(pin) = node.and_then(CustomNode::git)
-                && !travels(&entry.file_name().to_string_lossy())
-            {
-                repository.copy_to(&own.join(pin.url.folder())).map_err(fail)?;
+            if let Some(node) = node.filter(|_| !travels) {
+                repository.copy_to(&own.join(node.name())).map_err(fail)?;
             }
         }
         for node in &locked.carried {

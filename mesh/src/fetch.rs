@@ -274,19 +274,14 @@ impl Exchange {
 
     /// The fetches that go on.
     pub fn transfers(&self) -> Vec<Transfer> {
-        let gatherings = self.lock_gatherings().clone();
-        gatherings.iter().filter_map(Weak::upgrade).map(|gathering| gathering.view()).collect()
+        self.inner.gatherings().iter().map(|gathering| gathering.view()).collect()
     }
 
     /// Lets [`Self::transfers`] know of a fetch for as long as it goes on.
     fn show(&self, gathering: &Arc<Gathering>) {
-        let mut gatherings = self.lock_gatherings();
+        let mut gatherings = self.inner.lock_gatherings();
         gatherings.retain(|gathering| gathering.strong_count() > 0);
         gatherings.push(Arc::downgrade(gathering));
-    }
-
-    fn lock_gatherings(&self) -> MutexGuard<'_, Vec<Weak<Gathering>>> {
-        self.inner.gatherings.lock().expect("nothing panics while it holds them")
     }
 
     /// Who sent wrong bytes of which blob, and what was wrong, the latest last.
@@ -331,6 +326,15 @@ impl Gave {
 }
 
 impl Inner {
+    /// The fetches that go on.
+    fn gatherings(&self) -> Vec<Arc<Gathering>> {
+        self.lock_gatherings().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    fn lock_gatherings(&self) -> MutexGuard<'_, Vec<Weak<Gathering>>> {
+        self.gatherings.lock().expect("nothing panics while it holds them")
+    }
+
     fn faults(&self) -> MutexGuard<'_, Faults> {
         self.faults.lock().expect("nothing panics while it holds them")
     }

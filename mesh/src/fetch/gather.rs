@@ -25,7 +25,7 @@ use super::Inner;
 use super::learned::Learned;
 use super::peer::PeerSupplier;
 use super::progress::Progress;
-use super::schedule::{Schedule, SourceId};
+use super::schedule::{Meter, Schedule, SourceId, UNKNOWN};
 use super::source::{SourceError, Supplier};
 use super::target::Target;
 use crate::store::StoreError;
@@ -82,6 +82,8 @@ struct State {
 struct Seat {
     name: SourceName,
     carrier: Option<&'static str>,
+    /// How fast parts of pieces come from it.
+    parts: Meter,
     bytes: u64,
     heard: Instant,
 }
@@ -135,11 +137,38 @@ impl Gathering {
         self.learned.add(providers);
     }
 
-    /// Waits until those who give bring it slower than somebody of whom nothing is known would.
+    /// Waits until those who give bring it slower than somebody of whom nothing is known would. What they bring of our
+    /// other fetches meanwhile counts: who is busy with these is not slow.
     pub(crate) async fn slow(&self) {
-        while self.target.lacks_outboard().is_some() || !self.lock().schedule.is_slow(self.now()) {
+        while self.target.lacks_outboard().is_some() || !self.is_slow() {
             sleep(LOOK).await;
         }
+    }
+
+    fn is_slow(&self) -> bool {
+        let (givers, own) = {
+            let (now, state) = (self.now(), self.lock());
+            let giving = state.schedule.giving().filter_map(|id| Some((id, state.seats.get(&id)?)));
+            let speed = |id: SourceId, seat: &Seat| seat.parts.bytes_per_second(state.waiting(id, now));
+            let giving = giving.map(|(id, seat)| (seat.name.clone(), speed(id, seat)));
+            giving.unzip::<SourceName, f64, Vec<_>, Vec<_>>()
+        };
+        let own: f64 = own.into_iter().sum();
+        let others = || -> f64 {
+            let others = self.exchange.gatherings();
+            let others = others.iter().filter(|other| !std::ptr::eq(&***other, self));
+            others.map(|other| other.brought_by(&givers)).sum()
+        };
+        own < UNKNOWN && own + others() < UNKNOWN
+    }
+
+    /// How fast these bring what they were asked for, in bytes per second.
+    fn brought_by(&self, givers: &[SourceName]) -> f64 {
+        let (now, state) = (self.now(), self.lock());
+        let brings = |seat: &Seat| givers.contains(&seat.name) && seat.parts.measured().is_some();
+        let seats = state.seats.iter().filter(|(_, seat)| brings(seat));
+        let waited_for = seats.filter_map(|(id, seat)| Some((seat, state.waiting(*id, now)?)));
+        waited_for.map(|(seat, now)| seat.parts.bytes_per_second(Some(now))).sum()
     }
 
     /// Takes everything that is missing from these suppliers, the preferred first, and from those who are

@@ -29,7 +29,7 @@ use std::time::Duration;
 use protocol::PIECE_SIZE;
 use protocol::wire::{MAX_OPEN_GETS, MAX_RANGE};
 
-use self::meter::{Meter, UNKNOWN};
+pub(crate) use self::meter::{Meter, UNKNOWN};
 use crate::store::Pieces;
 
 /// How much of a source's time one range is to take.
@@ -296,12 +296,9 @@ impl Schedule {
         }
     }
 
-    /// Whether all who have something that is missing are together slower than one of whom nothing is known.
-    pub(crate) fn is_slow(&self, now: Duration) -> bool {
-        let giving =
-            self.sources.iter().filter(|(id, source)| !source.open.is_empty() || self.has_missing(**id));
-        let speed: f64 = giving.map(|(_, source)| source.pieces_per_second(now)).sum();
-        speed * (PIECE_SIZE as f64) < UNKNOWN
+    /// Who is asked for something, or has something that is missing.
+    pub(crate) fn giving(&self) -> impl Iterator<Item = SourceId> {
+        self.sources.keys().copied().filter(|id| self.is_open(*id) || self.has_missing(*id))
     }
 
     /// The measured speed of a source, in bytes per second; `None` before its first piece.

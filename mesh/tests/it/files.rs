@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
+use futures::future::join_all;
 use mesh::control::{self, ControlServer, Custodian, CustodianError, GetRequest, Got, Reach, Request};
 use mesh::fetch::{Exchange, FetchFileError, FetchedFile, OriginFile};
 use mesh::finder::Found;
@@ -204,6 +205,27 @@ async fn known_blob_comes_from_its_url_as_well_where_the_only_peer_is_slow() {
     assert_eq!(slow.asker.store.alias(&slow.file.file.sha256), Some(slow.blob), "its SHA-256 was computed");
     assert!(slow.asker.store.verify(slow.blob.hash).await.expect("it can be read"));
     assert!(slow.table.held(slow.asker.id) > 0, "ranges were leased, and given back");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn url_is_left_alone_while_the_only_peer_is_busy_with_our_other_fetches() {
+    const FILES: usize = 16;
+    let farm = Farm::new();
+    let (asker, holder) = (peer(&farm).await, farm.peer().await);
+    // Each of them comes slowly, and all of them do not.
+    let caps = Caps { upload: Some(ByteSize(32 * PIECE_SIZE)), download: None };
+    holder.exchange.set_limits(Limits { caps, ..Limits::default() });
+    let web = Web::start(|_| Reply::status(404)).await;
+    let providers = [holder.provider()];
+    let fetching = (0..FILES).map(async |number| {
+        let bytes = Bytes::from([&bytes(4 * MIB)[..], &[number as u8]].concat());
+        let blob = holder.store.import_bytes(&bytes).await.expect("there is room");
+        let file = OriginFile { blob: Some(blob.hash), ..file_of(&bytes, &[web.url("/")]) };
+        let fetching = asker.exchange.fetch_file(&file, &providers, None);
+        timeout(PATIENCE, fetching).await.expect("it ends").expect("a peer has it").blob == blob
+    });
+    assert!(join_all(fetching).await.into_iter().all(|is_it| is_it));
+    assert_eq!(web.asked().len(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,7 +14,7 @@ use tokio_util::context::TokioContext;
 
 use super::{Gathering, Seat, key_of};
 use crate::fetch::progress::Progress;
-use crate::fetch::schedule::SourceId;
+use crate::fetch::schedule::{Meter, SourceId};
 use crate::fetch::source::{Event, Opened, Part, Source, SourceError, Supplier, WrongPart};
 use crate::tree::piece_size;
 
@@ -102,6 +102,7 @@ impl Worker {
         if is_last && !self.gathering.received(self.id, piece) {
             return Ok(());
         }
+        self.gathering.took(self.id, bytes.len());
         if !target.write_part(part, bytes, &self.name)? {
             return Err(SourceError::Wrong(WrongPart::Piece(piece)));
         }
@@ -118,7 +119,10 @@ impl Gathering {
         let mut state = self.lock();
         let id = SourceId(state.next_id);
         state.next_id += 1;
-        state.seats.insert(id, Seat { name, carrier: None, bytes: 0, heard: Instant::now() });
+        state.seats.insert(
+            id,
+            Seat { name, carrier: None, parts: Meter::default(), bytes: 0, heard: Instant::now() },
+        );
         id
     }
 
@@ -143,8 +147,13 @@ impl Gathering {
     }
 
     fn next_range(&self, id: SourceId) -> Option<std::ops::Range<u64>> {
-        let now = self.now();
-        self.lock().schedule.next(id, now)
+        let (now, mut state) = (self.now(), self.lock());
+        let is_waited_for = state.schedule.is_open(id);
+        let range = state.schedule.next(id, now)?;
+        if !is_waited_for {
+            state.seat(id).parts.begin(now);
+        }
+        Some(range)
     }
 
     fn takes_outboard(&self, id: SourceId) -> bool {
@@ -165,6 +174,12 @@ impl Gathering {
             Event::Learned(providers) => self.learn(providers),
             Event::Part(_) => debug_assert!(false, "parts are kept"),
         }
+    }
+
+    /// A part of a piece came.
+    fn took(&self, id: SourceId, bytes: usize) {
+        let (now, mut state) = (self.now(), self.lock());
+        state.seat(id).parts.received(bytes as u64, now);
     }
 
     fn received(&self, id: SourceId, piece: u64) -> bool {
@@ -197,17 +212,27 @@ impl super::State {
     fn heard_from(&mut self, id: SourceId) -> &mut Seat {
         let now = Instant::now();
         self.heard = now;
-        let seat = self.seats.get_mut(&id).expect("whoever is heard from has a seat");
+        let seat = self.seat(id);
         seat.heard = now;
         seat
     }
 
+    fn seat(&mut self, id: SourceId) -> &mut Seat {
+        self.seats.get_mut(&id).expect("whoever is at work has a seat")
+    }
+
+    /// The time, if the source is waited for.
+    pub(super) fn waiting(&self, id: SourceId, now: Duration) -> Option<Duration> {
+        self.schedule.is_open(id).then_some(now)
+    }
+
     fn count(&mut self, id: SourceId, bytes: u64) {
-        let seat = self.seats.get_mut(&id).expect("whoever gave something has a seat");
+        let seat = self.seat(id);
         seat.bytes += bytes;
-        match self.gave.iter_mut().find(|(name, _)| *name == seat.name) {
+        let name = seat.name.clone();
+        match self.gave.iter_mut().find(|(giver, _)| *giver == name) {
             Some((_, gave)) => *gave += bytes,
-            None => self.gave.push((seat.name.clone(), bytes)),
+            None => self.gave.push((name, bytes)),
         }
     }
 }

@@ -10,7 +10,7 @@ use protocol::PIECE_SIZE;
 /// How long what was measured counts, in seconds.
 const MEMORY: f64 = 1.5;
 /// What a source is taken for before its first piece, in bytes per second.
-pub(super) const UNKNOWN: f64 = (8 * PIECE_SIZE) as f64;
+pub(crate) const UNKNOWN: f64 = (8 * PIECE_SIZE) as f64;
 /// Time that is shorter is not measured, in seconds.
 const INSTANT: f64 = 1e-4;
 /// Silence that is shorter says nothing.
@@ -18,7 +18,7 @@ const HICCUP: f64 = 0.15;
 
 /// The speed of one source.
 #[derive(Debug, Default)]
-pub(super) struct Meter {
+pub(crate) struct Meter {
     bytes: f64,
     seconds: f64,
     /// When the last piece came, or when the source had to begin.
@@ -27,12 +27,12 @@ pub(super) struct Meter {
 
 impl Meter {
     /// The source has something to do from now on.
-    pub(super) fn begin(&mut self, now: Duration) {
+    pub(crate) fn begin(&mut self, now: Duration) {
         self.mark = now;
     }
 
     /// So many bytes came.
-    pub(super) fn received(&mut self, bytes: u64, now: Duration) {
+    pub(crate) fn received(&mut self, bytes: u64, now: Duration) {
         let passed = now.saturating_sub(self.mark).as_secs_f64();
         let kept = (-passed / MEMORY).exp();
         self.bytes = self.bytes * kept + bytes as f64;
@@ -41,7 +41,7 @@ impl Meter {
     }
 
     /// The speed; less, the longer the source has been waited for, if it is waited for at all.
-    pub(super) fn bytes_per_second(&self, waiting: Option<Duration>) -> f64 {
+    pub(crate) fn bytes_per_second(&self, waiting: Option<Duration>) -> f64 {
         let measured = if self.bytes > 0.0 { self.bytes / self.seconds.max(INSTANT) } else { UNKNOWN };
         let silent = waiting.map_or(0.0, |now| now.saturating_sub(self.mark).as_secs_f64());
         let expected = PIECE_SIZE as f64 / measured;
@@ -49,12 +49,12 @@ impl Meter {
     }
 
     /// For how long the source has been waited for since its last piece, in seconds.
-    pub(super) fn silence(&self, now: Duration) -> f64 {
+    pub(crate) fn silence(&self, now: Duration) -> f64 {
         now.saturating_sub(self.mark).as_secs_f64()
     }
 
     /// What was measured, in bytes per second.
-    pub(super) fn measured(&self) -> Option<u64> {
+    pub(crate) fn measured(&self) -> Option<u64> {
         (self.bytes > 0.0).then(|| (self.bytes / self.seconds.max(INSTANT)) as u64)
     }
 }

@@ -1,6 +1,7 @@
 //! The mesh over real sockets on the loopback: joining, sessions, links and blobs.
 
 mod askers;
+mod beside;
 mod collections;
 mod cut;
 mod discovery;
